@@ -1,0 +1,111 @@
+"""Groups of students: heads on one trunk (branch-based) or whole networks side by side (network-based).
+
+Every group tensor is [B, m, .], the group leader of OKDDip being the last of the m.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .aggregation import Attention, Gate, divide_gradient, others_mean
+from .architecture import Network
+from .registry import find
+
+
+class Branches(nn.Module):
+    """m students that share nothing but, when branch-based, the trunk (the "individual" baseline, and DML's networks).
+
+    network_based: m trunks instead of one.
+    """
+
+    def __init__(self, name: str, num_classes: int, num_branches: int, network_based: bool = False, **options):
+        super().__init__()
+        if num_branches < 2:
+            raise ValueError(f"a group needs at least 2 branches, not {num_branches}")
+        architecture = find(name)
+        self.name, self.num_branches, self.network_based = name, num_branches, network_based
+        self.trunks = nn.ModuleList(architecture.trunk(**options) for _ in range(num_branches if network_based else 1))
+        self.heads = nn.ModuleList(architecture.head(num_classes=num_classes, **options) for _ in range(num_branches))
+        self.add_aggregation(trunk_width=self.trunks[0].width, width=self.heads[0].width)
+        architecture.initialise(self)
+
+    def add_aggregation(self, trunk_width: int, width: int) -> None:
+        """The modules that combine the students: none here."""
+
+    def students(self, x: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """x: the output of each trunk -> features h [B, m, D], logits z [B, m, C]."""
+        inputs = x if self.network_based else x * self.num_branches
+        h, z = zip(*(head(x) for head, x in zip(self.heads, inputs, strict=True)), strict=True)
+        return torch.stack(h, 1), torch.stack(z, 1)
+
+    def forward(self, images: Tensor):
+        """images [B, 3, H, W] -> logits [B, m, C]."""
+        _, z = self.students([trunk(images) for trunk in self.trunks])
+        return z
+
+    def student(self, i: int) -> Network:
+        """Student i as a plain network that shares its weights with the group; -1 is the last, OKDDip's leader."""
+        return Network(self.name, self.trunks[i if self.network_based else 0], self.heads[i])
+
+
+class OKDDip(Branches):
+    """m - 1 auxiliary peers, each with its own target, and the group leader (Chen et al. 2020)."""
+
+    def __init__(self, name: str, num_classes: int, num_branches: int = 4, network_based: bool = False, **options):
+        super().__init__(name, num_classes, num_branches, network_based, **options)
+
+    def add_aggregation(self, trunk_width: int, width: int) -> None:
+        self.attention = Attention(width)
+
+    def attend(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """images [B, 3, H, W] -> peers' logits [B, m-1, C], attention [B, m-1, m-1], leader's logits [B, C]."""
+        h, z = self.students([trunk(images) for trunk in self.trunks])
+        peers, leader = z[:, :-1], z[:, -1]
+        return peers, self.attention(h[:, :-1]), leader
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """images [B, 3, H, W] -> peers and their targets [B, m-1, C], leader [B, C].
+
+        t_a = sum_b alpha_ab z_b, on logits (the paper's Figure 1 and the authors' code; its eq. 3 writes
+        probabilities). The gradient flows through t_a: it is not detached.
+        """
+        peers, attention, leader = self.attend(images)
+        return peers, attention @ peers, leader
+
+
+class ONE(Branches):
+    """m branches and their gated ensemble, which teaches each of them (Lan et al. 2018). Branch-based only."""
+
+    def __init__(self, name: str, num_classes: int, num_branches: int, **options):
+        super().__init__(name, num_classes, num_branches, **options)
+
+    def add_aggregation(self, trunk_width: int, width: int) -> None:
+        self.gate = Gate(trunk_width, self.num_branches)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images [B, 3, H, W] -> branches [B, m, C], ensemble e = sum_i g_i z_i [B, C]."""
+        x = self.trunks[0](images)
+        _, z = self.students([x])
+        g = self.gate(x)  # [B, m]
+        return z, (g.unsqueeze(1) @ z).squeeze(1)  # [B, 1, m] @ [B, m, C]
+
+
+class CLILR(Branches):
+    """Collaborative learning (Song & Chai 2018): each branch learns from the mean of the others.
+
+    rescale: divide the gradient that enters the shared trunk by m (intermediate-level representation, ILR).
+    """
+
+    def __init__(self, name: str, num_classes: int, num_branches: int, rescale: bool = True,
+                 network_based: bool = False, **options):
+        if rescale and network_based:
+            raise ValueError("gradient rescaling needs a shared trunk: rescale=False for network-based students")
+        super().__init__(name, num_classes, num_branches, network_based, **options)
+        self.rescale = rescale
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images [B, 3, H, W] -> branches [B, m, C], targets t_i = mean of z_j over j != i [B, m, C]."""
+        x = [trunk(images) for trunk in self.trunks]
+        if self.rescale:
+            x = [divide_gradient(x[0], self.num_branches)]
+        _, z = self.students(x)
+        return z, others_mean(z)

@@ -1,0 +1,56 @@
+"""Weights under the parameter names of the authors' code, into the models of this project."""
+
+import re
+
+from torch import Tensor, nn
+
+from .registry import find
+
+AGGREGATION = {
+    "attention.W_L": "query_weight",
+    "attention.W_E": "key_weight",
+    "gate.linear": "control_v1",
+    "gate.norm": "bn_v1",
+}
+
+
+def official_names(key: str, model: nn.Module) -> list[str]:
+    """The names under which the authors' checkpoints may hold our parameter ``key``, the likeliest first."""
+    module, _, leaf = key.rpartition(".")
+    if module in AGGREGATION:
+        return [f"{AGGREGATION[module]}.{leaf}"]
+    part, i, rest = re.fullmatch(r"(trunk|head|trunks|heads)\.(?:(\d+)\.)?(.*)", key).groups()
+    if i is None:
+        return [rest]
+    if model.network_based:
+        return [f"stu{i}.{rest}"]
+    if part == "trunks":
+        return [rest]
+    for ours, theirs in find(model.name).branch_names.items():
+        if rest.startswith(f"{ours}."):
+            return [name.format(i=i) + rest[len(ours):] for name in theirs]
+    raise KeyError(f"{model.name} does not say how the authors name {rest!r} in a branch")
+
+
+def load_official_state_dict(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
+    """Copy weights saved by the authors' code into ``model``, any of ``create_model``'s or the groups'.
+
+    A file's ``state_dict`` entry may be handed over whole; a leading ``module.`` (DataParallel) is dropped, and
+    names that the model has no use for are skipped. ValueError where a weight is missing or has another shape;
+    BatchNorm's batch counters, absent from the oldest files, may be missing.
+    """
+    weights = state_dict.get("state_dict", state_dict)
+    weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    ours = model.state_dict()
+    for key, value in ours.items():
+        names = official_names(key, model)
+        name = next((n for n in names if n in weights), None)
+        if name is None:
+            if key.endswith("num_batches_tracked"):
+                continue
+            raise ValueError(f"the checkpoint has no {' or '.join(names)!r}, which {model.name} needs")
+        if weights[name].shape != value.shape:
+            found, needed = tuple(weights[name].shape), tuple(value.shape)
+            raise ValueError(f"{name!r} has shape {found} in the checkpoint where {model.name} needs {needed}")
+        ours[key] = weights[name]
+    model.load_state_dict(ours)

@@ -1,0 +1,132 @@
+"""CIFAR ResNets (He et al. 2016), cut in front of the last stage into a trunk and a head.
+
+    images [B, 3, 32, 32] --Trunk--> [B, width, 16, 16] --Head--> (h [B, D], z [B, C])
+
+Nothing here knows of peers: a plain network, a branch and a group leader are all made of these two parts.
+"""
+
+from functools import partial
+
+from torch import Tensor, nn
+
+from .architecture import Architecture
+
+
+def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+
+
+def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """1x1 convolution and BatchNorm where the shape changes, nothing (the identity) where it does not."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
+
+
+class BasicBlock(nn.Module):
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        self.conv1 = conv3x3(in_channels, channels, stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = conv3x3(channels, channels)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = shortcut(in_channels, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        return self.relu(x + identity)
+
+
+class Bottleneck(nn.Module):
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int, widen: int = 1):
+        super().__init__()
+        inner, out_channels = channels * widen, channels * self.expansion
+        self.conv1 = conv1x1(in_channels, inner)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = conv3x3(inner, inner, stride)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = conv1x1(inner, out_channels)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = shortcut(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        return self.relu(x + identity)
+
+
+def stage(block, in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    """``blocks`` residual blocks; the first one strides and changes the number of channels."""
+    out_channels = channels * expansion(block)
+    rest = [block(out_channels, channels, 1) for _ in range(blocks - 1)]
+    return nn.Sequential(block(in_channels, channels, stride), *rest)
+
+
+def expansion(block) -> int:
+    return getattr(block, "func", block).expansion
+
+
+class Trunk(nn.Module):
+    """First convolution and stages 1 and 2. ``width``: channels of its output."""
+
+    def __init__(self, block, blocks: int):
+        super().__init__()
+        self.width = 32 * expansion(block)
+        self.conv1 = conv3x3(3, 16)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = stage(block, 16, 16, blocks, stride=1)
+        self.layer2 = stage(block, 16 * expansion(block), 32, blocks, stride=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(images)))
+        return self.layer2(self.layer1(x))
+
+
+class Head(nn.Module):
+    """Stage 3, average pooling and the classifier. ``width``: D, the size of h."""
+
+    def __init__(self, block, blocks: int, num_classes: int):
+        super().__init__()
+        self.width = 64 * expansion(block)
+        self.layer3 = stage(block, 32 * expansion(block), 64, blocks, stride=2)
+        self.fc = nn.Linear(self.width, num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.layer3(x).mean((2, 3))  # [B, D, 8, 8] -> [B, D]
+        return h, self.fc(h)
+
+
+def initialise(module: nn.Module) -> None:
+    """Convolutions Kaiming-normal (fan_out); BatchNorm 1/0 and linears stay as PyTorch makes them."""
+    for m in module.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+
+
+def architecture(block, blocks: int) -> Architecture:
+    return Architecture(
+        trunk=partial(Trunk, block, blocks),
+        head=partial(Head, block, blocks),
+        initialise=initialise,
+        branch_names={"layer3": ("layer3_{i}",), "fc": ("classifier3_{i}",)},
+    )
+
+
+NETWORKS = {f"resnet{depth}": architecture(BasicBlock, (depth - 2) // 6) for depth in (8, 14, 20, 32, 44, 56)}
+NETWORKS["resnet110"] = architecture(Bottleneck, 12)
+NETWORKS["wide_resnet20_8"] = architecture(partial(Bottleneck, widen=8), 2)
