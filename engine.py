@@ -1,0 +1,242 @@
+"""The epoch loop: step, evaluation, schedule, checkpoint, logs. It knows no method: a script hands it a ``Method``.
+
+A step reads nothing back from the device; sums stay there until the progress line or the epoch's end asks for them.
+"""
+
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from data_loader import Loader
+from losses import Terms
+from run import Run, log
+
+
+class Method(NamedTuple):
+    """What distinguishes a method, as the loop sees it.
+
+    rows: the name of each network or ensemble that is measured, put in front of its figures: "stu0", "stu1", ...
+        for the peers, "stu_" for the group leader, "" for the group's ensemble or the only network.
+    objective(model, images, labels, weight) -> Terms, logits of the rows [B, R, C]; one training step's loss.
+    predict(model, images) -> logits of the rows [B, R, C], and per-image tensors whose mean over the test images is
+        reported under their names.
+    weight(epoch): w(e).
+    best: the figure that chooses the best epoch.
+    """
+
+    rows: list[str]
+    objective: Callable[[nn.Module, Tensor, Tensor, float], tuple[Terms, Tensor]]
+    predict: Callable[[nn.Module, Tensor], tuple[Tensor, dict[str, Tensor]]]
+    best: str
+    weight: Callable[[int], float] = lambda epoch: 1.0
+
+
+# --- figures ------------------------------------------------------------------------------------------------------
+
+
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Top-1 and top-5 hits of each row, counted: logits [B, R, C], labels [B] -> [R, 2].
+
+    The label is among the first k where fewer than k classes score higher, so nothing is sorted. Written as "not
+    (score <= label's score)", a NaN is a miss.
+    """
+    own = logits.gather(-1, labels.view(-1, 1, 1).expand(-1, logits.shape[1], 1))
+    not_higher = (logits <= own).sum(-1)  # [B, R], between 0 and C
+    return torch.stack([not_higher > logits.shape[-1] - k for k in (1, 5)], -1).sum(0)
+
+
+def distance(probabilities: Tensor) -> Tensor:
+    """Diversity: Euclidean distance of two students' outputs [B, m, C], mean over all pairs, summed over images."""
+    m = probabilities.shape[1]
+    pairs = torch.cdist(probabilities, probabilities, compute_mode="donot_use_mm_for_euclid_dist")  # [B, m, m]
+    return pairs.sum() / (m * (m - 1))
+
+
+class Tally:
+    """Sums over the images of an epoch, kept on the device and read once."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.images, self.sums = device, 0, {}
+
+    def add(self, images: int, **sums: Tensor) -> None:
+        """Add sums over ``images`` images (tensors of any shape, float64 from here on)."""
+        self.images += images
+        for name, value in sums.items():
+            if name not in self.sums:
+                self.sums[name] = torch.zeros(value.shape, dtype=torch.float64, device=self.device)
+            self.sums[name] += value
+
+    def means(self) -> dict[str, list]:
+        """One read: the mean over images of every sum, as nested lists."""
+        return {name: (value / self.images).tolist() for name, value in self.sums.items()}
+
+
+def figures(means: dict, rows: list[str], phase: str) -> dict[str, float]:
+    """Name the means: <row><phase>_accTop1, _accTop5 (in %) and _loss, and the students' mean_<phase>_..."""
+    named = {}
+    for r, row in enumerate(rows):
+        top1, top5 = means["hits"][r]
+        named[f"{row}{phase}_accTop1"], named[f"{row}{phase}_accTop5"] = 100 * top1, 100 * top5
+        if "cross_entropy" in means:
+            named[f"{row}{phase}_loss"] = means["cross_entropy"][r]
+    students = student_rows(rows)
+    for figure in ("accTop1", "accTop5"):
+        if students:
+            values = [named[f"{rows[r]}{phase}_{figure}"] for r in students]
+            named[f"mean_{phase}_{figure}"] = sum(values) / len(values)
+    return named
+
+
+def student_rows(rows: list[str]) -> list[int]:
+    """The rows that are students of a group (not its leader, nor an ensemble)."""
+    return [r for r, row in enumerate(rows) if re.fullmatch(r"stu\d+", row)]
+
+
+# --- one epoch ------------------------------------------------------------------------------------------------------
+
+
+def train_step(method: Method, model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor,
+               weight: float, tally: Tally) -> None:
+    """One step of SGD on one batch, its loss and hits added to the tally."""
+    terms, logits = method.objective(model, images, labels, weight)
+    optimizer.zero_grad(set_to_none=True)
+    terms.total.backward()
+    optimizer.step()
+    with torch.no_grad():
+        tally.add(len(labels), terms=torch.stack(terms) * len(labels), hits=hits(logits, labels))
+
+
+def train_epoch(method: Method, model: nn.Module, optimizer: torch.optim.Optimizer, loader: Loader, weight: float,
+                progress: "Progress") -> dict[str, float]:
+    model.train()
+    tally = Tally(loader.device)
+    for step, (images, labels) in enumerate(loader, start=1):
+        train_step(method, model, optimizer, images, labels, weight, tally)
+        progress.update(step, tally)
+    means = tally.means()
+    total, true, group = means["terms"]
+    named = figures(means, method.rows, "train")
+    return {"train_loss": total, "train_loss_true": true, "train_loss_group": group, **named}
+
+
+@torch.inference_mode()
+def evaluate(method: Method, model: nn.Module, loader: Loader, phase: str = "test") -> dict[str, float]:
+    """Figures over all images of a loader, each image weighing the same: top-1/5 and cross-entropy of each row,
+    ``dist`` over the pairs of students, and whatever else the method's ``predict`` reports."""
+    model.eval()
+    students = student_rows(method.rows)
+    tally = Tally(loader.device)
+    for images, labels in loader:
+        logits, extras = method.predict(model, images)  # [B, R, C]
+        log_p = F.log_softmax(logits.float(), dim=-1)
+        own = log_p.gather(-1, labels.view(-1, 1, 1).expand(-1, len(method.rows), 1)).squeeze(-1)  # [B, R]
+        sums = {"hits": hits(logits, labels), "cross_entropy": -own.sum(0)}
+        if len(students) > 1:
+            sums["dist"] = distance(log_p[:, students].exp())
+        tally.add(len(labels), **sums, **{name: value.sum(0) for name, value in extras.items()})
+    means = tally.means()
+    named = figures(means, method.rows, phase)
+    return named | {k: v for k, v in means.items() if k not in ("hits", "cross_entropy")}
+
+
+class Progress:
+    """A bar on a terminal, a line every ``log_every`` steps elsewhere: loss, accuracy, images/s, remaining time."""
+
+    def __init__(self, title: str, loader: Loader, log_every: int, row: int):
+        self.title, self.steps, self.log_every, self.row = title, len(loader), log_every, row
+        self.start = time.perf_counter()
+        self.bar = tqdm(total=self.steps, desc=title, unit="step", leave=False) if sys.stderr.isatty() else None
+
+    def update(self, step: int, tally: Tally) -> None:
+        if step % self.log_every and step != self.steps:
+            return
+        means, seconds = tally.means(), time.perf_counter() - self.start
+        loss, accuracy = means["terms"][0], 100 * means["hits"][self.row][0]
+        text = f"loss {loss:.4f}  top-1 {accuracy:.2f} %  {tally.images / seconds:.0f} images/s"
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(step - self.bar.n)
+        elif step != self.steps:
+            left = seconds / step * (self.steps - step)
+            log.info(f"{self.title}  step {step}/{self.steps}  {text}  {left:.0f} s left in this epoch")
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+# --- a training ---------------------------------------------------------------------------------------------------
+
+
+def fit(run: Run, model: nn.Module, method: Method) -> dict:
+    """Train ``model`` to the end of the run, from where its checkpoint stopped if there is one; -> the best record."""
+    args, device = run.args, run.device
+    model.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, nesterov=True, weight_decay=args.wd)
+    milestones = run.milestones()
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+    run.open(model, optimizer, scheduler, method.best, two_levels="stu_" in method.rows)
+    log.info(f"{run.folder}: {args.model} on {args.dataset}, {run.train_loader.num_images} training and "
+             f"{run.test_loader.num_images} test images, {run.parameters['weights']:,} weights, on {device}")
+    log.info(f"learning rate {args.lr:g}, a tenth from each of the zero-based epochs {milestones} on, "
+             f"of {args.num_epochs} in all")
+    for epoch in range(len(run.history), args.num_epochs):
+        run.train_loader.set_epoch(epoch)
+        weight, start = method.weight(epoch), time.perf_counter()
+        record = {"epoch": epoch + 1, "lr": scheduler.get_last_lr()[0], "weight": weight}
+        title = f"epoch {epoch + 1}/{args.num_epochs}"
+        with Progress(title, run.train_loader, args.log_every, method.rows.index(row_of(method.best))) as progress:
+            record |= train_epoch(method, model, optimizer, run.train_loader, weight, progress)
+        seconds = time.perf_counter() - start
+        record["images_per_second"] = run.train_loader.num_images / seconds
+        record |= evaluate(method, model, run.test_loader)
+        record["seconds"] = time.perf_counter() - start
+        scheduler.step()
+        run.record(record)
+        log.info(f"{title}  {summary_line(record, method)}")
+    best = run.best()
+    log.info(f"done: best epoch {best['epoch']} by {method.best}, last epoch {run.history[-1]['epoch']}\n"
+             f"{table(method, best, run.history[-1])}")
+    run.close()
+    return best
+
+
+def row_of(figure: str) -> str:
+    """The row that a figure belongs to, the first one where it is a mean: "stu_test_accTop1" -> "stu_"."""
+    row = figure.partition("test_")[0]
+    return "stu0" if row == "mean_" else row
+
+
+def summary_line(record: dict, method: Method) -> str:
+    name = method.best.replace("test", "{phase}")
+    train, test = (record[name.format(phase=phase)] for phase in ("train", "test"))
+    text = f"loss {record['train_loss']:.4f}  train {train:.2f} %  test {test:.2f} %"
+    if "dist" in record:
+        text += f"  ensemble {record['test_accTop1']:.2f} %  diversity {record['dist']:.3f}"
+    return f"{text}  {record['images_per_second']:.0f} images/s  {record['seconds']:.1f} s"
+
+
+def table(method: Method, best: dict, last: dict) -> str:
+    """Top-1 and top-5 of everything that was measured, at the best and at the last epoch."""
+    students = student_rows(method.rows)
+    names = {"stu_": "leader", "": "ensemble" if students else "network", "gate_": "gated ensemble"}
+    names |= {method.rows[r]: f"{'peer' if 'stu_' in method.rows else 'student'} {r}" for r in students}
+    rows = [*sorted(method.rows, key=lambda row: (row != "stu_", row == "")), *(["mean_"] if students else [])]
+    names["mean_"] = "mean of the peers" if "stu_" in method.rows else "mean of the students"
+    lines = [f"{'':20}{'best: top-1':>12}{'top-5':>8}{'last: top-1':>13}{'top-5':>8}"]
+    for row in rows:
+        cells = [record[f"{row}test_{k}"] for record in (best, last) for k in ("accTop1", "accTop5")]
+        lines.append("{:20}{:12.2f}{:8.2f}{:13.2f}{:8.2f}".format(names[row], *cells))
+    if "dist" in last:
+        lines.append(f"{'diversity':20}{best['dist']:12.4f}{last['dist']:21.4f}")
+    return "\n".join(lines)

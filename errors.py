@@ -1,0 +1,5 @@
+"""The one exception that means: whoever gave the command can mend this."""
+
+
+class UserError(Exception):
+    """Told in one sentence that names the thing and the way out; ends a script with exit code 2, no traceback."""

@@ -1,0 +1,31 @@
+"""Baseline: one network, trained on the labels alone.
+
+    python train.py --model resnet32 --dataset CIFAR10
+
+    L = CE(z, y)
+"""
+
+import engine
+import models
+import utils
+from losses import individual_loss
+from run import Run
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = utils.parse(utils.parser(__doc__), argv)
+    run = Run(args)
+    model = models.create_model(args.model, run.num_classes, **utils.network_options(args))
+
+    def objective(model, images, labels, weight):
+        z = model(images)  # [B, C]
+        return individual_loss(z, labels), z.unsqueeze(1)
+
+    def predict(model, images):
+        return model(images).unsqueeze(1), {}
+
+    engine.fit(run, model, engine.Method([""], objective, predict, best="test_accTop1"))
+
+
+if __name__ == "__main__":
+    utils.command(main)

@@ -1,0 +1,49 @@
+"""Deep mutual learning (Zhang et al. 2018): m whole networks that teach each other.
+
+    python train_DML.py --model resnet32 --dataset CIFAR10
+    python train_DML.py --model resnet32 --dataset CIFAR10 --type pairwise
+
+    L = sum_i CE(z_i, y) + sum_i T^2 KL(t_i || z_i),                       t_i = mean of the other networks' logits
+    L = sum_i CE(z_i, y) + sum_{i != j} T^2 KL(z_j || z_i) / (m - 1)       pairwise
+"""
+
+import torch
+
+import engine
+import models
+import utils
+from losses import dml_loss
+from run import Run
+
+
+def parse_args(argv: list[str] | None):
+    parser = utils.parser(__doc__)
+    g = utils.distillation_flags(parser, "deep mutual learning")
+    g.add_argument("--num_branches", default=4, type=utils.num_branches, help="networks")
+    g.add_argument("--type", default="ensemble", choices=("ensemble", "pairwise"),
+                   help="a network learns from the mean of the others, or from each of them")
+    return utils.parse(parser, argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    run = Run(args, "DML")
+    model = models.Branches(args.model, run.num_classes, args.num_branches, network_based=True,
+                            **utils.network_options(args))
+
+    def measured(z):  # [B, m, C] -> [B, m+1, C]: each network and the ensemble, their mean
+        return torch.cat([z, z.mean(1, keepdim=True)], 1)
+
+    def objective(model, images, labels, weight):
+        z = model(images)  # [B, m, C]
+        return dml_loss(z, labels, args.temperature, args.loss, args.type == "pairwise"), measured(z)
+
+    def predict(model, images):
+        return measured(model(images)), {}
+
+    rows = [f"stu{i}" for i in range(args.num_branches)] + [""]
+    engine.fit(run, model, engine.Method(rows, objective, predict, best="mean_test_accTop1"))
+
+
+if __name__ == "__main__":
+    utils.command(main)

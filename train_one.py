@@ -1,0 +1,103 @@
+"""The branch-based rivals of OKDDip: ONE, collaborative learning (CL, CL-ILR), and individual branches.
+
+    python train_one.py --model resnet32 --dataset CIFAR10                    # ONE (Lan et al. 2018)
+    python train_one.py --model resnet32 --dataset CIFAR10 --avg --bpscale    # CL-ILR (Song & Chai 2018)
+    python train_one.py --model resnet32 --dataset CIFAR10 --avg              # CL: the same without rescaling
+    python train_one.py --model resnet32 --dataset CIFAR10 --ind              # individual branches
+
+    ONE     L = sum_i CE(z_i, y) + CE(e, y) + alpha w(e) sum_i T^2 KL(e || z_i),   e = sum_i g_i z_i, g the gate
+    CL      L = sum_i CE(z_i, y) + alpha w(e) sum_i T^2 KL(t_i || z_i),            t_i = mean of the other branches
+    CL-ILR  the same, and the gradient that enters the shared trunk is divided by m
+    Ind     L = sum_i CE(z_i, y)
+"""
+
+import torch
+
+import engine
+import models
+import utils
+from losses import cl_ilr_loss, individual_loss, one_loss, ramp_up
+from run import Run
+
+
+def parse_args(argv: list[str] | None):
+    parser = utils.parser(__doc__)
+    g = utils.distillation_flags(parser, "ONE, CL-ILR, individual branches")
+    utils.ramp_up_flags(g)
+    utils.group_flags(g, "branches")
+    g.add_argument("--avg", action="store_true", help="CL: learn from the mean of the other branches, not from a gate")
+    g.add_argument("--bpscale", action="store_true", help="CL-ILR: with --avg, divide the trunk's gradient by m")
+    g.add_argument("--ind", action="store_true", help="individual branches, no distillation")
+    args = utils.parse(parser, argv)
+    if args.bpscale and not args.avg:
+        parser.error("argument --bpscale: belongs to CL-ILR, add --avg")
+    if args.ind and args.avg:
+        parser.error("argument --ind: individual branches do not learn from a mean, leave out --avg or --ind")
+    if args.MulStu and args.bpscale:
+        parser.error("argument --MulStu: whole networks share no trunk whose gradient --bpscale could divide")
+    if args.MulStu and not (args.avg or args.ind):
+        parser.error("argument --MulStu: ONE's gate needs a shared trunk, add --ind or --avg")
+    return args
+
+
+def method_name(args) -> str:
+    name = "Ind" if args.ind else "CL-ILR" if args.bpscale else "CL" if args.avg else "ONE"
+    return f"{name}-N" if args.MulStu else name
+
+
+def with_mean(z):  # [B, m, C] -> [B, m+1, C]: each student and the ensemble, their mean
+    return torch.cat([z, z.mean(1, keepdim=True)], 1)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    run = Run(args, method_name(args))
+    build = {"num_classes": run.num_classes, "num_branches": args.num_branches, **utils.network_options(args)}
+    hyper = (args.temperature, args.alpha, args.loss)
+    rows = [f"stu{i}" for i in range(args.num_branches)] + [""]
+
+    if args.ind:
+        model = models.Branches(args.model, network_based=args.MulStu, **build)
+
+        def forward(model, images):
+            z = model(images)  # [B, m, C]
+            return with_mean(z), z
+
+        def objective(z, labels, weight):
+            return individual_loss(z, labels)
+
+    elif args.avg:
+        model = models.CLILR(args.model, rescale=args.bpscale, network_based=args.MulStu, **build)
+
+        def forward(model, images):
+            z, t = model(images)  # [B, m, C] twice
+            return with_mean(z), z, t
+
+        def objective(z, t, labels, weight):
+            return cl_ilr_loss(z, t, labels, weight, *hyper)
+
+    else:
+        model = models.ONE(args.model, **build)
+        rows.append("gate_")
+
+        def forward(model, images):
+            z, e = model(images)  # [B, m, C], [B, C]
+            return torch.cat([with_mean(z), e.unsqueeze(1)], 1), z, e
+
+        def objective(z, e, labels, weight):
+            return one_loss(z, e, labels, weight, *hyper)
+
+    def training_objective(model, images, labels, weight):
+        measured, *outputs = forward(model, images)
+        return objective(*outputs, labels, weight), measured
+
+    def predict(model, images):
+        return forward(model, images)[0], {}
+
+    engine.fit(run, model, engine.Method(
+        rows, training_objective, predict, best="mean_test_accTop1",
+        weight=lambda epoch: ramp_up(epoch, run.num_epochs, args.start_consistency, args.length)))
+
+
+if __name__ == "__main__":
+    utils.command(main)

@@ -1,0 +1,199 @@
+"""Command line, seed, device and run folder: what every script needs before there is anything to train."""
+
+import argparse
+import math
+import platform
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+
+from data_loader import DATASETS
+from errors import UserError
+from losses import DISTILLATION
+from models import NETWORKS
+
+HERE = Path(__file__).resolve().parent
+
+
+def command(main: Callable[[], None]) -> None:
+    """Run a script's main; a UserError ends it with one line and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+# --- command line -----------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def number(kind: type, low: float, open_end: bool = False) -> Callable[[str], float]:
+    """An argparse type: a finite number of ``kind`` that is at least (open_end: more than) ``low``."""
+
+    def parse(text: str):
+        value = kind(text)
+        if not math.isfinite(value) or not (low < value if open_end else low <= value):
+            raise argparse.ArgumentTypeError(f"must be {'more than' if open_end else 'at least'} {low}, not {text}")
+        return value
+
+    parse.__name__ = f"{kind.__name__} value"
+    return parse
+
+
+def parser(description: str) -> Parser:
+    """The flags of every script, under their original names and with their original defaults."""
+    p = Parser(description=description.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    g = p.add_argument_group("recipe")
+    g.add_argument("--model", default="resnet32", choices=NETWORKS, metavar="NAME",
+                   help=f"network: {', '.join(NETWORKS)}")
+    g.add_argument("--dataset", default="CIFAR10", choices=DATASETS, metavar="NAME",
+                   help=f"{', '.join(DATASETS)} (folder: <data_dir>/train/<class>/*, with test/ or val/ beside)")
+    g.add_argument("--num_epochs", default=300, type=number(int, 1), help="length of the training")
+    g.add_argument("--batch_size", default=128, type=number(int, 1), help="images in a step")
+    g.add_argument("--lr", default=0.1, type=number(float, 0, open_end=True), help="learning rate at the start")
+    g.add_argument("--schedule", type=number(int, 1), nargs="+", metavar="EPOCH",
+                   help="zero-based epochs from which the learning rate is a tenth of what it was "
+                        "(default: half and three quarters of --num_epochs)")
+    g.add_argument("--wd", default=5e-4, type=number(float, 0), help="weight decay, on every parameter")
+    g.add_argument("--dropout", default=0.0, type=number(float, 0), help="dropout of VGG's classifier")
+    g.add_argument("--efficient", action="store_true", help="DenseNet: recompute activations, to save memory")
+    g.add_argument("--seed", default=0, type=number(int, 0), help="fixes weights, data order and augmentation")
+    g = p.add_argument_group("run")
+    g.add_argument("--data_dir", default="./Data", help="where the data is, or is downloaded to")
+    g.add_argument("--save_dir", default=".", help="where <dataset>/<run> is made")
+    g.add_argument("--version", default="V0", help="name of the run, for several with the same method and network")
+    g.add_argument("--resume", metavar="RUN", help="run folder, or its last.pth: continue after its last epoch")
+    g.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
+    g.add_argument("--num_workers", default=8, type=number(int, 0), help="threads that decode image files")
+    g.add_argument("--gpu_id", default=0, type=number(int, 0), help="which GPU, where there are several")
+    g.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: the GPU where there is one, else the CPU)")
+    g.add_argument("--log_every", default=100, type=number(int, 1), help="steps between two updates of the progress")
+    return p
+
+
+def distillation_flags(p: Parser, title: str) -> argparse._ArgumentGroup:
+    """--loss and --temperature, which every distillation has; the group takes the method's own flags."""
+    g = p.add_argument_group(title)
+    g.add_argument("--loss", default="KL", choices=DISTILLATION, help="divergence between target and student")
+    g.add_argument("--temperature", default=3.0, type=number(float, 0, open_end=True), help="T, softens both")
+    return g
+
+
+def ramp_up_flags(g: argparse._ArgumentGroup) -> None:
+    g.add_argument("--alpha", default=1.0, type=number(float, 0), help="weight of the group loss")
+    g.add_argument("--start_consistency", default=0.0, type=number(float, 0),
+                   help="share of the training after which the ramp-up w(e) begins")
+    g.add_argument("--length", default=80.0, type=number(float, 0), help="epochs of the ramp-up; 0: none")
+
+
+def num_branches(text: str) -> int:
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"a group needs at least 2 students, not {text}")
+    return value
+
+
+def group_flags(g: argparse._ArgumentGroup, students: str) -> None:
+    g.add_argument("--num_branches", default=4, type=num_branches, help=f"m, the number of {students}")
+    g.add_argument("--MulStu", action="store_true", help="network-based: whole networks instead of branches")
+
+
+def network_options(args: argparse.Namespace) -> dict:
+    """The flags that a network is built with."""
+    return {"dropout": args.dropout, "efficient": args.efficient}
+
+
+def warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
+    """Parse, and check what argparse cannot."""
+    args = p.parse_args(argv)
+    if args.schedule and any(a >= b for a, b in zip(args.schedule, args.schedule[1:], strict=False)):
+        p.error(f"argument --schedule: epochs must increase, not {' '.join(map(str, args.schedule))}")
+    if Path(args.version).name != args.version:
+        p.error(f"argument --version: a name, not a path: {args.version!r}")
+    return args
+
+
+# --- device and seed ----------------------------------------------------------------------------------------------
+
+
+def pick_device(args: argparse.Namespace) -> torch.device:
+    """--device where it is given, else GPU --gpu_id, else the CPU."""
+    name = args.device or (f"cuda:{args.gpu_id}" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"device {name!r} cannot be used ({reason}); --device cpu always can") from error
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+# --- run folder -----------------------------------------------------------------------------------------------------
+
+
+def run_folder(args: argparse.Namespace, method: str = "") -> Path:
+    """<save_dir>/<dataset>/[<method>/]<model>[_<version>], or the folder that is resumed. Makes nothing.
+
+    UserError where a run is there already, naming the ways out.
+    """
+    if args.resume:
+        path = Path(args.resume)
+        return path if path.is_dir() else path.parent
+    name = args.model if args.version == "V0" else f"{args.model}_{args.version}"
+    path = Path(args.save_dir, args.dataset, method, name)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file where the run's folder belongs: take another --save_dir or --version")
+    if (path / "parameters.json").exists() and not args.overwrite:
+        raise UserError(f"{path} holds a run already: continue it with --resume {path}, name this one with --version, "
+                        "or replace it with --overwrite")
+    return path
+
+
+def git_revision() -> str:
+    """The commit of this code, "+changes" where the files differ from it; "unknown" outside its own git clone."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", HERE, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != HERE:
+            return "unknown"
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What a run was made with."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "revision": git_revision(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "device": f"{device} ({name}, {torch.get_num_threads()} CPU threads)",
+    }
