@@ -147,7 +147,7 @@ def evaluate(method: Method, model: nn.Module, loader: Loader, phase: str = "tes
 
 
 class Progress:
-    """A bar on a terminal, a line every ``log_every`` steps elsewhere: loss, accuracy, images/s, remaining time."""
+    """A bar on a terminal, lines elsewhere: every ``log_every`` steps loss, accuracy, images/s, remaining time."""
 
     def __init__(self, title: str, loader: Loader, log_every: int, row: int):
         self.title, self.steps, self.log_every, self.row = title, len(loader), log_every, row
@@ -155,14 +155,15 @@ class Progress:
         self.bar = tqdm(total=self.steps, desc=title, unit="step", leave=False) if sys.stderr.isatty() else None
 
     def update(self, step: int, tally: Tally) -> None:
+        if self.bar is not None:
+            self.bar.update()
         if step % self.log_every and step != self.steps:
-            return
+            return  # the figures are on the device, and reading them makes the host wait
         means, seconds = tally.means(), time.perf_counter() - self.start
         loss, accuracy = means["terms"][0], 100 * means["hits"][self.row][0]
         text = f"loss {loss:.4f}  top-1 {accuracy:.2f} %  {tally.images / seconds:.0f} images/s"
         if self.bar is not None:
-            self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update(step - self.bar.n)
+            self.bar.set_postfix_str(text)
         elif step != self.steps:
             left = seconds / step * (self.steps - step)
             log.info(f"{self.title}  step {step}/{self.steps}  {text}  {left:.0f} s left in this epoch")
@@ -178,13 +179,18 @@ class Progress:
 # --- a training ---------------------------------------------------------------------------------------------------
 
 
+def sgd(model: nn.Module, lr: float, wd: float, milestones: list[int]):
+    """-> optimizer, scheduler: Nesterov momentum 0.9, weight decay on every parameter, and a learning rate that is a
+    tenth from each zero-based epoch in ``milestones`` on; scheduler.step() ends an epoch."""
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=wd)
+    return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+
+
 def fit(run: Run, model: nn.Module, method: Method) -> dict:
     """Train ``model`` to the end of the run, from where its checkpoint stopped if there is one; -> the best record."""
-    args, device = run.args, run.device
+    args, device, milestones = run.args, run.device, run.milestones()
     model.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, nesterov=True, weight_decay=args.wd)
-    milestones = run.milestones()
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+    optimizer, scheduler = sgd(model, args.lr, args.wd, milestones)
     run.open(model, optimizer, scheduler, method.best, two_levels="stu_" in method.rows)
     log.info(f"{run.folder}: {args.model} on {args.dataset}, {run.train_loader.num_images} training and "
              f"{run.test_loader.num_images} test images, {run.parameters['weights']:,} weights, on {device}")

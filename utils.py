@@ -16,7 +16,7 @@ import torchvision
 from data_loader import DATASETS
 from errors import UserError
 from losses import DISTILLATION
-from models import NETWORKS
+from models import NETWORKS, registry
 
 HERE = Path(__file__).resolve().parent
 
@@ -127,6 +127,12 @@ def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
         p.error(f"argument --schedule: epochs must increase, not {' '.join(map(str, args.schedule))}")
     if Path(args.version).name != args.version:
         p.error(f"argument --version: a name, not a path: {args.version!r}")
+    if args.dropout >= 1:
+        p.error(f"argument --dropout: must be less than 1, not {args.dropout:g}")
+    try:
+        registry.find(args.model, **network_options(args))
+    except ValueError as error:
+        p.error(str(error))
     return args
 
 

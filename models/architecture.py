@@ -13,12 +13,15 @@ class Architecture(NamedTuple):
     head(num_classes=C): last stage and classifier; x -> (h [B, head.width], z [B, C]).
     initialise(module): draws the weights of a whole model, attention and gate included, the family's way.
     branch_names: part of the head -> its names in the authors' branch-based checkpoints, {i} being the branch.
+    trunk_options, head_options: the keyword options of ``registry.find`` that trunk and head take besides.
     """
 
     trunk: Callable[[], nn.Module]
     head: Callable[..., nn.Module]
     initialise: Callable[[nn.Module], None]
     branch_names: dict[str, tuple[str, ...]]
+    trunk_options: tuple[str, ...] = ()
+    head_options: tuple[str, ...] = ()
 
 
 class Network(nn.Module):

@@ -14,17 +14,17 @@ from .registry import find
 class Branches(nn.Module):
     """m students that share nothing but, when branch-based, the trunk (the "individual" baseline, and DML's networks).
 
-    network_based: m trunks instead of one.
+    network_based: m trunks instead of one. options: those of ``registry.find``.
     """
 
     def __init__(self, name: str, num_classes: int, num_branches: int, network_based: bool = False, **options):
         super().__init__()
         if num_branches < 2:
             raise ValueError(f"a group needs at least 2 branches, not {num_branches}")
-        architecture = find(name)
+        architecture = find(name, **options)
         self.name, self.num_branches, self.network_based = name, num_branches, network_based
-        self.trunks = nn.ModuleList(architecture.trunk(**options) for _ in range(num_branches if network_based else 1))
-        self.heads = nn.ModuleList(architecture.head(num_classes=num_classes, **options) for _ in range(num_branches))
+        self.trunks = nn.ModuleList(architecture.trunk() for _ in range(num_branches if network_based else 1))
+        self.heads = nn.ModuleList(architecture.head(num_classes=num_classes) for _ in range(num_branches))
         self.add_aggregation(trunk_width=self.trunks[0].width, width=self.heads[0].width)
         architecture.initialise(self)
 

@@ -1,20 +1,40 @@
 """Every network by name. To add one: build its trunk and head, and put an ``Architecture`` in this dictionary."""
 
-from . import resnet
+from functools import partial
+
+from . import densenet, imagenet, resnet, vgg
 from .architecture import Architecture, Network
 
-NETWORKS: dict[str, Architecture] = {**resnet.NETWORKS}
+NETWORKS: dict[str, Architecture] = {**resnet.NETWORKS, **vgg.NETWORKS, **densenet.NETWORKS, **imagenet.NETWORKS}
 
 
-def find(name: str) -> Architecture:
+def find(name: str, *, dropout: float = 0.0, efficient: bool = False) -> Architecture:
+    """The architecture of that name, its options bound to trunk and head.
+
+    dropout: probability in VGG's classifier. efficient: recompute DenseNet's concatenations in backward.
+    Both may always be given, off. ValueError where the name is unknown, or an option is on that it does not have.
+    """
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}; known are {', '.join(NETWORKS)}")
-    return NETWORKS[name]
+    architecture = NETWORKS[name]
+    options = {"dropout": dropout, "efficient": efficient}
+    for option, value in options.items():
+        if value and not has_option(architecture, option):
+            having = ", ".join(other for other in NETWORKS if has_option(NETWORKS[other], option))
+            raise ValueError(f"--{option} is for {having}: {name} does not have it")
+    return architecture._replace(
+        trunk=partial(architecture.trunk, **{option: options[option] for option in architecture.trunk_options}),
+        head=partial(architecture.head, **{option: options[option] for option in architecture.head_options}),
+    )
+
+
+def has_option(architecture: Architecture, option: str) -> bool:
+    return option in architecture.trunk_options + architecture.head_options
 
 
 def create_model(name: str, num_classes: int, **options) -> Network:
-    """A plain network by name: images [B, 3, H, W] -> logits [B, C]. ValueError where the name is unknown."""
-    architecture = find(name)
-    network = Network(name, architecture.trunk(**options), architecture.head(num_classes=num_classes, **options))
+    """A plain network by name: images [B, 3, H, W] -> logits [B, C]. options and ValueError: those of ``find``."""
+    architecture = find(name, **options)
+    network = Network(name, architecture.trunk(), architecture.head(num_classes=num_classes))
     architecture.initialise(network)
     return network

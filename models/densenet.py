@@ -1,0 +1,159 @@
+"""CIFAR DenseNet-BC (Huang et al. 2017), cut in front of the last dense block into a trunk and a head.
+
+    images [B, 3, 32, 32] --Trunk--> [B, width, 8, 8] --Head--> (h [B, D], z [B, C])
+
+``efficient``: spend time for memory (Pleiss et al. 2017, arXiv 1707.06990). Every layer concatenates all features
+before it, so what these concatenations leave for backward grows with the square of the depth; it is recomputed then.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .architecture import Architecture
+
+GROWTH = 12  # k, the channels that each layer adds
+BOTTLENECK = 4 * GROWTH  # channels between a layer's two convolutions
+STEM = 24  # channels in front of the first block
+
+
+@contextmanager
+def untouched_statistics(norm: nn.BatchNorm2d) -> Iterator[None]:
+    """A second pass over the same batch works on copies of norm's buffers, so that they count each batch once."""
+    buffers = dict(norm.named_buffers())
+    for name, value in buffers.items():
+        setattr(norm, name, value.clone())
+    try:
+        yield
+    finally:
+        for name, value in buffers.items():
+            setattr(norm, name, value)
+
+
+class DenseLayer(nn.Module):
+    """norm1-relu-conv1 (1x1), norm2-relu-conv2 (3x3): all features so far -> GROWTH new ones."""
+
+    def __init__(self, in_channels: int, efficient: bool):
+        super().__init__()
+        self.efficient = efficient
+        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, BOTTLENECK, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(BOTTLENECK)
+        self.conv2 = nn.Conv2d(BOTTLENECK, GROWTH, 3, padding=1, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+
+    def bottleneck(self, *features: Tensor) -> Tensor:
+        """features [B, c_j, H, W], their channels adding up to in_channels -> [B, BOTTLENECK, H, W]."""
+        return self.conv1(self.relu(self.norm1(torch.cat(features, 1))))
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        if self.efficient and self.training:
+            x = checkpoint(
+                self.bottleneck, *features, use_reentrant=False,
+                preserve_rng_state=False,  # nothing here is random
+                context_fn=lambda: (nullcontext(), untouched_statistics(self.norm1)),  # forward, recomputation
+            )
+        else:
+            x = self.bottleneck(*features)
+        return self.conv2(self.relu(self.norm2(x)))
+
+
+class DenseBlock(nn.Sequential):
+    """Layers that see the block's input and the output of every layer before them: c -> c + layers * GROWTH."""
+
+    def __init__(self, in_channels: int, layers: int, efficient: bool):
+        super().__init__(OrderedDict(
+            (f"denselayer{j + 1}", DenseLayer(in_channels + j * GROWTH, efficient)) for j in range(layers)
+        ))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [x]
+        for layer in self:
+            features.append(layer(features))
+        return torch.cat(features, 1)
+
+
+def transition(in_channels: int, out_channels: int) -> nn.Sequential:
+    """[B, in_channels, H, W] -> [B, out_channels, H/2, W/2]."""
+    return nn.Sequential(OrderedDict(
+        norm=nn.BatchNorm2d(in_channels),
+        relu=nn.ReLU(inplace=True),
+        conv=nn.Conv2d(in_channels, out_channels, 1, bias=False),
+        pool=nn.AvgPool2d(2),
+    ))
+
+
+def trunk_width(layers: int) -> int:
+    """Channels in front of block 3: each of two blocks adds layers * GROWTH, each transition halves (compression)."""
+    return ((STEM + layers * GROWTH) // 2 + layers * GROWTH) // 2
+
+
+class Trunk(nn.Module):
+    """First convolution, blocks 1 and 2 with their transitions. ``width``: channels of its output."""
+
+    def __init__(self, layers: int, efficient: bool = False):
+        super().__init__()
+        self.width = trunk_width(layers)
+        one = STEM + layers * GROWTH  # channels after block 1
+        two = one // 2 + layers * GROWTH  # channels after block 2
+        self.features = nn.Sequential(OrderedDict(
+            conv0=nn.Conv2d(3, STEM, 3, padding=1, bias=False),
+            denseblock1=DenseBlock(STEM, layers, efficient),
+            transition1=transition(one, one // 2),
+            denseblock2=DenseBlock(one // 2, layers, efficient),
+            transition2=transition(two, self.width),
+        ))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.features(images)
+
+
+class Head(nn.Module):
+    """Block 3, the final BatchNorm, average pooling and the classifier. ``width``: D, the size of h."""
+
+    def __init__(self, layers: int, num_classes: int, efficient: bool = False):
+        super().__init__()
+        self.width = trunk_width(layers) + layers * GROWTH
+        self.features = nn.Sequential(OrderedDict(
+            denseblock3=DenseBlock(trunk_width(layers), layers, efficient),
+            norm_final=nn.BatchNorm2d(self.width),
+            relu=nn.ReLU(inplace=True),
+        ))
+        self.classifier = nn.Linear(self.width, num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.features(x).mean((2, 3))  # [B, D, 8, 8] -> [B, D]
+        return h, self.classifier(h)
+
+
+def initialise(module: nn.Module) -> None:
+    """Convolutions Kaiming-normal (fan_in); classifiers' biases 0; all else stays as PyTorch makes it."""
+    for m in module.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, mode="fan_in", nonlinearity="relu")
+        elif isinstance(m, Head):  # not every linear: the gate's bias keeps PyTorch's default
+            nn.init.zeros_(m.classifier.bias)
+
+
+def architecture(layers: int) -> Architecture:
+    return Architecture(
+        trunk=partial(Trunk, layers),
+        head=partial(Head, layers),
+        initialise=initialise,
+        branch_names={
+            "features.denseblock3": ("Branch{i}", "layer3_{i}"),  # OKDDip; ONE, CL-ILR and Ind
+            "features.norm_final": ("norm_final_{i}",),
+            "classifier": ("classifier3_{i}",),
+        },
+        trunk_options=("efficient",),
+        head_options=("efficient",),
+    )
+
+
+# Depth 3 * 2 * layers + 4: a layer has two convolutions; the stem, two transitions and the classifier are the 4.
+NETWORKS = {f"densenetd{depth}k{GROWTH}": architecture((depth - 4) // 6) for depth in (40, 100)}

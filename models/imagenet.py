@@ -1,0 +1,59 @@
+"""ImageNet ResNets (He et al. 2016): torchvision's, cut in front of the last stage into a trunk and a head.
+
+    images [B, 3, 224, 224] --Trunk--> [B, width, 14, 14] --Head--> (h [B, D], z [B, C])
+
+Parameters keep torchvision's names, so its weights load by ``load_official_state_dict``.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+from torchvision.models import ResNet, resnet18, resnet34, resnet50
+
+from .architecture import Architecture
+from .resnet import initialise  # Kaiming-normal (fan_out) convolutions, as torchvision's own
+
+
+class Trunk(nn.Module):
+    """First convolution and stages 1 to 3. ``width``: channels of its output."""
+
+    def __init__(self, build: Callable[..., ResNet]):
+        super().__init__()
+        network = build(weights=None)
+        self.width = network.layer4[0].conv1.in_channels
+        self.conv1, self.bn1, self.relu, self.maxpool = network.conv1, network.bn1, network.relu, network.maxpool
+        self.layer1, self.layer2, self.layer3 = network.layer1, network.layer2, network.layer3
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))  # [B, 64, 56, 56]
+        return self.layer3(self.layer2(self.layer1(x)))
+
+
+class Head(nn.Module):
+    """Stage 4, average pooling and the classifier. ``width``: D, the size of h."""
+
+    def __init__(self, build: Callable[..., ResNet], num_classes: int):
+        super().__init__()
+        network = build(weights=None, num_classes=num_classes)
+        self.width = network.fc.in_features
+        self.layer4, self.avgpool, self.fc = network.layer4, network.avgpool, network.fc
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.avgpool(self.layer4(x)).flatten(1)  # [B, D, 7, 7] -> [B, D]
+        return h, self.fc(h)
+
+
+def architecture(build: Callable[..., ResNet]) -> Architecture:
+    return Architecture(
+        trunk=partial(Trunk, build),
+        head=partial(Head, build),
+        initialise=initialise,
+        branch_names={
+            "layer4": ("layer4_{i}", "layer3_{i}"),
+            "fc": ("classifier4_{i}", "classifier3_{i}", "fc_{i}"),
+        },
+    )
+
+
+NETWORKS = {"resnet18": architecture(resnet18), "resnet34": architecture(resnet34), "resnet50": architecture(resnet50)}

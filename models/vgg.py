@@ -1,0 +1,96 @@
+"""VGG with BatchNorm for 32x32 images (Simonyan & Zisserman 2015), cut in front of the last stage.
+
+    images [B, 3, 32, 32] --Trunk--> [B, 512, 2, 2] --Head--> (h [B, 512], z [B, C])
+
+The stages bear the names of the authors' code: two convolutions, then layer1 .. layer4. A small classifier of
+three linears stands where ImageNet's VGG has 4096 units.
+"""
+
+from functools import partial
+
+from torch import Tensor, nn
+
+from .architecture import Architecture
+
+WIDTH = 512  # channels of the last two stages, units of the classifier
+
+
+def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+
+def stage(in_channels: int, channels: int, convolutions: int) -> nn.Sequential:
+    """conv, bn, relu, conv, bn, relu, ..., pool: [B, in_channels, H, W] -> [B, channels, H/2, W/2]."""
+    layers = []
+    for i in range(convolutions):
+        conv = conv3x3(channels if i else in_channels, channels)
+        layers += [conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.MaxPool2d(2))
+
+
+class Trunk(nn.Module):
+    """First two convolutions and stages 1 to 3. ``width``: channels of its output.
+
+    convolutions: how many the second and later stages have each (3 in vgg16, 4 in vgg19).
+    """
+
+    def __init__(self, convolutions: int):
+        super().__init__()
+        self.width = WIDTH
+        self.conv1 = conv3x3(3, 64)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.conv2 = conv3x3(64, 64)
+        self.bn2 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.MaxPool2d(2)
+        self.layer1 = stage(64, 128, 2)
+        self.layer2 = stage(128, 256, convolutions)
+        self.layer3 = stage(256, WIDTH, convolutions)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(images)))
+        x = self.pool(self.relu(self.bn2(self.conv2(x))))  # [B, 64, 16, 16]
+        return self.layer3(self.layer2(self.layer1(x)))
+
+
+class Head(nn.Module):
+    """Stage 4 and the classifier. ``width``: D, the size of h. dropout: probability, after each hidden linear."""
+
+    def __init__(self, convolutions: int, num_classes: int, dropout: float = 0.0):
+        super().__init__()
+        self.width = WIDTH
+        self.layer4 = stage(WIDTH, WIDTH, convolutions)
+        self.classifier = nn.Sequential(
+            nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=True), nn.Dropout(dropout),
+            nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=True), nn.Dropout(dropout),
+            nn.Linear(WIDTH, num_classes),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.layer4(x).flatten(1)  # [B, D, 1, 1] -> [B, D], in front of the whole classifier
+        return h, self.classifier(h)
+
+
+def initialise(module: nn.Module) -> None:
+    """Convolutions Kaiming-normal (fan_out); every linear, attention and gate included, N(0, 0.01^2); biases 0."""
+    for m in module.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(m.bias)
+        elif isinstance(m, nn.Linear):
+            nn.init.normal_(m.weight, std=0.01)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
+
+
+def architecture(convolutions: int) -> Architecture:
+    return Architecture(
+        trunk=partial(Trunk, convolutions),
+        head=partial(Head, convolutions),
+        initialise=initialise,
+        branch_names={"layer4": ("layer3_{i}",), "classifier": ("classifier3_{i}",)},
+        head_options=("dropout",),
+    )
+
+
+NETWORKS = {"vgg16": architecture(3), "vgg19": architecture(4)}

@@ -1,0 +1,9 @@
+# Sourced by the scripts beside it: goes to the repository's root and makes .venv there, once, with the packages of the file $REQUIREMENTS in it.
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+    echo "error: Python 3.10 or newer is needed; name one with PYTHON=/path/to/python3 sh $0" >&2
+    exit 2
+}
+[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$REQUIREMENTS"

@@ -1,0 +1,69 @@
+import math
+
+import pytest
+import torch
+
+from models.aggregation import Attention, Gate, divide_gradient, others_mean
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 7])
+def test_attention_is_the_papers_definition(p):
+    """alpha_ab = exp((W_L h_a).(W_E h_b)) / sum_f exp((W_L h_a).(W_E h_f)), one number at a time."""
+    torch.manual_seed(0)
+    B, D = 4, 64
+    attention = Attention(D).double()
+    h = torch.randn(B, p, D, dtype=torch.float64)
+    alpha = attention(h)
+    W_L, W_E = attention.W_L.weight.tolist(), attention.W_E.weight.tolist()
+    assert len(W_L) == len(W_E) == D // 8
+    assert attention.W_L.bias is None and attention.W_E.bias is None
+
+    def times(W, v):
+        return [sum(w * x for w, x in zip(row, v, strict=True)) for row in W]
+
+    for b in range(B):
+        for i in range(p):
+            L = times(W_L, h[b, i].tolist())
+            scores = [sum(x * y for x, y in zip(L, times(W_E, h[b, j].tolist()), strict=True)) for j in range(p)]
+            total = sum(math.exp(s) for s in scores)
+            assert alpha[b, i].tolist() == pytest.approx([math.exp(s) / total for s in scores], rel=1e-10)
+    assert alpha.sum(-1).allclose(torch.ones(B, p, dtype=torch.float64))
+
+
+def test_attention_is_asymmetric():
+    torch.manual_seed(0)
+    alpha = Attention(64)(torch.randn(1, 3, 64))[0]
+    assert not alpha.allclose(alpha.T, atol=1e-3)
+
+
+def test_gate_is_a_distribution_over_branches():
+    torch.manual_seed(0)
+    gate = Gate(8, 3).double().eval()
+    gate.norm.running_mean.normal_()
+    gate.norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 8, 4, 4, dtype=torch.float64)
+    g = gate(x)
+    for b in range(2):
+        pooled = [sum(sum(row) for row in channel) / 16 for channel in x[b].tolist()]
+        scores = []
+        for i in range(3):
+            s = sum(w * v for w, v in zip(gate.linear.weight[i].tolist(), pooled, strict=True)) + gate.linear.bias[i]
+            s = (s - gate.norm.running_mean[i]) / math.sqrt(gate.norm.running_var[i] + gate.norm.eps)
+            scores.append(math.exp(max(0.0, float(s))))
+        assert g[b].tolist() == pytest.approx([s / sum(scores) for s in scores], rel=1e-10)
+
+
+@pytest.mark.parametrize("m", [2, 3, 8])
+def test_others_mean(m):
+    z = torch.randn(4, m, 5, dtype=torch.float64)
+    t = others_mean(z)
+    for i in range(m):
+        assert t[:, i].allclose(torch.stack([z[:, j] for j in range(m) if j != i]).mean(0))
+
+
+def test_divide_gradient():
+    x = torch.randn(3, 4, requires_grad=True)
+    y = divide_gradient(x, 4)
+    assert y.equal(x)
+    (y**2).sum().backward()
+    assert x.grad.equal(2 * x.detach() / 4)

@@ -1,0 +1,123 @@
+"""Groups of students: shapes, gradients, who learns from whom, and the plain network each student is."""
+
+import pytest
+import torch
+
+import losses
+import models
+
+B, C = 4, 10
+IMAGES = torch.randn(B, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 3, 9, 3])
+
+METHODS = {
+    "OKDDip": (lambda m: models.OKDDip("resnet8", C, m), lambda model: losses.okddip_loss(*model(IMAGES), LABELS)),
+    "OKDDip-N": (lambda m: models.OKDDip("resnet8", C, m, network_based=True),
+                 lambda model: losses.okddip_loss(*model(IMAGES), LABELS)),
+    "ONE": (lambda m: models.ONE("resnet8", C, m), lambda model: losses.one_loss(*model(IMAGES), LABELS)),
+    "CL-ILR": (lambda m: models.CLILR("resnet8", C, m), lambda model: losses.cl_ilr_loss(*model(IMAGES), LABELS)),
+    "CL": (lambda m: models.CLILR("resnet8", C, m, rescale=False),
+           lambda model: losses.cl_ilr_loss(*model(IMAGES), LABELS)),
+    "CL-N": (lambda m: models.CLILR("resnet8", C, m, rescale=False, network_based=True),
+             lambda model: losses.cl_ilr_loss(*model(IMAGES), LABELS)),
+    "Ind": (lambda m: models.Branches("resnet8", C, m), lambda model: losses.individual_loss(model(IMAGES), LABELS)),
+    "DML": (lambda m: models.Branches("resnet8", C, m, network_based=True),
+            lambda model: losses.dml_loss(model(IMAGES), LABELS)),
+    "DML pairwise": (lambda m: models.Branches("resnet8", C, m, network_based=True),
+                     lambda model: losses.dml_loss(model(IMAGES), LABELS, pairwise=True)),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("m", [2, 3, 8])
+def test_every_weight_receives_a_gradient(method, m):
+    """W_L and W_E too, which only the targets reach; a lone peer (OKDDip, m = 2) has nobody to compare."""
+    torch.manual_seed(0)
+    build, objective = METHODS[method]
+    model = build(m)
+    terms = objective(model)
+    assert torch.isfinite(terms.total)
+    terms.total.backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None, f"{name} has no gradient"
+        if not (method.startswith("OKDDip") and m == 2 and name.startswith("attention")):
+            assert p.grad.abs().max() > 0, f"the gradient of {name} is 0"
+
+
+def test_detached_targets_freeze_the_attention():
+    model = models.OKDDip("resnet8", C, 4)
+    peers, targets, leader = model(IMAGES)
+    losses.okddip_loss(peers, targets.detach(), leader, LABELS).total.backward()
+    assert model.attention.W_L.weight.grad is None and model.attention.W_E.weight.grad is None
+
+
+@pytest.mark.parametrize("network_based", [False, True])
+@pytest.mark.parametrize("m", [2, 3, 8])
+def test_okddip_targets(m, network_based):
+    torch.manual_seed(0)
+    model = models.OKDDip("resnet8", C, m, network_based).eval()
+    peers, targets, leader = model(IMAGES)
+    assert peers.shape == targets.shape == (B, m - 1, C) and leader.shape == (B, C)
+    again, alpha, _ = model.attend(IMAGES)
+    assert again.equal(peers) and alpha.shape == (B, m - 1, m - 1)
+    for a in range(m - 1):
+        expected = sum(alpha[:, a, b, None] * peers[:, b] for b in range(m - 1))
+        assert targets[:, a].allclose(expected, atol=1e-5)
+
+
+def test_attention_looks_at_each_peers_own_features():
+    torch.manual_seed(0)
+    model = models.OKDDip("resnet8", C, 3).eval()
+    x = model.trunks[0](IMAGES)
+    h = torch.stack([head(x)[0] for head in model.heads[:2]], 1)
+    assert model.attend(IMAGES)[1].equal(model.attention(h))
+
+
+def test_one_ensemble_is_the_gated_sum():
+    torch.manual_seed(0)
+    model = models.ONE("resnet8", C, 3).eval()
+    branches, ensemble = model(IMAGES)
+    g = model.gate(model.trunks[0](IMAGES))
+    assert ensemble.allclose(sum(g[:, i, None] * branches[:, i] for i in range(3)), atol=1e-6)
+
+
+@pytest.mark.parametrize("m", [2, 3, 8])
+def test_cl_ilr_divides_the_trunks_gradient(m):
+    """With rescaling the trunk's gradient is the one without, over m; the heads' is the same."""
+    torch.manual_seed(0)
+    plain = models.CLILR("resnet8", C, m, rescale=False).double()
+    rescaled = models.CLILR("resnet8", C, m, rescale=True).double()
+    rescaled.load_state_dict(plain.state_dict())
+    for model in (plain, rescaled):
+        losses.cl_ilr_loss(*model(IMAGES.double()), LABELS).total.backward()
+    for (name, p), (_, q) in zip(plain.named_parameters(), rescaled.named_parameters(), strict=True):
+        assert q.grad.allclose(p.grad / (m if name.startswith("trunks") else 1), rtol=1e-9, atol=1e-15), name
+
+
+def test_rescaling_needs_a_shared_trunk():
+    with pytest.raises(ValueError, match="shared trunk"):
+        models.CLILR("resnet8", C, 3, network_based=True)
+
+
+@pytest.mark.parametrize("m", [-1, 0, 1])
+def test_a_group_has_two_students(m):
+    with pytest.raises(ValueError, match="at least 2"):
+        models.Branches("resnet8", C, m)
+
+
+@pytest.mark.parametrize("network_based", [False, True])
+@pytest.mark.parametrize("i", [0, 1, -1])
+def test_a_student_is_a_plain_network(network_based, i):
+    """Its weights load into create_model, which then gives the group's logits of that student."""
+    torch.manual_seed(0)
+    group = models.Branches("resnet8", C, 3, network_based).eval()
+    network = models.create_model("resnet8", C).eval()
+    network.load_state_dict(group.student(i).state_dict())
+    assert network(IMAGES).allclose(group(IMAGES)[:, i], atol=1e-5)
+
+
+def test_students_differ_from_the_start():
+    z = models.Branches("resnet8", C, 3).eval()(IMAGES)
+    assert not z[:, 0].allclose(z[:, 1], atol=0.1)
+
+

@@ -1,0 +1,216 @@
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from torchvision import datasets
+from torchvision.transforms import functional as TF
+
+import data_loader
+from data_loader import Data, Loader, Split, dataloader
+from errors import UserError
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+def made_up(n, flip=True):
+    images = np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+    split = Split(images, np.arange(n))
+    return Data(split, split, [str(i) for i in range(n)], MEAN, STD, flip)
+
+
+def loader(n=20, batch_size=8, seed=0, augment=True, flip=True):
+    data = made_up(n, flip)
+    return data, Loader(data.train, data, batch_size, torch.device("cpu"), seed, augment)
+
+
+def epoch(train, number):
+    train.set_epoch(number)
+    images, labels = zip(*train, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def test_augmentation_is_torchvisions():
+    """For the same draws, bit for bit: pad, crop, flip, to_tensor, normalize on PIL images, one at a time."""
+    data, train = loader(n=200, batch_size=64)
+    images, labels = epoch(train, 3)
+    order, top, left, flips = train.draws()
+    assert labels.equal(order)
+    assert flips.any() and not flips.all() and set(top.tolist()) == set(left.tolist()) == set(range(9))
+    for i, index in enumerate(order.tolist()):
+        image = TF.pad(Image.fromarray(data.train.images[index]), 4)
+        image = TF.crop(image, int(top[i]), int(left[i]), 32, 32)
+        image = TF.hflip(image) if flips[i] else image
+        expected = TF.normalize(TF.to_tensor(image), MEAN, STD)
+        assert images[i].equal(expected)
+
+
+def test_evaluation_images_are_torchvisions():
+    data, test = loader(n=20, augment=False)
+    images, labels = epoch(test, 0)
+    assert labels.tolist() == list(range(20))
+    for pixels, image in zip(data.train.images, images, strict=True):
+        assert image.equal(TF.normalize(TF.to_tensor(Image.fromarray(pixels)), MEAN, STD))
+
+
+def test_batches_are_channels_last():
+    _, train = loader()
+    images, _ = next(iter(train))
+    assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_epoch_shows_every_image_once_in_an_order_of_its_own():
+    _, train = loader(n=50)
+    orders = [epoch(train, e)[1].tolist() for e in (0, 1)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert orders[0] != orders[1]
+
+
+def test_an_epoch_follows_from_seed_and_number_alone():
+    torch.manual_seed(1)
+    first = epoch(loader(seed=5)[1], 7)
+    torch.manual_seed(2)
+    again, other = epoch(loader(seed=5)[1], 7), epoch(loader(seed=6)[1], 7)
+    assert again[0].equal(first[0]) and again[1].equal(first[1])
+    assert not other[1].equal(first[1])
+
+
+def test_an_epoch_can_be_entered_at_any_step():
+    _, train = loader(n=50)
+    whole = list(train)
+    rest = list(train.batches(first=3))
+    assert len(rest) == len(whole) - 3
+    assert all(a.equal(b) and c.equal(d) for (a, c), (b, d) in zip(rest, whole[3:], strict=True))
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(16, [8, 8]), (17, [8, 9]), (18, [8, 8, 2]), (8, [8]), (9, [9])])
+def test_a_last_batch_of_one_joins_the_one_before(n, sizes):
+    _, train = loader(n=n)
+    assert [len(labels) for _, labels in train] == sizes and len(train) == len(sizes)
+    _, test = loader(n=n, augment=False)
+    assert sum(len(labels) for _, labels in test) == n
+
+
+def test_digits():
+    train, test = dataloader("DIGITS", 64)
+    assert (train.num_images, test.num_images, train.num_classes) == (1437, 360, 10)
+    assert torch.bincount(test.labels).min() >= 35  # stratified
+    assert not any(train.draws()[3])  # a mirrored digit is another sign
+    images, _ = next(iter(test))
+    assert images.shape == (64, 3, 32, 32) and images.dtype == torch.float32
+    seen = torch.cat([images for images, _ in test])
+    assert seen.mean().abs() < 0.05 and (seen.std() - 1).abs() < 0.05
+
+
+def test_folder(image_folder):
+    root = image_folder()
+    train, test = dataloader("folder", 8, 2, root)
+    assert (train.num_images, test.num_images, train.classes) == (40, 14, ["blue", "red"])
+    files = [f for name in ("blue", "red") for f in sorted((root / "train" / name).iterdir())]
+    pixels = np.stack([np.asarray(Image.open(f).resize((32, 32), Image.Resampling.BILINEAR)) for f in files]) / 255
+    assert train.mean == pytest.approx(pixels.mean((0, 1, 2)), abs=1e-4)
+    assert train.std == pytest.approx(pixels.std((0, 1, 2)), abs=1e-4)
+
+
+def test_folder_takes_val_where_there_is_no_test(image_folder):
+    root = image_folder()
+    (root / "test").rename(root / "val")
+    assert dataloader("folder", 8, 0, root)[1].num_images == 14
+
+
+def test_any_number_of_workers_gives_the_same_images(image_folder):
+    root = image_folder()
+    a, b = (dataloader("folder", 8, workers, root)[0] for workers in (0, 4))
+    assert a.images.equal(b.images) and a.labels.equal(b.labels)
+
+
+def broken(root, change):
+    if change == "no data":
+        root = root / "nowhere"
+    elif change == "no test":
+        (root / "test").rename(root / "other")
+    elif change == "empty class":
+        (root / "train" / "green").mkdir()
+        (root / "test" / "green").mkdir()
+    elif change == "other classes":
+        (root / "test" / "red").rename(root / "test" / "violet")
+    elif change == "truncated":
+        file = root / "train" / "red" / "4.jpg"
+        file.write_bytes(file.read_bytes()[:200])
+    elif change == "text":
+        (root / "test" / "blue" / "note.png").write_text("not an image")
+    return root
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    ("no data", "nowhere/train does not exist.*DIGITS"), ("no test", "test does not exist"), ("empty class", "green"),
+    ("other classes", "red, violet"), ("truncated", "4.jpg does not decode"), ("text", "note.png does not decode")])
+def test_bad_folders_are_named(image_folder, change, named):
+    with pytest.raises(UserError, match=named):
+        dataloader("folder", 8, 2, broken(image_folder(), change))
+
+
+@pytest.mark.parametrize("batch_size", [-1, 0, 41])
+def test_batch_size_must_fit(image_folder, batch_size):
+    with pytest.raises(UserError, match="--batch_size must lie between 1 and the 40"):
+        dataloader("folder", batch_size, 0, image_folder())
+
+
+def test_unknown_dataset():
+    with pytest.raises(UserError, match="SVHN.*CIFAR10"):
+        dataloader("SVHN")
+
+
+@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])
+def test_cifar_without_network(tmp_path, name):
+    """A closed port in place of the network: one sentence, which names the file and the way out."""
+    code = f"import data_loader; data_loader.dataloader({name!r}, root={str(tmp_path)!r})"
+    closed = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | closed, capture_output=True,
+                          text=True)
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith("errors.UserError") and "python.tar.gz" in message and "DIGITS" in message
+
+
+@pytest.mark.parametrize(("kind", "key"), [(datasets.CIFAR10, b"labels"), (datasets.CIFAR100, b"fine_labels")])
+def test_cifar_files(tmp_path, monkeypatch, kind, key):
+    """Files in CIFAR's format, 20 images each: what is in them arrives, and the MD5 sums are checked."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / kind.base_folder
+    folder.mkdir()
+    sums, stored = {}, {}
+    names = [name for name, _ in kind.train_list + kind.test_list]
+    for name in names:
+        pixels = rng.integers(0, 256, (20, 3072), dtype=np.uint8)
+        stored[name] = pixels, rng.integers(0, 10, 20).tolist()
+        (folder / name).write_bytes(pickle.dumps({key.decode(): stored[name][1], "data": pixels}))
+    classes = [f"class {i}" for i in range(10)]
+    (folder / kind.meta["filename"]).write_bytes(pickle.dumps({kind.meta["key"]: classes}))
+    for file in folder.iterdir():
+        sums[file.name] = datasets.utils.calculate_md5(file)
+    for part in ("train_list", "test_list"):
+        monkeypatch.setattr(kind, part, [[name, sums[name]] for name, _ in getattr(kind, part)])
+    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": sums[kind.meta["filename"]]})
+
+    train, test = dataloader(kind.__name__, 10, 0, tmp_path)
+    assert train.num_images == 20 * len(kind.train_list) and train.classes == classes
+    pixels, labels = stored[kind.test_list[0][0]]
+    assert test.images.numpy().transpose(0, 3, 1, 2).reshape(20, -1).tolist() == pixels.tolist()
+    assert test.labels.tolist() == labels
+
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    (folder / names[0]).write_bytes(b"changed")
+    with pytest.raises(UserError, match="MD5"):
+        dataloader(kind.__name__, 10, 0, tmp_path)
+
+
+def test_channel_statistics():
+    split = made_up(7).train
+    mean, std = data_loader.channel_statistics(split)
+    assert mean == pytest.approx((split.images / 255).mean((0, 1, 2)), abs=1e-4)
+    assert std == pytest.approx((split.images / 255).std((0, 1, 2)), abs=1e-4)

@@ -1,0 +1,145 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import engine
+
+
+def brute_force_hits(z, y, k):
+    """How many classes score higher than the label's, counted one by one; fewer than k is a hit."""
+    return sum(sum(other > row[label] for other in row) < k for row, label in zip(z, y, strict=True))
+
+
+@pytest.mark.parametrize("classes", [3, 10, 100])
+def test_hits(classes):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(50, 4, classes), torch.randint(classes, (50,))
+    found = engine.hits(logits, labels)
+    for r in range(4):
+        expected = [brute_force_hits(logits[:, r].tolist(), labels.tolist(), k) for k in (1, 5)]
+        assert found[r].tolist() == expected
+        assert found[r, 0] == (logits[:, r].argmax(-1) == labels).sum()
+
+
+def test_nan_is_a_miss():
+    logits = torch.full((4, 1, 10), float("nan"))
+    assert engine.hits(logits, torch.tensor([0, 1, 2, 3])).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("m", [2, 3, 8])
+def test_distance(m):
+    torch.manual_seed(0)
+    p = torch.softmax(torch.randn(6, m, 10, dtype=torch.float64), -1)
+    total = 0.0
+    for image in p.tolist():
+        pairs = [sum((x - y) ** 2 for x, y in zip(image[i], image[j], strict=True)) ** 0.5
+                 for i in range(m) for j in range(i)]
+        total += sum(pairs) / len(pairs)
+    assert engine.distance(p).item() == pytest.approx(total, rel=1e-12)
+
+
+class Fixed:
+    """A loader of 300 images in batches of 128, 128 and 44."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.logits, self.labels = torch.randn(300, 4, 10), torch.randint(10, (300,))
+
+    def __iter__(self):
+        return zip(self.logits.split(128), self.labels.split(128), strict=True)
+
+
+def test_evaluation_weighs_images_not_batches():
+    loader = Fixed()
+    loader.logits[-1, :, :] = 0
+    loader.logits[-44:, 0] = 10 * torch.nn.functional.one_hot(loader.labels[-44:], 10)  # the short batch is all right
+    method = engine.Method(["stu0", "stu1", "stu_", ""], None, lambda model, images: (images, {"extra": images[:, 0]}),
+                           best="stu_test_accTop1")
+    found = engine.evaluate(method, torch.nn.Identity(), loader)
+    for r, row in enumerate(method.rows):
+        z = loader.logits[:, r]
+        for k in (1, 5):
+            exact = 100 * brute_force_hits(z.tolist(), loader.labels.tolist(), k) / 300
+            assert found[f"{row}test_accTop{k}"] == pytest.approx(exact, rel=1e-14)
+        cross_entropy = torch.nn.functional.cross_entropy(z.double(), loader.labels).item()
+        assert found[f"{row}test_loss"] == pytest.approx(cross_entropy, rel=1e-5)
+    assert found["mean_test_accTop1"] == (found["stu0test_accTop1"] + found["stu1test_accTop1"]) / 2
+    p = torch.softmax(loader.logits.double(), -1)
+    assert found["dist"] == pytest.approx((p[:, 0] - p[:, 1]).norm(dim=-1).mean().item(), rel=1e-5)
+    assert found["extra"] == pytest.approx(loader.logits[:, 0].double().mean(0).tolist(), rel=1e-5)
+
+
+def test_schedule():
+    """lr 0.1, a tenth at zero-based epoch 150, a hundredth at 225."""
+    optimizer, scheduler = engine.sgd(torch.nn.Linear(2, 2), 0.1, 5e-4, [150, 225])
+    used = []
+    for _ in range(300):
+        used.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert [used[e] for e in (0, 149, 150, 224, 225, 299)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_sgd_is_nesterov_with_decay_on_everything():
+    """Against the update of Sutskever et al. as PyTorch states it: g += wd p; v = 0.9 v + g; p -= lr (g + 0.9 v)."""
+    model = torch.nn.BatchNorm1d(3).double()
+    optimizer, _ = engine.sgd(model, 0.1, 0.01, [10])
+    p, v = [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]
+    for step in range(3):
+        gradient = [1.0, -2.0, 0.5 * step]
+        model.weight.grad = torch.tensor(gradient, dtype=torch.float64)
+        optimizer.step()
+        for i in range(3):
+            g = gradient[i] + 0.01 * p[i]
+            v[i] = 0.9 * v[i] + g
+            p[i] -= 0.1 * (g + 0.9 * v[i])
+    assert model.weight.tolist() == pytest.approx(p, rel=1e-12)
+
+
+def test_no_step_reads_a_device_value():
+    """Nothing in a step asks for a number: aten::_local_scalar_dense is what waits for a GPU."""
+    import models
+    from losses import okddip_loss
+
+    model = models.OKDDip("resnet8", 10)
+    optimizer, _ = engine.sgd(model, 0.1, 5e-4, [10])
+
+    def objective(model, images, labels, weight):
+        peers, targets, leader = model(images)
+        return okddip_loss(peers, targets, leader, labels, weight), torch.cat([peers, leader.unsqueeze(1)], 1)
+
+    method = engine.Method(["stu0", "stu1", "stu2", "stu_"], objective, None, best="stu_test_accTop1")
+    tally, images, labels = engine.Tally(torch.device("cpu")), torch.randn(4, 3, 32, 32), torch.randint(10, (4,))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        engine.train_step(method, model, optimizer, images, labels, 0.5, tally)
+    seen = {event.key for event in profile.key_averages()}
+    assert "aten::convolution" in seen and "aten::_local_scalar_dense" not in seen
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        tally.sums["terms"][0].item()
+    assert "aten::_local_scalar_dense" in {event.key for event in profile.key_averages()}
+
+
+def test_figures_are_json():
+    means = {"hits": [[0.5, 1.0], [0.25, 0.75]], "terms": [1.0, 1.0, 0.0]}
+    named = engine.figures(means, ["stu0", ""], "train")
+    assert json.loads(json.dumps(named)) == {
+        "stu0train_accTop1": 50, "stu0train_accTop5": 100, "train_accTop1": 25, "train_accTop5": 75,
+        "mean_train_accTop1": 50, "mean_train_accTop5": 100}
+
+
+def test_progress_in_lines(caplog, monkeypatch):
+    """Not on a terminal: a line every log_every steps, with loss, accuracy, speed and remaining time."""
+    monkeypatch.setattr(engine.sys, "stderr", SimpleNamespace(isatty=lambda: False))
+    tally = engine.Tally(torch.device("cpu"))
+    caplog.set_level("INFO")
+    with engine.Progress("epoch 1/2", range(5), log_every=2, row=0) as progress:
+        for step in range(1, 6):
+            tally.add(8, terms=torch.tensor([16.0, 8.0, 8.0]), hits=torch.tensor([[4, 8]]))
+            progress.update(step, tally)
+    assert len(caplog.messages) == 2
+    for word in ("step 2/5", "loss 2.0000", "top-1 50.00 %", "images/s", "s left"):
+        assert word in caplog.messages[0]

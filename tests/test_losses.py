@@ -1,0 +1,143 @@
+"""Each objective against the formula of its paper, written out one number at a time in slow.py."""
+
+import pytest
+import slow
+import torch
+
+import losses
+
+B, C, T, ALPHA, W = 5, 7, 3.0, 0.7, 0.37
+
+
+def logits(*shape, seed=0):
+    return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+LABELS = torch.tensor([0, 6, 3, 3, 1])
+groups = pytest.mark.parametrize("m", [2, 3, 8])
+divergences = pytest.mark.parametrize("loss", ["KL", "CE"])
+
+
+def check(terms, true, group, weight):
+    """true, group: functions of one image's index, averaged over the batch here."""
+    expected_true = sum(true(b) for b in range(B)) / B
+    expected_group = sum(group(b) for b in range(B)) / B
+    assert terms.true.item() == pytest.approx(expected_true, rel=1e-12)
+    assert terms.group.item() == pytest.approx(expected_group, rel=1e-12, abs=1e-14)
+    assert terms.total.item() == pytest.approx(expected_true + weight * expected_group, rel=1e-12)
+
+
+@groups
+@divergences
+def test_okddip(m, loss):
+    peers, targets, leader = logits(B, m - 1, C), logits(B, m - 1, C, seed=1), logits(B, C, seed=2)
+    divergence = slow.DIVERGENCE[loss]
+    p, t, g, y = peers.tolist(), targets.tolist(), leader.tolist(), LABELS.tolist()
+    check(
+        losses.okddip_loss(peers, targets, leader, LABELS, W, T, ALPHA, loss),
+        lambda b: sum(slow.cross_entropy(z, y[b]) for z in p[b]) + slow.cross_entropy(g[b], y[b]),
+        lambda b: T**2 * (sum(divergence(t[b][a], p[b][a], T) for a in range(m - 1))
+                          + divergence(slow.mean(p[b]), g[b], T)),
+        ALPHA * W,
+    )
+
+
+@groups
+@divergences
+def test_one(m, loss):
+    branches, ensemble = logits(B, m, C), logits(B, C, seed=1)
+    z, e, y = branches.tolist(), ensemble.tolist(), LABELS.tolist()
+    check(
+        losses.one_loss(branches, ensemble, LABELS, W, T, ALPHA, loss),
+        lambda b: sum(slow.cross_entropy(z[b][i], y[b]) for i in range(m)) + slow.cross_entropy(e[b], y[b]),
+        lambda b: T**2 * sum(slow.DIVERGENCE[loss](e[b], z[b][i], T) for i in range(m)),
+        ALPHA * W,
+    )
+
+
+@groups
+@divergences
+def test_cl_ilr(m, loss):
+    branches, targets = logits(B, m, C), logits(B, m, C, seed=1)
+    z, t, y = branches.tolist(), targets.tolist(), LABELS.tolist()
+    check(
+        losses.cl_ilr_loss(branches, targets, LABELS, W, T, ALPHA, loss),
+        lambda b: sum(slow.cross_entropy(z[b][i], y[b]) for i in range(m)),
+        lambda b: T**2 * sum(slow.DIVERGENCE[loss](t[b][i], z[b][i], T) for i in range(m)),
+        ALPHA * W,
+    )
+
+
+@groups
+@divergences
+@pytest.mark.parametrize("pairwise", [False, True])
+def test_dml(m, loss, pairwise):
+    branches = logits(B, m, C)
+    z, y, divergence = branches.tolist(), LABELS.tolist(), slow.DIVERGENCE[loss]
+
+    def from_mean(b):
+        return sum(divergence(slow.mean(z[b][:i] + z[b][i + 1:]), z[b][i], T) for i in range(m))
+
+    def from_each(b):
+        return sum(divergence(z[b][j], z[b][i], T) for i in range(m) for j in range(m) if i != j) / (m - 1)
+
+    check(
+        losses.dml_loss(branches, LABELS, T, loss, pairwise),
+        lambda b: sum(slow.cross_entropy(z[b][i], y[b]) for i in range(m)),
+        lambda b: T**2 * (from_each if pairwise else from_mean)(b),
+        1.0,
+    )
+
+
+@divergences
+def test_kd(loss):
+    student, teacher = logits(B, C), logits(B, C, seed=1)
+    z, t, y = student.tolist(), teacher.tolist(), LABELS.tolist()
+    check(
+        losses.kd_loss(student, teacher, LABELS, T, ALPHA, loss),
+        lambda b: slow.cross_entropy(z[b], y[b]),
+        lambda b: T**2 * slow.DIVERGENCE[loss](t[b], z[b], T),
+        ALPHA,
+    )
+
+
+@groups
+def test_individual(m):
+    branches = logits(B, m, C)
+    z, y = branches.tolist(), LABELS.tolist()
+    check(
+        losses.individual_loss(branches, LABELS),
+        lambda b: sum(slow.cross_entropy(z[b][i], y[b]) for i in range(m)),
+        lambda b: 0.0,
+        1.0,
+    )
+
+
+def test_unknown_divergence():
+    with pytest.raises(ValueError, match="KL, CE"):
+        losses.kd_loss(logits(B, C), logits(B, C), LABELS, loss="MSE")
+
+
+def test_targets_are_not_detached():
+    targets, peers = logits(B, 3, C, seed=1).requires_grad_(), logits(B, 3, C).requires_grad_()
+    leader = logits(B, C, seed=2)
+    second_level = losses.distillation(peers.mean(1), leader, T)
+    assert torch.autograd.grad(second_level, peers)[0].abs().max() > 0
+    losses.okddip_loss(peers, targets, leader, LABELS, W, T).total.backward()
+    assert targets.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(("epoch", "weight"), [(0, 0.006737946999085467), (40, 0.2865047968601901), (80, 1), (299, 1)])
+def test_ramp_up(epoch, weight):
+    """exp(-5), exp(-5/4), 1, 1"""
+    assert losses.ramp_up(epoch, 300) == pytest.approx(weight, rel=1e-15)
+
+
+def test_ramp_up_starts_later():
+    """1 before a tenth of 300 epochs, then the ramp from its lowest point."""
+    found = [losses.ramp_up(epoch, 300, 0.1) for epoch in (0, 29, 30, 70, 110, 111)]
+    assert found == pytest.approx([1, 1, 0.006737946999085467, 0.2865047968601901, 1, 1], rel=1e-15)
+
+
+def test_no_ramp_up():
+    assert [losses.ramp_up(epoch, 300, length=0) for epoch in (0, 1, 299)] == [1, 1, 1]

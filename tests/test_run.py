@@ -1,0 +1,206 @@
+"""A run's folder and checkpoints, by the scripts themselves on the digits."""
+
+import json
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import models
+import run
+import train
+import train_GL
+import train_kd
+from errors import UserError
+
+TINY = ["--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "512", "--schedule", "3", "--device", "cpu"]
+
+
+def weights(folder, name="last.pth"):
+    return torch.load(folder / name, weights_only=True)["state_dict"]
+
+
+def lines(folder):
+    """The JSON lines without what depends on the clock."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k not in ("seconds", "images_per_second")} for record in records]
+
+
+def curve(folder, tag):
+    events = EventAccumulator(str(folder)).Reload()
+    return [(e.step, e.value) for e in events.Scalars(tag)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Three epochs of OKDDip in one go."""
+    root = tmp_path_factory.mktemp("finished")
+    train_GL.main([*TINY, "--num_epochs", "3", "--save_dir", str(root)])
+    return root / "DIGITS" / "OKDDip" / "resnet8"
+
+
+def test_files(finished):
+    assert {f.name for f in finished.iterdir() if "tfevents" not in f.name} == {*run.FILES, "B"}
+    assert weights(finished).keys() == models.OKDDip("resnet8", 10).state_dict().keys()
+
+
+def test_parameters(finished):
+    parameters = json.loads((finished / "parameters.json").read_text())
+    assert parameters["num_branches"] == 4 and parameters["milestones"] == [3] and parameters["method"] == "OKDDip"
+    assert parameters["classes"] == [str(i) for i in range(10)] and len(parameters["mean"]) == 3
+    assert parameters["environment"].keys() == {"revision", "python", "torch", "torchvision", "numpy", "device"}
+
+
+def test_json_lines(finished):
+    records = lines(finished)
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+    rows = ("stu0", "stu1", "stu2", "stu_", "", "mean_")
+    for record in records:
+        for phase in ("train", "test"):
+            assert all(0 <= record[f"{row}{phase}_accTop1"] <= record[f"{row}{phase}_accTop5"] <= 100 for row in rows)
+        images = record["stu_test_accTop1"] * 3.6
+        assert images == pytest.approx(round(images), abs=1e-9)  # of 360 images, each counted once
+        assert 0 <= record["dist"] <= 2**0.5
+        assert [sum(row) for row in record["attention"]] == pytest.approx([1] * 3)
+        assert record["train_loss"] == pytest.approx(
+            record["train_loss_true"] + record["weight"] * record["train_loss_group"], rel=1e-5)
+    assert [record["lr"] for record in records] == [0.1] * 3
+
+
+def test_best(finished):
+    best = json.loads((finished / "test_best_metrics.json").read_text())
+    top = max(record["stu_test_accTop1"] for record in lines(finished))
+    assert best["stu_test_accTop1"] == top
+    assert best["epoch"] == max(r["epoch"] for r in lines(finished) if r["stu_test_accTop1"] == top)
+    assert torch.load(finished / "best.pth", weights_only=True)["history"][-1] == best
+
+
+def test_curves(finished):
+    """Test/AccTop1 is the ensemble's, and the leader's in the sub-folder B."""
+    for folder, name in ((finished, "test_accTop1"), (finished / "B", "stu_test_accTop1")):
+        expected = [(record["epoch"], pytest.approx(record[name], rel=1e-6)) for record in lines(finished)]
+        assert curve(folder, "Test/AccTop1") == expected
+    assert len(curve(finished, "Dist")) == len(curve(finished, "Test/stu0AccTop1")) == 3
+
+
+def test_the_leader_is_a_plain_network(finished):
+    group, leader = models.OKDDip("resnet8", 10).eval(), models.create_model("resnet8", 10).eval()
+    group.load_state_dict(weights(finished))
+    leader.load_state_dict(group.student(-1).state_dict())
+    images = torch.randn(4, 3, 32, 32)
+    assert leader(images).allclose(group(images)[2], atol=1e-5)
+
+
+def test_twice_the_same(finished, tmp_path):
+    """Equal flags end in bitwise equal weights and figures, with any --num_workers."""
+    train_GL.main([*TINY, "--num_epochs", "3", "--save_dir", str(tmp_path), "--num_workers", "0"])
+    again = tmp_path / "DIGITS" / "OKDDip" / "resnet8"
+    assert lines(again) == lines(finished)
+    assert all(value.equal(weights(again)[name]) for name, value in weights(finished).items())
+
+
+def test_another_seed_is_another_run(finished, tmp_path):
+    train_GL.main([*TINY, "--num_epochs", "1", "--save_dir", str(tmp_path), "--seed", "1"])
+    assert lines(tmp_path / "DIGITS" / "OKDDip" / "resnet8")[0] != lines(finished)[0]
+
+
+def test_resume_continues_where_the_run_stopped(finished, tmp_path):
+    """One epoch, then two more: the weights, figures and curves of three in one go."""
+    train_GL.main([*TINY, "--num_epochs", "1", "--save_dir", str(tmp_path)])
+    folder = tmp_path / "DIGITS" / "OKDDip" / "resnet8"
+    train_GL.main([*TINY, "--num_epochs", "3", "--resume", str(folder)])
+    assert all(value.equal(weights(folder)[name]) for name, value in weights(finished).items())
+    assert lines(folder) == lines(finished)
+    assert curve(folder, "Test/AccTop1") == curve(finished, "Test/AccTop1")
+
+
+def test_raising_num_epochs_keeps_the_first_schedule(tmp_path):
+    flags = [f for f in TINY if f not in ("--schedule", "3")]
+    train.main([*flags, "--num_epochs", "2", "--save_dir", str(tmp_path)])
+    folder = tmp_path / "DIGITS" / "resnet8"
+    train.main([*flags, "--num_epochs", "3", "--resume", str(folder / "last.pth")])
+    assert [record["lr"] for record in lines(folder)] == pytest.approx([0.1, 0.01, 0.001])  # milestones 1 2, not 2 3
+
+
+@pytest.mark.parametrize(("flags", "said"), [(["--lr", "0.2"], "--lr 0.1 there, 0.2 here"),
+                                             (["--num_branches", "3"], "--num_branches 4 there, 3 here")])
+def test_resuming_with_other_flags_is_refused(finished, flags, said):
+    before = (finished / "last.pth").read_bytes()
+    with pytest.raises(UserError, match=said):
+        train_GL.main([*TINY, *flags, "--num_epochs", "4", "--resume", str(finished)])
+    with pytest.raises(UserError, match="--method OKDDip there"):
+        train.main([*TINY, "--num_epochs", "4", "--resume", str(finished)])
+    assert (finished / "last.pth").read_bytes() == before
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(tmp_path):
+    folder = tmp_path / "DIGITS" / "resnet8"
+    train.main([*TINY, "--num_epochs", "2", "--save_dir", str(tmp_path)])
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="--overwrite"):
+        train.main([*TINY, "--num_epochs", "1", "--save_dir", str(tmp_path)])
+    assert len(lines(folder)) == 2
+    train.main([*TINY, "--num_epochs", "1", "--save_dir", str(tmp_path), "--overwrite"])
+    assert len(lines(folder)) == 1 and (folder / "notes.txt").read_text() == "mine"
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+
+
+# --- teachers
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    root = tmp_path_factory.mktemp("teacher")
+    train.main([*TINY, "--num_epochs", "1", "--save_dir", str(root)])
+    return root / "DIGITS" / "resnet8"
+
+
+def test_a_teacher_is_a_run_a_file_or_a_checkpoint_of_the_authors(teacher, tmp_path):
+    network = models.create_model("resnet8", 10)
+    ours = weights(teacher, "best.pth")
+    authors = {"module." + name.split(".", 1)[1]: value for name, value in ours.items()}
+    torch.save({"state_dict": authors, "epoch": 300}, tmp_path / "authors.pth")
+    for path in (teacher, teacher / "last.pth", tmp_path / "authors.pth"):
+        for p in network.parameters():
+            torch.nn.init.zeros_(p)
+        run.load_weights(network, path)
+        assert all(value.equal(ours[name]) for name, value in network.state_dict().items())
+
+
+def bad_teacher(kind, teacher, tmp_path):
+    path = tmp_path / "teacher.pth"
+    if kind == "text":
+        path.write_text("not a checkpoint")
+    elif kind == "truncated":
+        path.write_bytes((teacher / "best.pth").read_bytes()[:20000])
+    elif kind == "a list":
+        torch.save([1, 2], path)
+    elif kind == "other classes":
+        torch.save({"state_dict": models.create_model("resnet8", 7).state_dict()}, path)
+    elif kind == "numbers":
+        torch.save({"state_dict": {"conv1.weight": 3}}, path)
+    return teacher if kind == "other network" else path
+
+
+@pytest.mark.parametrize(("kind", "said"), [
+    ("missing", "there is no checkpoint at"), ("text", "not a checkpoint"), ("truncated", "not a checkpoint"),
+    ("a list", "holds a list"), ("other classes", "does not fit.*head.fc"), ("numbers", "does not fit"),
+    ("other network", "resnet8 trained on DIGITS, which does not fit the resnet14")])
+def test_a_bad_teacher_is_named(kind, said, teacher, tmp_path):
+    path = bad_teacher(kind, teacher, tmp_path)
+    name = "resnet14" if kind == "other network" else "resnet8"
+    with pytest.raises(UserError, match=said):
+        train_kd.main([*TINY, "--num_epochs", "1", "--T_model", name, "--T_model_path", str(path),
+                       "--save_dir", str(tmp_path)])
+    assert not (tmp_path / "DIGITS").exists()
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return open, (str(tmp_path / "harm"), "w")
+
+    torch.save({"state_dict": Harm()}, tmp_path / "harmful.pth")
+    with pytest.raises(UserError, match="cannot be loaded safely|not a checkpoint"):
+        run.load_weights(models.create_model("resnet8", 10), tmp_path / "harmful.pth")
+    assert not (tmp_path / "harm").exists()
