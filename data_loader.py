@@ -1,15 +1,18 @@
-"""Datasets and their loaders: images live on the training device as one uint8 tensor, a batch is augmented at once.
+"""Datasets and their loaders.
 
     train_loader, test_loader = dataloader("CIFAR10", batch_size=128, num_workers=8, root="./Data")
     train_loader.set_epoch(0)
     for images, labels in train_loader: ...      # float32 [B, 3, 32, 32], normalised; int64 [B]
 
-Which images an epoch shows, in which order, cropped and flipped how: all of it follows from (seed, epoch).
+Cached: the images live on the training device as one uint8 tensor, and a batch is augmented at once. Streamed: worker
+processes read and augment them one at a time, with torchvision. Which images an epoch shows, in which order, cropped
+and flipped how: all of it follows from (seed, epoch), so both give the same batches, with any number of workers.
 """
 
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +20,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import datasets
+from torchvision.transforms import v2
 
 from errors import UserError
 
@@ -26,24 +31,38 @@ SHIFTS = 2 * PADDING + 1  # a crop of the padded image starts at one of 9 rows a
 
 
 class Split(NamedTuple):
-    """images: uint8 [N, 32, 32, 3]; labels: int64 [N]."""
+    """images: uint8 [N, 32, 32, 3], or the paths of N files; labels: int64 [N]."""
 
     images: np.ndarray
     labels: np.ndarray
 
+    @property
+    def in_files(self) -> bool:
+        return self.images.dtype.kind == "S"
+
+    def take(self, rows: np.ndarray) -> "Split":
+        return Split(self.images[rows], self.labels[rows])
+
 
 class Data(NamedTuple):
-    """A dataset in memory. mean, std: of each channel, for pixels in 0..1. flip: mirroring keeps the class."""
+    """A dataset. mean, std: of each channel, for pixels in 0..1; none: to be measured on the training images.
+
+    flip: mirroring keeps the class. large: 224x224, prepared as ImageNet is, and always streamed.
+    """
 
     train: Split
     test: Split
     classes: list[str]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     flip: bool = True
+    large: bool = False
 
 
-def cifar(kind: type[datasets.CIFAR10], mean: tuple, std: tuple, root: str, num_workers: int) -> Data:
+# --- datasets -------------------------------------------------------------------------------------------------------
+
+
+def cifar(kind: type[datasets.CIFAR10], mean: tuple, std: tuple, root: str) -> Data:
     """CIFAR-10 or -100 through torchvision, which downloads it where it is absent and checks the MD5 sums."""
     try:
         splits = [kind(root, train=train, download=True) for train in (True, False)]
@@ -56,15 +75,15 @@ def cifar(kind: type[datasets.CIFAR10], mean: tuple, std: tuple, root: str, num_
     return Data(train, test, splits[0].classes, mean, std)
 
 
-def cifar10(root: str, num_workers: int) -> Data:
-    return cifar(datasets.CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), root, num_workers)
+def cifar10(root: str) -> Data:
+    return cifar(datasets.CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), root)
 
 
-def cifar100(root: str, num_workers: int) -> Data:
-    return cifar(datasets.CIFAR100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), root, num_workers)
+def cifar100(root: str) -> Data:
+    return cifar(datasets.CIFAR100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), root)
 
 
-def digits(root: str, num_workers: int) -> Data:
+def digits(root: str) -> Data:
     """scikit-learn's 1,797 handwritten digits, 8x8 grey levels 0..16 -> 32x32 RGB; 360 of them, stratified, to test.
 
     They come with scikit-learn, so that every command of this project runs where there is no network.
@@ -76,23 +95,31 @@ def digits(root: str, num_workers: int) -> Data:
     grey = np.round(bunch.images * (255 / 16)).astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)
     images, labels = np.stack([grey] * 3, axis=-1), bunch.target.astype(np.int64)
     x_train, x_test, y_train, y_test = train_test_split(images, labels, test_size=360, random_state=0, stratify=labels)
-    train = Split(x_train, y_train)
-    return Data(train, Split(x_test, y_test), [str(i) for i in range(10)], *channel_statistics(train), flip=False)
+    return Data(Split(x_train, y_train), Split(x_test, y_test), [str(i) for i in range(10)], flip=False)
 
 
-def folder(root: str, num_workers: int) -> Data:
+def folder(root: str) -> Data:
     """Any <root>/train/<class>/* with test/ or val/ beside it, resized to 32x32."""
+    return Data(*class_folders(root, "folder", ("test", "val")))
+
+
+def imagenet(root: str) -> Data:
+    """<root>/train/<class>/* and <root>/val/<class>/*, as ILSVRC2012 is usually unpacked."""
+    return Data(*class_folders(root, "imagenet", ("val",)), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), large=True)
+
+
+def class_folders(root: str, name: str, test_names: tuple[str, ...]) -> tuple[Split, Split, list[str]]:
+    """-> the files of <root>/train and of the first of ``test_names`` that is there, and their classes' names."""
     train_dir = Path(root, "train")
-    test_dir = next((Path(root, name) for name in ("test", "val") if Path(root, name).is_dir()), Path(root, "test"))
+    test_dir = next((Path(root, n) for n in test_names if Path(root, n).is_dir()), Path(root, test_names[0]))
     for directory in (train_dir, test_dir):
         if not directory.is_dir():
-            raise UserError(
-                f"{directory} does not exist: --dataset folder needs a --data_dir with train/<class>/* and "
-                "test/<class>/* (or val/<class>/*) below it; --dataset DIGITS needs no files"
-            )
+            needed = " or ".join(f"{n}/<class>/*" for n in test_names)
+            raise UserError(f"{directory} does not exist: --dataset {name} needs a --data_dir with train/<class>/* and "
+                            f"{needed} below it; --dataset DIGITS needs no files")
     try:
         found = [datasets.ImageFolder(directory) for directory in (train_dir, test_dir)]
-    except (FileNotFoundError, OSError) as error:
+    except OSError as error:
         raise UserError(f"{root}: {error}") from error
     train_classes, test_classes = (f.classes for f in found)
     if train_classes != test_classes:
@@ -100,70 +127,110 @@ def folder(root: str, num_workers: int) -> Data:
         raise UserError(f"{train_dir} and {test_dir} must hold the same classes; only one of them has {differing}")
     if len(train_classes) < 2:
         raise UserError(f"{train_dir} holds one class, {train_classes[0]}: classification needs at least two")
-    train, test = (decode_all(f.samples, num_workers) for f in found)
-    return Data(train, test, train_classes, *channel_statistics(train))
+    # Paths as bytes of one array: workers share its memory, whereas each would soon have its own copy of a list.
+    train, test = (Split(np.array([os.fsencode(path) for path, _ in f.samples]), np.array(f.targets, dtype=np.int64))
+                   for f in found)
+    return train, test, train_classes
 
 
-def decode_all(samples: list[tuple[str, int]], num_workers: int) -> Split:
-    paths, labels = zip(*samples, strict=True)
-    with ThreadPoolExecutor(max(1, min(num_workers, os.cpu_count() or 1))) as pool:
+DATASETS: dict[str, Callable[[str], Data]] = {
+    "CIFAR10": cifar10,
+    "CIFAR100": cifar100,
+    "DIGITS": digits,
+    "folder": folder,
+    "imagenet": imagenet,
+}
+
+
+def hold_out(split: Split, size: int, seed: int) -> tuple[Split, Split]:
+    """-> the split without ``size`` of its images, and these: each class in proportion, drawn by the seed alone."""
+    from sklearn.model_selection import train_test_split
+
+    n, classes = len(split.labels), len(np.unique(split.labels))
+    if not classes <= size < n:
+        raise UserError(f"--val_size must lie between the {classes} classes and the {n} training images, not {size}")
+    try:
+        rows = train_test_split(np.arange(n), test_size=size, random_state=seed % 2**32, stratify=split.labels)
+    except ValueError as error:  # a class with too few images
+        raise UserError(f"--val_size {size} cannot be held out in proportion to the classes: {error}") from error
+    rest, held_out = (split.take(np.sort(r)) for r in rows)
+    return rest, held_out
+
+
+# --- reading files ----------------------------------------------------------------------------------------------------
+
+
+def read(path: bytes) -> Image.Image:
+    """An image file -> RGB image; UserError naming it where it does not decode."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # a broken file makes Pillow raise whatever its decoders come upon
+        reason = " ".join(str(error).split())
+        raise UserError(f"{os.fsdecode(path)} does not decode as an image: {reason}") from error
+
+
+def decode(path: bytes) -> np.ndarray:
+    """An image file -> uint8 [32, 32, 3]."""
+    return np.array(read(path).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+
+def in_blocks(split: Split, num_workers: int, function: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+    """function of each block of 256 images, as uint8 [256, 32, 32, 3], in ``num_workers`` threads.
+
+    In blocks, so that a split in files need not fit in memory to be measured.
+    """
+    def work(block: np.ndarray) -> np.ndarray:
+        return function(np.stack([decode(path) for path in block]) if split.in_files else block)
+
+    with ThreadPoolExecutor(max(1, at_most_all_cores(num_workers))) as pool:
         try:
-            images = np.stack(list(pool.map(decode, paths, chunksize=64)))
+            return list(pool.map(work, np.split(split.images, range(256, len(split.images), 256))))
         except UserError:
             pool.shutdown(cancel_futures=True)
             raise
-    return Split(images, np.array(labels, dtype=np.int64))
 
 
-def decode(path: str) -> np.ndarray:
-    """An image file -> uint8 [32, 32, 3]; UserError naming it where it does not decode."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} does not decode as an image: {error}") from error
+def at_most_all_cores(num_workers: int) -> int:
+    return min(num_workers, os.cpu_count() or 1)
 
 
-def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def in_memory(split: Split, num_workers: int) -> Split:
+    if not split.in_files:
+        return split
+    return Split(np.concatenate(in_blocks(split, num_workers, np.asarray)), split.labels)
+
+
+def channel_statistics(split: Split, num_workers: int = 0) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, exactly, from the counts of the 256 levels."""
-    levels = np.arange(256) / 255
-    counts = np.stack([np.bincount(split.images[..., c].reshape(-1), minlength=256) for c in range(3)])
+    def count(block: np.ndarray) -> np.ndarray:
+        return np.stack([np.bincount(block[..., c].reshape(-1), minlength=256) for c in range(3)])
+
+    levels, counts = np.arange(256) / 255, sum(in_blocks(split, num_workers, count))
     share = counts / counts.sum(1, keepdims=True)
     mean = share @ levels
     std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1)).clip(1 / 255)  # a constant channel stays finite
     return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())
 
 
-DATASETS: dict[str, Callable[[str, int], Data]] = {
-    "CIFAR10": cifar10,
-    "CIFAR100": cifar100,
-    "DIGITS": digits,
-    "folder": folder,
-}
+# --- loaders ----------------------------------------------------------------------------------------------------------
 
 
 class Loader:
-    """Batches of one split, which lives on ``device``.
+    """Batches of one split: ``Cached`` or ``Streamed``.
 
     augment: draw a permutation, crops and flips anew for each epoch; without, the images pass in order as they are.
+    held_out: the loader of the images that are held out of these (--val_size), if any.
     """
 
     def __init__(self, split: Split, data: Data, batch_size: int, device: torch.device, seed: int = 0,
                  augment: bool = False):
-        self.classes, self.num_classes = data.classes, len(data.classes)
+        self.classes, self.num_classes, self.num_images = data.classes, len(data.classes), len(split.labels)
         self.mean, self.std = data.mean, data.std
         self.batch_size, self.device, self.seed, self.epoch = batch_size, device, seed, 0
-        self.augment, self.flip = augment, data.flip
-        images = torch.from_numpy(np.ascontiguousarray(split.images))
-        if augment:
-            images = pad(images)
-        self.images = images.to(device)
-        self.labels = torch.from_numpy(split.labels).to(device)
+        self.augment, self.flip, self.large = augment, data.flip, data.large
         self.normalise = Normalise(data.mean, data.std, device)
-
-    @property
-    def num_images(self) -> int:
-        return len(self.labels)
+        self.held_out: Loader | None = None
 
     def bounds(self) -> list[tuple[int, int]]:
         """First and last image of each batch; a training batch of one joins the batch before (BatchNorm needs two)."""
@@ -178,15 +245,18 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def draws(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The epoch's permutation, first rows and columns of the crops, and flips: each [N], drawn on the CPU.
+    def draws(self) -> tuple[Tensor, ...]:
+        """The epoch's permutation, then what the image at each place of it is augmented with: each [N].
 
-        On the CPU, so that every device sees the same images.
+        32x32: first row and column of the crop, and whether to flip. Large: a seed for torchvision's own draws.
+        Drawn on the CPU, so that every device sees the same images.
         """
         state = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0]))
         n = self.num_images
         order = torch.randperm(n, generator=generator)
+        if self.large:
+            return order, torch.randint(2**63 - 1, (n,), generator=generator)
         top, left = torch.randint(SHIFTS, (2, n), generator=generator)
         flips = torch.rand(n, generator=generator) < 0.5 if self.flip else torch.zeros(n, dtype=torch.bool)
         return order, top, left, flips
@@ -195,7 +265,20 @@ class Loader:
         return self.batches()
 
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The epoch's batches from the ``first`` on: images float32 [B, 3, 32, 32] (channels_last), labels [B]."""
+        """The epoch's batches from the ``first`` on: images float32 [B, 3, H, W] (channels_last), labels [B]."""
+        raise NotImplementedError
+
+
+class Cached(Loader):
+    """The split lives on the device as one uint8 tensor."""
+
+    def __init__(self, split: Split, *args, **kwargs):
+        super().__init__(split, *args, **kwargs)
+        images = torch.from_numpy(np.ascontiguousarray(split.images))
+        self.images = (pad(images) if self.augment else images).to(self.device)
+        self.labels = torch.from_numpy(split.labels).to(self.device)
+
+    def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         bounds = self.bounds()[first:]
         if not self.augment:
             for a, b in bounds:
@@ -205,6 +288,89 @@ class Loader:
         for a, b in bounds:
             images = crop_and_flip(self.images, order[a:b], top[a:b], left[a:b], flips[a:b])
             yield self.normalise(images), self.labels[order[a:b]]
+
+
+class Streamed(Loader):
+    """Each image is read and augmented when its turn comes, in ``num_workers`` processes (0: in this one).
+
+    A batch travels as uint8, a quarter of the bytes, and is normalised on the device, as a cached one is. UserError
+    where a file does not decode. One pass at a time: starting another ends the one before.
+    """
+
+    def __init__(self, split: Split, *args, num_workers: int = 0, **kwargs):
+        super().__init__(split, *args, **kwargs)
+        self.sampler, workers = Sampler(), at_most_all_cores(num_workers)
+        # batch_size None: the items that DataLoader loads are whole batches. The generator is for a number that it
+        # draws and nobody needs here: drawn from torch's own one, it would change what the training draws.
+        self.loader = DataLoader(
+            Batches(split, prepare_large if self.large else prepare), batch_size=None, sampler=self.sampler,
+            num_workers=workers, persistent_workers=workers > 0, pin_memory=self.device.type == "cuda",
+            generator=torch.Generator())
+
+    def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        self.sampler.draws = self.draws() if self.augment else (torch.arange(self.num_images),)
+        self.sampler.bounds = self.bounds()[first:]
+        for batch in self.loader:
+            if isinstance(batch, str):
+                raise UserError(batch)
+            images, labels = (t.to(self.device, non_blocking=True) for t in batch)
+            yield self.normalise(images), labels
+
+
+class Sampler:
+    """The batches of an epoch, each as the list of its images' (index, what it is augmented with...).
+
+    The draws go to the workers with the index, so a worker needs to know neither the epoch nor its own number.
+    """
+
+    draws: tuple[Tensor, ...]
+    bounds: list[tuple[int, int]]
+
+    def __iter__(self) -> Iterator[list[tuple]]:
+        for a, b in self.bounds:
+            yield list(zip(*(t[a:b].tolist() for t in self.draws), strict=True))
+
+
+class Batches(Dataset):
+    """What a worker does: a batch's keys from the sampler -> images uint8 [B, H, W, 3], labels int64 [B].
+
+    A UserError's text is handed over in their place: raised here, DataLoader would put a traceback into it.
+    """
+
+    def __init__(self, split: Split, prepare: Callable[..., Tensor]):
+        self.split, self.prepare = split, prepare
+
+    def __getitem__(self, keys: list[tuple]) -> tuple[Tensor, Tensor] | str:
+        try:
+            return default_collate([(self.prepare(self.split.images[index], *draws), self.split.labels[index])
+                                    for index, *draws in keys])
+        except UserError as error:
+            return str(error)
+
+
+# --- augmentation -----------------------------------------------------------------------------------------------------
+
+
+def prepare(image: np.ndarray | bytes, top: int = PADDING, left: int = PADDING, flip: bool = False) -> Tensor:
+    """uint8 [32, 32, 3] or the path of a file -> padded, cropped and mirrored (default: as it is), the same shape."""
+    pixels = torch.from_numpy(decode(image) if isinstance(image, bytes) else image)
+    x = v2.functional.pad(pixels.permute(2, 0, 1), [PADDING])
+    x = v2.functional.crop(x, top, left, SIZE, SIZE)
+    return (v2.functional.horizontal_flip(x) if flip else x).permute(1, 2, 0)
+
+
+LARGE_TRAIN = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+LARGE_TEST = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
+
+
+def prepare_large(path: bytes, seed: int | None = None) -> Tensor:
+    """An image file -> uint8 [224, 224, 3]: a random part of it, mirrored or not; without a seed, its middle."""
+    image = read(path)
+    if seed is None:
+        return LARGE_TEST(image).permute(1, 2, 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs, too
+        return LARGE_TRAIN(image).permute(1, 2, 0)
 
 
 def pad(images: Tensor) -> Tensor:
@@ -240,18 +406,33 @@ class Normalise:
         return x.div_(255).sub_(self.mean).div_(self.std)
 
 
-def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root: str = "./Data", *, seed: int = 0,
-               device: str | torch.device = "cpu") -> tuple[Loader, Loader]:
-    """-> train_loader, test_loader of CIFAR10, CIFAR100, DIGITS or folder (any <root>/{train,test}/<class>/*).
+# --- the way in -------------------------------------------------------------------------------------------------------
 
-    num_workers: threads that decode image files. UserError, in one sentence, where the data cannot be had.
+
+def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root: str = "./Data", *, seed: int = 0,
+               device: str | torch.device = "cpu", cache: bool = True, val_size: int = 0) -> tuple[Loader, Loader]:
+    """-> train_loader, test_loader of one of DATASETS.
+
+    num_workers: threads that decode image files or, where images are streamed, processes.
+    cache: keep all images on the device; without, and for imagenet always, they are streamed.
+    val_size: training images to hold out, stratified; train_loader.held_out passes them as they are (0: it is None).
+    UserError, in one sentence, where the data cannot be had or a number does not fit it.
     """
     if data_name not in DATASETS:
         raise UserError(f"unknown dataset {data_name!r}; known are {', '.join(DATASETS)}")
-    data = DATASETS[data_name](root, num_workers)
-    if not 1 <= batch_size <= len(data.train.labels):
-        raise UserError(f"--batch_size must lie between 1 and the {len(data.train.labels)} training images of "
+    data, device = DATASETS[data_name](root), torch.device(device)
+    cache = cache and not data.large
+    if cache:
+        data = data._replace(train=in_memory(data.train, num_workers), test=in_memory(data.test, num_workers))
+    if not data.mean:  # on all training images, so that a network's constants do not depend on --val_size
+        mean, std = channel_statistics(data.train, num_workers)
+        data = data._replace(mean=mean, std=std)
+    train, held_out = hold_out(data.train, val_size, seed) if val_size else (data.train, None)
+    if not 1 <= batch_size <= len(train.labels):
+        raise UserError(f"--batch_size must lie between 1 and the {len(train.labels)} training images of "
                         f"{data_name}, not {batch_size}")
-    device = torch.device(device)
-    train = Loader(data.train, data, batch_size, device, seed, augment=True)
-    return train, Loader(data.test, data, batch_size, device)
+    kind = Cached if cache else partial(Streamed, num_workers=num_workers)
+    train_loader = kind(train, data, batch_size, device, seed, augment=True)
+    if held_out:
+        train_loader.held_out = kind(held_out, data, batch_size, device)
+    return train_loader, kind(data.test, data, batch_size, device)

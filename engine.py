@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,11 @@ from tqdm import tqdm
 
 from data_loader import Loader
 from losses import Terms
+from models import count_batches
 from run import Run, log
+
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+NO_AUTOCAST = nullcontext()
 
 
 class Method(NamedTuple):
@@ -28,7 +33,7 @@ class Method(NamedTuple):
     predict(model, images) -> logits of the rows [B, R, C], and per-image tensors whose mean over the test images is
         reported under their names.
     weight(epoch): w(e).
-    best: the figure that chooses the best epoch.
+    best: the test figure that chooses the best epoch; where images are held out (--val_size), the same of those.
     """
 
     rows: list[str]
@@ -102,39 +107,72 @@ def student_rows(rows: list[str]) -> list[int]:
 # --- one epoch ------------------------------------------------------------------------------------------------------
 
 
-def train_step(method: Method, model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor,
-               weight: float, tally: Tally) -> None:
-    """One step of SGD on one batch, its loss and hits added to the tally."""
-    terms, logits = method.objective(model, images, labels, weight)
-    optimizer.zero_grad(set_to_none=True)
-    terms.total.backward()
-    optimizer.step()
-    with torch.no_grad():
-        tally.add(len(labels), terms=torch.stack(terms) * len(labels), hits=hits(logits, labels))
+class Trainer:
+    """What a step works with: model, objective, optimizer, schedule, and how they compute.
+
+    amp: "bf16" or "fp16", the precision of the networks (losses stay in float32; fp16 scales its gradients).
+    compiled: trace the objective with torch.compile, on CUDA into CUDA graphs.
+    """
+
+    def __init__(self, model: nn.Module, method: Method, lr: float, wd: float, milestones: list[int],
+                 device: torch.device, amp: str = "off", compiled: bool = False):
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self.device, self.compiled = device, compiled
+        self.optimizer, self.scheduler = sgd(self.model, lr, wd, milestones)
+        self.precision = {"dtype": AMP.get(amp), "enabled": amp in AMP}
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+        mode = "reduce-overhead" if device.type == "cuda" else "default"
+        self.objective = torch.compile(method.objective, mode=mode) if compiled else method.objective
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, **self.precision)
+
+    def step(self, images: Tensor, labels: Tensor, weight: float | Tensor, tally: Tally) -> None:
+        """One step of SGD on one batch, its loss and hits added to the tally. The host reads nothing."""
+        with self.autocast():
+            terms, logits = self.objective(self.model, images, labels, weight)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(terms.total).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        with torch.no_grad():
+            tally.add(len(labels), terms=torch.stack(terms) * len(labels), hits=hits(logits, labels))
 
 
-def train_epoch(method: Method, model: nn.Module, optimizer: torch.optim.Optimizer, loader: Loader, weight: float,
+def sgd(model: nn.Module, lr: float, wd: float, milestones: list[int]):
+    """-> optimizer, scheduler: Nesterov momentum 0.9, weight decay on every parameter, and a learning rate that is a
+    tenth from each zero-based epoch in ``milestones`` on; scheduler.step() ends an epoch."""
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=wd, fused=True)
+    return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+
+
+def train_epoch(trainer: Trainer, rows: list[str], loader: Loader, weight: float,
                 progress: "Progress") -> dict[str, float]:
-    model.train()
+    trainer.model.train()
     tally = Tally(loader.device)
+    if trainer.compiled:  # as a number it would be a constant of the traced code, which every epoch would trace anew
+        weight = torch.tensor(weight, device=loader.device)
     for step, (images, labels) in enumerate(loader, start=1):
-        train_step(method, model, optimizer, images, labels, weight, tally)
+        trainer.step(images, labels, weight, tally)
         progress.update(step, tally)
+    count_batches(trainer.model, len(loader))
     means = tally.means()
     total, true, group = means["terms"]
-    named = figures(means, method.rows, "train")
+    named = figures(means, rows, "train")
     return {"train_loss": total, "train_loss_true": true, "train_loss_group": group, **named}
 
 
 @torch.inference_mode()
-def evaluate(method: Method, model: nn.Module, loader: Loader, phase: str = "test") -> dict[str, float]:
+def evaluate(method: Method, model: nn.Module, loader: Loader, phase: str = "test",
+             autocast: torch.autocast | nullcontext = NO_AUTOCAST) -> dict[str, float]:
     """Figures over all images of a loader, each image weighing the same: top-1/5 and cross-entropy of each row,
     ``dist`` over the pairs of students, and whatever else the method's ``predict`` reports."""
     model.eval()
     students = student_rows(method.rows)
     tally = Tally(loader.device)
     for images, labels in loader:
-        logits, extras = method.predict(model, images)  # [B, R, C]
+        with autocast:
+            logits, extras = method.predict(model, images)  # [B, R, C]
         log_p = F.log_softmax(logits.float(), dim=-1)
         own = log_p.gather(-1, labels.view(-1, 1, 1).expand(-1, len(method.rows), 1)).squeeze(-1)  # [B, R]
         sums = {"hits": hits(logits, labels), "cross_entropy": -own.sum(0)}
@@ -179,19 +217,11 @@ class Progress:
 # --- a training ---------------------------------------------------------------------------------------------------
 
 
-def sgd(model: nn.Module, lr: float, wd: float, milestones: list[int]):
-    """-> optimizer, scheduler: Nesterov momentum 0.9, weight decay on every parameter, and a learning rate that is a
-    tenth from each zero-based epoch in ``milestones`` on; scheduler.step() ends an epoch."""
-    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=wd)
-    return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
-
-
 def fit(run: Run, model: nn.Module, method: Method) -> dict:
     """Train ``model`` to the end of the run, from where its checkpoint stopped if there is one; -> the best record."""
     args, device, milestones = run.args, run.device, run.milestones()
-    model.to(device, memory_format=torch.channels_last)
-    optimizer, scheduler = sgd(model, args.lr, args.wd, milestones)
-    run.open(model, optimizer, scheduler, method.best, two_levels="stu_" in method.rows)
+    trainer = Trainer(model, method, args.lr, args.wd, milestones, device, args.amp, args.compile)
+    run.open(trainer, method.best, two_levels="stu_" in method.rows)
     log.info(f"{run.folder}: {args.model} on {args.dataset}, {run.train_loader.num_images} training and "
              f"{run.test_loader.num_images} test images, {run.parameters['weights']:,} weights, on {device}")
     log.info(f"learning rate {args.lr:g}, a tenth from each of the zero-based epochs {milestones} on, "
@@ -199,20 +229,21 @@ def fit(run: Run, model: nn.Module, method: Method) -> dict:
     for epoch in range(len(run.history), args.num_epochs):
         run.train_loader.set_epoch(epoch)
         weight, start = method.weight(epoch), time.perf_counter()
-        record = {"epoch": epoch + 1, "lr": scheduler.get_last_lr()[0], "weight": weight}
+        record = {"epoch": epoch + 1, "lr": trainer.scheduler.get_last_lr()[0], "weight": weight}
         title = f"epoch {epoch + 1}/{args.num_epochs}"
         with Progress(title, run.train_loader, args.log_every, method.rows.index(row_of(method.best))) as progress:
-            record |= train_epoch(method, model, optimizer, run.train_loader, weight, progress)
+            record |= train_epoch(trainer, method.rows, run.train_loader, weight, progress)
         seconds = time.perf_counter() - start
         record["images_per_second"] = run.train_loader.num_images / seconds
-        record |= evaluate(method, model, run.test_loader)
+        for phase, loader in run.evaluated():
+            record |= evaluate(method, model, loader, phase, trainer.autocast())
         record["seconds"] = time.perf_counter() - start
-        scheduler.step()
+        trainer.scheduler.step()
         run.record(record)
         log.info(f"{title}  {summary_line(record, method)}")
-    best = run.best()
-    log.info(f"done: best epoch {best['epoch']} by {method.best}, last epoch {run.history[-1]['epoch']}\n"
-             f"{table(method, best, run.history[-1])}")
+    best, last = run.finish()
+    log.info(f"done: best epoch {best['epoch']} by {run.best_figure}, last epoch {last['epoch']}\n"
+             f"{table(method, best, last)}")
     run.close()
     return best
 

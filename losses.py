@@ -18,7 +18,7 @@ DISTILLATION = ("KL", "CE")
 
 
 class Terms(NamedTuple):
-    """An objective and what it is made of, each a scalar tensor: total = true + alpha * weight * group."""
+    """An objective and what it is made of, each a scalar tensor: total = true + alpha * weight * group (+ teacher)."""
 
     total: Tensor
     true: Tensor
@@ -36,8 +36,14 @@ def ramp_up(epoch: int, num_epochs: int, start_consistency: float = 0.0, length:
     return math.exp(-5 * (1 - min(x, length) / length) ** 2)
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """float32 in place of half precision (--amp), whose few digits would be lost in a sum of exponentials."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def true_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy with the labels, summed over students: logits [B, m, C] or [B, C], labels [B] -> scalar."""
+    logits = full_precision(logits)
     if logits.dim() == 2:
         return F.cross_entropy(logits, labels)
     m = logits.shape[1]
@@ -49,8 +55,8 @@ def distillation(target: Tensor, logits: Tensor, temperature: float, loss: str =
 
     target, logits: [B, C] or [B, m, C] -> scalar. ValueError where ``loss`` is neither KL nor CE.
     """
-    log_p = F.log_softmax(target / temperature, dim=-1)
-    log_q = F.log_softmax(logits / temperature, dim=-1)
+    log_p = F.log_softmax(full_precision(target) / temperature, dim=-1)
+    log_q = F.log_softmax(full_precision(logits) / temperature, dim=-1)
     if loss == "KL":
         per_class = log_p.exp() * (log_p - log_q)
     elif loss == "CE":
@@ -60,19 +66,27 @@ def distillation(target: Tensor, logits: Tensor, temperature: float, loss: str =
     return per_class.sum() * (temperature**2 / logits.shape[0])
 
 
-def okddip_loss(peers: Tensor, targets: Tensor, leader: Tensor, labels: Tensor, weight: float | Tensor = 1.0,
-                temperature: float = 3.0, alpha: float = 1.0, loss: str = "KL") -> Terms:
-    """OKDDip (paper, eq. 7-9): peers, targets [B, m-1, C], leader [B, C], labels [B]; weight: w(e).
+def okddip_loss(peers: Tensor, targets: Tensor, leader: Tensor | None, labels: Tensor, weight: float | Tensor = 1.0,
+                temperature: float = 3.0, alpha: float = 1.0, loss: str = "KL", teacher: Tensor | None = None) -> Terms:
+    """OKDDip (paper, section 3.3): peers, targets [B, m-1, C], leader [B, C], labels [B]; weight: w(e).
 
     L_true  = sum_a CE(z_a, y) + CE(z_leader, y)
     L_group = sum_a T^2 KL(t_a || z_a) + T^2 KL(mean_a z_a || z_leader)
     L       = L_true + alpha w(e) L_group
+
+    leader None: without the second level, the terms of the peers alone. teacher [B, C]: a pre-trained network besides
+    (Table 6), L + alpha sum over peers and leader of T^2 KL(teacher || z), without ramp-up.
     """
-    students = torch.cat([peers, leader.unsqueeze(1)], 1)  # [B, m, C]
-    taught_by = torch.cat([targets, peers.mean(1, keepdim=True)], 1)  # first level: t_a; second: the peers' mean
+    students, taught_by = peers, targets  # first level: each peer from its own mixture
+    if leader is not None:  # second level: the leader from the peers' mean
+        students = torch.cat([peers, leader.unsqueeze(1)], 1)  # [B, m, C]
+        taught_by = torch.cat([targets, peers.mean(1, keepdim=True)], 1)
     L_true = true_loss(students, labels)
     L_group = distillation(taught_by, students, temperature, loss)
-    return Terms(L_true + alpha * weight * L_group, L_true, L_group)
+    total = L_true + alpha * weight * L_group
+    if teacher is not None:
+        total = total + alpha * distillation(teacher.unsqueeze(1), students, temperature, loss)
+    return Terms(total, L_true, L_group)
 
 
 def one_loss(branches: Tensor, ensemble: Tensor, labels: Tensor, weight: float | Tensor = 1.0,

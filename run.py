@@ -9,24 +9,26 @@ import random
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_loader import dataloader
+from data_loader import Loader, dataloader
 from errors import UserError
-from models import load_official_state_dict
-from utils import environment, pick_device, run_folder, seed_everything
+from models import create_model, load_official_state_dict
+from utils import environment, pick_device, run_folder, seed_everything, set_precision
 
 log = logging.getLogger("okddip")
 
 FORMAT = 1  # of a checkpoint
 # Flags that may differ between a run and its continuation: none of them changes what is computed.
-FREE_FLAGS = {"resume", "overwrite", "save_dir", "data_dir", "num_workers", "gpu_id", "device", "log_every",
-              "num_epochs", "version", "T_model_path"}
-FILES = ("train.log", "last.pth", "best.pth", "metrics.jsonl", "test_best_metrics.json", "parameters.json")
+FREE_FLAGS = {"resume", "overwrite", "save_dir", "data_dir", "cache", "num_workers", "gpu_id", "device",
+              "log_every", "num_epochs", "version", "T_model_path"}
+FILES = ("train.log", "last.pth", "best.pth", "metrics.jsonl", "test_best_metrics.json", "summary.json",
+         "parameters.json")
 
 
 class Run:
@@ -45,8 +47,10 @@ class Run:
         # the schedule and the ramp-up are those of the first start, also where --num_epochs was raised later
         self.recipe = self.checkpoint["recipe"] if self.checkpoint else {"num_epochs": args.num_epochs}
         self.train_loader, self.test_loader = dataloader(
-            args.dataset, args.batch_size, args.num_workers, args.data_dir, seed=args.seed, device=self.device)
+            args.dataset, args.batch_size, args.num_workers, args.data_dir, seed=args.seed, device=self.device,
+            cache=args.cache == "on", val_size=args.val_size)
         self.num_classes = self.train_loader.num_classes
+        set_precision(args.tf32)
         seed_everything(args.seed)
 
     @property
@@ -63,12 +67,18 @@ class Run:
         n = self.num_epochs
         return self.args.schedule or [-(-n // 2), -(-3 * n // 4)]
 
+    def evaluated(self) -> list[tuple[str, Loader]]:
+        """What is measured after each epoch: the held-out images where there are some, and the test images."""
+        held_out = self.train_loader.held_out
+        return [("test", self.test_loader)] if held_out is None else [("val", held_out), ("test", self.test_loader)]
+
     # --- resuming
 
     def load_last(self) -> dict:
         path = Path(self.args.resume)
         checkpoint = load_checkpoint(path / "last.pth" if path.is_dir() else path)
-        missing = {"format", "flags", "recipe", "history", "optimizer", "scheduler", "random"} - checkpoint.keys()
+        missing = {"format", "flags", "recipe", "history", "state_dict", "optimizer", "scheduler", "scaler",
+                   "random"} - checkpoint.keys()
         if missing:
             raise UserError(f"{path} cannot be resumed: it has no {', '.join(sorted(missing))}")
         if checkpoint["format"] != FORMAT:
@@ -81,22 +91,23 @@ class Run:
         return checkpoint
 
     def restore(self) -> None:
-        self.model.load_state_dict(self.checkpoint["state_dict"])
-        self.optimizer.load_state_dict(self.checkpoint["optimizer"])
-        self.scheduler.load_state_dict(self.checkpoint["scheduler"])
+        for name, part in self.parts.items():
+            part.load_state_dict(self.checkpoint[name])
         set_random_state(self.checkpoint["random"], self.device)
         self.checkpoint = None
 
     # --- the folder
 
-    def open(self, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler, best: str, two_levels: bool) -> None:
+    def open(self, trainer, best: str, two_levels: bool) -> None:
         """Make the folder (or take up the one that is resumed) and write down how the run is made.
 
         best: the figure that chooses the best epoch; two_levels: there is a group leader, with curves of its own.
         """
         from torch.utils.tensorboard import SummaryWriter
 
-        self.model, self.optimizer, self.scheduler, self.best_figure = model, optimizer, scheduler, best
+        self.parts = {"state_dict": trainer.model, "optimizer": trainer.optimizer, "scheduler": trainer.scheduler,
+                      "scaler": trainer.scaler}
+        self.best_figure = best if self.train_loader.held_out is None else best.replace("test_", "val_")
         if self.checkpoint:
             self.restore()
         else:
@@ -110,7 +121,7 @@ class Run:
             "classes": self.train_loader.classes,
             "mean": self.train_loader.mean,
             "std": self.train_loader.std,
-            "weights": sum(p.numel() for p in model.parameters()),
+            "weights": sum(p.numel() for p in trainer.model.parameters()),
             "command": " ".join(sys.argv),
             "environment": environment(self.device),
         }
@@ -131,11 +142,14 @@ class Run:
 
     def draw(self, record: dict) -> None:
         """One epoch's figures to TensorBoard: those of the ensemble (or of the only network) under Train/ and Test/,
-        the leader's under the same tags in the sub-folder B, a peer's as Test/stu0AccTop1."""
+        the leader's under the same tags in the sub-folder B, a peer's as Test/stu0AccTop1, a matrix as an image."""
         for name, value in record.items():
+            if isinstance(value, list):  # [p, p], row a: whom peer a attends to; white is 1
+                image = np.kron(np.array(value), np.ones((32, 32)))
+                self.writers[""].add_image(name.capitalize(), image, record["epoch"], dataformats="HW")
             if not isinstance(value, float):
                 continue
-            row, phase, figure = re.fullmatch(r"(?:(.*?)(train|test)_)?(.*)", name).groups()
+            row, phase, figure = re.fullmatch(r"(?:(.*?)(train|val|test)_)?(.*)", name).groups()
             figure = figure[0].upper() + figure[1:]
             prefix = "" if row in self.writers else row
             tag = f"{phase.capitalize()}/{prefix}{figure}" if phase else figure
@@ -163,9 +177,7 @@ class Run:
         buffer = io.BytesIO()
         torch.save({
             "format": FORMAT,
-            "state_dict": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            **{name: part.state_dict() for name, part in self.parts.items()},
             "random": random_state(self.device),
             "history": self.history,
             "recipe": self.recipe,
@@ -173,6 +185,12 @@ class Run:
             **{name: self.parameters[name] for name in ("classes", "mean", "std")},
         }, buffer)
         return buffer.getvalue()
+
+    def finish(self) -> tuple[dict, dict]:
+        """Write the summary of a training that reached its end; -> the records of its best and of its last epoch."""
+        best, last = self.best(), self.history[-1]
+        save_json(self.folder / "summary.json", {"chosen_by": self.best_figure, "best": best, "last": last})
+        return best, last
 
     def close(self) -> None:
         for writer in self.writers.values():
@@ -246,6 +264,19 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} holds {made}, which does not fit the {network.name} that was asked for: "
                         f"{reason[:200]}") from error
+
+
+def load_teacher(args: argparse.Namespace, run: Run) -> Callable[[Tensor], Tensor]:
+    """--T_model with the weights of --T_model_path, frozen: images [B, 3, H, W] -> logits [B, C], without gradient."""
+    teacher = create_model(args.T_model, run.num_classes)
+    load_weights(teacher, args.T_model_path or Path(args.save_dir, args.dataset, args.T_model))
+    teacher.to(run.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def logits(images: Tensor) -> Tensor:
+        return teacher(images)
+
+    return logits
 
 
 def random_state(device: torch.device) -> dict:

@@ -19,7 +19,7 @@ from run import Run
 def parse_args(argv: list[str] | None):
     parser = utils.parser(__doc__)
     g = utils.distillation_flags(parser, "deep mutual learning")
-    g.add_argument("--num_branches", default=4, type=utils.num_branches, help="networks")
+    utils.group_flags(g, "networks", network_based=True)
     g.add_argument("--type", default="ensemble", choices=("ensemble", "pairwise"),
                    help="a network learns from the mean of the others, or from each of them")
     return utils.parse(parser, argv)
@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> None:
         return measured(model(images)), {}
 
     rows = [f"stu{i}" for i in range(args.num_branches)] + [""]
-    engine.fit(run, model, engine.Method(rows, objective, predict, best="mean_test_accTop1"))
+    engine.fit(run, model, engine.Method(
+        rows, objective, predict, best="test_accTop1" if args.choose_E else "mean_test_accTop1"))
 
 
 if __name__ == "__main__":

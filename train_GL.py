@@ -7,7 +7,7 @@
     t_a      = sum_b alpha_ab z_b                        its own target
     L_true   = sum_a CE(z_a, y) + CE(z_leader, y)
     L_group  = sum_a T^2 KL(t_a || z_a) + T^2 KL(mean_a z_a || z_leader)
-    L        = L_true + alpha w(e) L_group
+    L        = L_true + alpha w(e) L_group               (+ alpha T^2 KL(teacher || z) for each student, with --T_model)
 """
 
 import torch
@@ -16,7 +16,7 @@ import engine
 import models
 import utils
 from losses import okddip_loss, ramp_up
-from run import Run
+from run import Run, load_teacher
 
 
 def parse_args(argv: list[str] | None):
@@ -24,31 +24,49 @@ def parse_args(argv: list[str] | None):
     g = utils.distillation_flags(parser, "OKDDip")
     utils.ramp_up_flags(g)
     utils.group_flags(g, "students, the leader among them")
+    g.add_argument("--aggregation", default="attention", choices=models.AGGREGATIONS,
+                   help="what weighs the peers in a target (Table 5; the paper names these and does not spell them "
+                        "out, so all but attention are this project's reading): mean, 1/peers; random, softmax of "
+                        "normal draws; entropy, a surer peer weighs more; symmetric, W_L = W_E")
+    g.add_argument("--no_leader", action="store_true",
+                   help="all students are peers, and their ensemble is what is deployed (Tables 4 and 5)")
+    utils.teacher_flags(g, None, "a pre-trained teacher besides, for every student (Table 6)")
     return utils.parse(parser, argv)
+
+
+def method_name(args) -> str:
+    """The folder of the method's runs: OKDDip, and what differs from it."""
+    variants = {"-N": args.MulStu, f"-{args.aggregation}": args.aggregation != "attention",
+                "-no_leader": args.no_leader, "+KD": args.T_model}
+    return "OKDDip" + "".join(name for name, on in variants.items() if on)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    if args.num_branches == 2:
+    peers = args.num_branches - (not args.no_leader)
+    if peers == 1:
         utils.warn("--num_branches 2 leaves one peer, which has nobody but itself to attend to")
-    run = Run(args, "OKDDip-N" if args.MulStu else "OKDDip")
-    model = models.OKDDip(args.model, run.num_classes, args.num_branches, args.MulStu, **utils.network_options(args))
+    run = Run(args, method_name(args))
+    model = models.OKDDip(args.model, run.num_classes, args.num_branches, args.MulStu, args.aggregation,
+                          leader=not args.no_leader, **utils.network_options(args))
+    teacher = load_teacher(args, run) if args.T_model else None
 
     def measured(peers, leader):  # [B, m-1, C], [B, C] -> [B, m+1, C]: each peer, the leader, the peers' ensemble
-        return torch.cat([peers, leader.unsqueeze(1), peers.mean(1, keepdim=True)], 1)
+        return torch.cat([peers, *([] if leader is None else [leader.unsqueeze(1)]), peers.mean(1, keepdim=True)], 1)
 
     def objective(model, images, labels, weight):
         peers, targets, leader = model(images)
-        terms = okddip_loss(peers, targets, leader, labels, weight, args.temperature, args.alpha, args.loss)
+        terms = okddip_loss(peers, targets, leader, labels, weight, args.temperature, args.alpha, args.loss,
+                            teacher=teacher and teacher(images))
         return terms, measured(peers, leader)
 
     def predict(model, images):
         peers, attention, leader = model.attend(images)
         return measured(peers, leader), {"attention": attention}
 
-    rows = [f"stu{a}" for a in range(args.num_branches - 1)] + ["stu_", ""]
+    rows = [f"stu{a}" for a in range(peers)] + ([] if args.no_leader else ["stu_"]) + [""]
     engine.fit(run, model, engine.Method(
-        rows, objective, predict, best="stu_test_accTop1",
+        rows, objective, predict, best="test_accTop1" if args.choose_E or args.no_leader else "stu_test_accTop1",
         weight=lambda epoch: ramp_up(epoch, run.num_epochs, args.start_consistency, args.length)))
 
 

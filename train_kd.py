@@ -6,41 +6,29 @@
     L = CE(z, y) + alpha T^2 KL(z_teacher || z)
 """
 
-from pathlib import Path
-
-import torch
-
 import engine
 import models
 import utils
 from losses import kd_loss
-from run import Run, load_weights
+from run import Run, load_teacher
 
 
 def parse_args(argv: list[str] | None):
     parser = utils.parser(__doc__)
     g = utils.distillation_flags(parser, "knowledge distillation")
     g.add_argument("--alpha", default=1.0, type=utils.number(float, 0), help="weight of the distillation loss")
-    g.add_argument("--T_model", default="resnet110", choices=models.NETWORKS, metavar="NAME", help="teacher network")
-    g.add_argument("--T_model_path", metavar="RUN",
-                   help="the teacher's run folder or checkpoint file (default: <save_dir>/<dataset>/<T_model>)")
-    args = utils.parse(parser, argv)
-    args.T_model_path = args.T_model_path or str(Path(args.save_dir, args.dataset, args.T_model))
-    return args
+    utils.teacher_flags(g, "resnet110", "teacher network")
+    return utils.parse(parser, argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     run = Run(args, "KD")
     model = models.create_model(args.model, run.num_classes, **utils.network_options(args))
-    teacher = models.create_model(args.T_model, run.num_classes)
-    load_weights(teacher, args.T_model_path)
-    teacher.to(run.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    teacher = load_teacher(args, run)
 
     def objective(model, images, labels, weight):
-        with torch.no_grad():
-            t = teacher(images)  # [B, C]
-        z = model(images)  # [B, C]
+        t, z = teacher(images), model(images)  # [B, C] each
         return kd_loss(z, t, labels, args.temperature, args.alpha, args.loss), z.unsqueeze(1)
 
     def predict(model, images):

@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         return forward(model, images)[0], {}
 
     engine.fit(run, model, engine.Method(
-        rows, training_objective, predict, best="mean_test_accTop1",
+        rows, training_objective, predict, best="test_accTop1" if args.choose_E else "mean_test_accTop1",
         weight=lambda epoch: ramp_up(epoch, run.num_epochs, args.start_consistency, args.length)))
 
 

@@ -60,7 +60,10 @@ def parser(description: str) -> Parser:
     g.add_argument("--model", default="resnet32", choices=NETWORKS, metavar="NAME",
                    help=f"network: {', '.join(NETWORKS)}")
     g.add_argument("--dataset", default="CIFAR10", choices=DATASETS, metavar="NAME",
-                   help=f"{', '.join(DATASETS)} (folder: <data_dir>/train/<class>/*, with test/ or val/ beside)")
+                   help=f"{', '.join(DATASETS)} (folder: <data_dir>/train/<class>/*, with test/ or val/ beside; "
+                        "imagenet: train/<class>/* and val/<class>/*)")
+    g.add_argument("--val_size", default=0, type=number(int, 0), metavar="N",
+                   help="training images to hold out, stratified, which choose the best epoch (0: the test images do)")
     g.add_argument("--num_epochs", default=300, type=number(int, 1), help="length of the training")
     g.add_argument("--batch_size", default=128, type=number(int, 1), help="images in a step")
     g.add_argument("--lr", default=0.1, type=number(float, 0, open_end=True), help="learning rate at the start")
@@ -71,13 +74,20 @@ def parser(description: str) -> Parser:
     g.add_argument("--dropout", default=0.0, type=number(float, 0), help="dropout of VGG's classifier")
     g.add_argument("--efficient", action="store_true", help="DenseNet: recompute activations, to save memory")
     g.add_argument("--seed", default=0, type=number(int, 0), help="fixes weights, data order and augmentation")
+    g = p.add_argument_group("speed (each changes rounding, and is off by default)")
+    g.add_argument("--amp", default="off", choices=("off", "bf16", "fp16"), help="networks in half precision")
+    g.add_argument("--compile", action="store_true", help="torch.compile the training step; on a GPU, CUDA graphs")
+    g.add_argument("--tf32", action="store_true", help="TF32 in convolutions and matrix products, on GPUs that have it")
     g = p.add_argument_group("run")
     g.add_argument("--data_dir", default="./Data", help="where the data is, or is downloaded to")
     g.add_argument("--save_dir", default=".", help="where <dataset>/<run> is made")
     g.add_argument("--version", default="V0", help="name of the run, for several with the same method and network")
     g.add_argument("--resume", metavar="RUN", help="run folder, or its last.pth: continue after its last epoch")
     g.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
-    g.add_argument("--num_workers", default=8, type=number(int, 0), help="threads that decode image files")
+    g.add_argument("--cache", default="on", choices=("on", "off"),
+                   help="on: all images live on the device; off, and for imagenet always: they are read one by one")
+    g.add_argument("--num_workers", default=8, type=number(int, 0),
+                   help="threads that decode image files; processes where they are read one by one")
     g.add_argument("--gpu_id", default=0, type=number(int, 0), help="which GPU, where there are several")
     g.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: the GPU where there is one, else the CPU)")
     g.add_argument("--log_every", default=100, type=number(int, 1), help="steps between two updates of the progress")
@@ -106,9 +116,17 @@ def num_branches(text: str) -> int:
     return value
 
 
-def group_flags(g: argparse._ArgumentGroup, students: str) -> None:
+def group_flags(g: argparse._ArgumentGroup, students: str, network_based: bool = False) -> None:
     g.add_argument("--num_branches", default=4, type=num_branches, help=f"m, the number of {students}")
-    g.add_argument("--MulStu", action="store_true", help="network-based: whole networks instead of branches")
+    if not network_based:
+        g.add_argument("--MulStu", action="store_true", help="network-based: whole networks instead of branches")
+    g.add_argument("--choose_E", action="store_true", help="choose the best epoch by the ensemble (Table 4)")
+
+
+def teacher_flags(g: argparse._ArgumentGroup, default: str | None, help: str) -> None:
+    g.add_argument("--T_model", default=default, choices=NETWORKS, metavar="NAME", help=help)
+    g.add_argument("--T_model_path", metavar="RUN", help="the teacher's run folder or checkpoint file (default: "
+                                                         "<save_dir>/<dataset>/<T_model>)")
 
 
 def network_options(args: argparse.Namespace) -> dict:
@@ -129,6 +147,8 @@ def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
         p.error(f"argument --version: a name, not a path: {args.version!r}")
     if args.dropout >= 1:
         p.error(f"argument --dropout: must be less than 1, not {args.dropout:g}")
+    if args.model.startswith("vgg") and args.dataset == "imagenet":
+        p.error(f"argument --model: {args.model} is made for images of 32x32, not for imagenet")
     try:
         registry.find(args.model, **network_options(args))
     except ValueError as error:
@@ -149,6 +169,12 @@ def pick_device(args: argparse.Namespace) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise UserError(f"device {name!r} cannot be used ({reason}); --device cpu always can") from error
     return device
+
+
+def set_precision(tf32: bool) -> None:
+    """float32 stays float32 unless --tf32 says otherwise, and cuDNN tries which of its algorithms is fastest."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = True
 
 
 def seed_everything(seed: int) -> None:

@@ -1,7 +1,10 @@
 """Networks (trunk + head), groups of them, and how a group aggregates what its students know."""
 
+from .aggregation import AGGREGATIONS
+from .architecture import count_batches
 from .branches import CLILR, ONE, Branches, OKDDip
 from .official import load_official_state_dict
 from .registry import NETWORKS, create_model
 
-__all__ = ["CLILR", "NETWORKS", "ONE", "Branches", "OKDDip", "create_model", "load_official_state_dict"]
+__all__ = ["AGGREGATIONS", "CLILR", "NETWORKS", "ONE", "Branches", "OKDDip", "count_batches", "create_model",
+           "load_official_state_dict"]

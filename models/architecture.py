@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Architecture(NamedTuple):
@@ -22,6 +24,24 @@ class Architecture(NamedTuple):
     branch_names: dict[str, tuple[str, ...]]
     trunk_options: tuple[str, ...] = ()
     head_options: tuple[str, ...] = ()
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """BatchNorm of any input [B, C, ...] that does not count its batches in forward.
+
+    PyTorch's adds 1 to ``num_batches_tracked``, a kernel launch for every layer and step, and reads it only where
+    there is no momentum. ``count_batches`` brings all counters up to date at once, before they are saved.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
+                            self.momentum, self.eps)
+
+
+def count_batches(module: nn.Module, batches: int) -> None:
+    """Add ``batches``, those trained on since the last call, to the counter of every BatchNorm."""
+    counters = [m.num_batches_tracked for m in module.modules() if isinstance(m, BatchNorm)]
+    torch._foreach_add_(counters, batches)
 
 
 class Network(nn.Module):

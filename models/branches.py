@@ -6,7 +6,7 @@ Every group tensor is [B, m, .], the group leader of OKDDip being the last of th
 import torch
 from torch import Tensor, nn
 
-from .aggregation import Attention, Gate, divide_gradient, others_mean
+from .aggregation import AGGREGATIONS, Gate, divide_gradient, others_mean
 from .architecture import Network
 from .registry import find
 
@@ -48,24 +48,36 @@ class Branches(nn.Module):
 
 
 class OKDDip(Branches):
-    """m - 1 auxiliary peers, each with its own target, and the group leader (Chen et al. 2020)."""
+    """m - 1 auxiliary peers, each with its own target, and the group leader (Chen et al. 2020).
 
-    def __init__(self, name: str, num_classes: int, num_branches: int = 4, network_based: bool = False, **options):
+    aggregation: what weighs the peers, a name of ``AGGREGATIONS``. leader=False: all m are peers.
+    """
+
+    def __init__(self, name: str, num_classes: int, num_branches: int = 4, network_based: bool = False,
+                 aggregation: str = "attention", leader: bool = True, **options):
+        if aggregation not in AGGREGATIONS:
+            raise ValueError(f"unknown aggregation {aggregation!r}; known are {', '.join(AGGREGATIONS)}")
+        self.aggregation_name, self.has_leader = aggregation, leader
         super().__init__(name, num_classes, num_branches, network_based, **options)
 
     def add_aggregation(self, trunk_width: int, width: int) -> None:
-        self.attention = Attention(width)
+        self.aggregation = AGGREGATIONS[self.aggregation_name](width)
 
-    def attend(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """images [B, 3, H, W] -> peers' logits [B, m-1, C], attention [B, m-1, m-1], leader's logits [B, C]."""
+    def attend(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """images [B, 3, H, W] -> peers' logits [B, m-1, C], attention [B, m-1, m-1], leader's logits [B, C].
+
+        Without a leader: [B, m, C], [B, m, m], None.
+        """
         h, z = self.students([trunk(images) for trunk in self.trunks])
+        if not self.has_leader:
+            return z, self.aggregation(h, z), None
         peers, leader = z[:, :-1], z[:, -1]
-        return peers, self.attention(h[:, :-1]), leader
+        return peers, self.aggregation(h[:, :-1], peers), leader
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """images [B, 3, H, W] -> peers and their targets [B, m-1, C], leader [B, C].
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """images [B, 3, H, W] -> peers and their targets [B, m-1, C], leader [B, C] (None without one).
 
-        t_a = sum_b alpha_ab z_b, on logits (the paper's Figure 1 and the authors' code; its eq. 3 writes
+        t_a = sum_b alpha_ab z_b, on logits (the paper's Figure 1 and the authors' code; its equation writes
         probabilities). The gradient flows through t_a: it is not detached.
         """
         peers, attention, leader = self.attend(images)

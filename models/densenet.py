@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .architecture import Architecture
+from .architecture import Architecture, BatchNorm
 
 GROWTH = 12  # k, the channels that each layer adds
 BOTTLENECK = 4 * GROWTH  # channels between a layer's two convolutions
@@ -23,7 +23,7 @@ STEM = 24  # channels in front of the first block
 
 
 @contextmanager
-def untouched_statistics(norm: nn.BatchNorm2d) -> Iterator[None]:
+def untouched_statistics(norm: BatchNorm) -> Iterator[None]:
     """A second pass over the same batch works on copies of norm's buffers, so that they count each batch once."""
     buffers = dict(norm.named_buffers())
     for name, value in buffers.items():
@@ -41,9 +41,9 @@ class DenseLayer(nn.Module):
     def __init__(self, in_channels: int, efficient: bool):
         super().__init__()
         self.efficient = efficient
-        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.norm1 = BatchNorm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, BOTTLENECK, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(BOTTLENECK)
+        self.norm2 = BatchNorm(BOTTLENECK)
         self.conv2 = nn.Conv2d(BOTTLENECK, GROWTH, 3, padding=1, bias=False)
         self.relu = nn.ReLU(inplace=True)
 
@@ -81,7 +81,7 @@ class DenseBlock(nn.Sequential):
 def transition(in_channels: int, out_channels: int) -> nn.Sequential:
     """[B, in_channels, H, W] -> [B, out_channels, H/2, W/2]."""
     return nn.Sequential(OrderedDict(
-        norm=nn.BatchNorm2d(in_channels),
+        norm=BatchNorm(in_channels),
         relu=nn.ReLU(inplace=True),
         conv=nn.Conv2d(in_channels, out_channels, 1, bias=False),
         pool=nn.AvgPool2d(2),
@@ -121,7 +121,7 @@ class Head(nn.Module):
         self.width = trunk_width(layers) + layers * GROWTH
         self.features = nn.Sequential(OrderedDict(
             denseblock3=DenseBlock(trunk_width(layers), layers, efficient),
-            norm_final=nn.BatchNorm2d(self.width),
+            norm_final=BatchNorm(self.width),
             relu=nn.ReLU(inplace=True),
         ))
         self.classifier = nn.Linear(self.width, num_classes)

@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 from torchvision.models import ResNet, resnet18, resnet34, resnet50
 
-from .architecture import Architecture
+from .architecture import Architecture, BatchNorm
 from .resnet import initialise  # Kaiming-normal (fan_out) convolutions, as torchvision's own
 
 
@@ -20,7 +20,7 @@ class Trunk(nn.Module):
 
     def __init__(self, build: Callable[..., ResNet]):
         super().__init__()
-        network = build(weights=None)
+        network = build(weights=None, norm_layer=BatchNorm)
         self.width = network.layer4[0].conv1.in_channels
         self.conv1, self.bn1, self.relu, self.maxpool = network.conv1, network.bn1, network.relu, network.maxpool
         self.layer1, self.layer2, self.layer3 = network.layer1, network.layer2, network.layer3
@@ -35,7 +35,7 @@ class Head(nn.Module):
 
     def __init__(self, build: Callable[..., ResNet], num_classes: int):
         super().__init__()
-        network = build(weights=None, num_classes=num_classes)
+        network = build(weights=None, num_classes=num_classes, norm_layer=BatchNorm)
         self.width = network.fc.in_features
         self.layer4, self.avgpool, self.fc = network.layer4, network.avgpool, network.fc
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from .registry import find
 
 AGGREGATION = {
-    "attention.W_L": "query_weight",
-    "attention.W_E": "key_weight",
+    "aggregation.W_L": "query_weight",
+    "aggregation.W_E": "key_weight",
     "gate.linear": "control_v1",
     "gate.norm": "bn_v1",
 }

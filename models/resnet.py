@@ -9,7 +9,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from .architecture import Architecture
+from .architecture import Architecture, BatchNorm
 
 
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -24,7 +24,7 @@ def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential 
     """1x1 convolution and BatchNorm where the shape changes, nothing (the identity) where it does not."""
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
+    return nn.Sequential(conv1x1(in_channels, out_channels, stride), BatchNorm(out_channels))
 
 
 class BasicBlock(nn.Module):
@@ -33,9 +33,9 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
         self.conv1 = conv3x3(in_channels, channels, stride)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = BatchNorm(channels)
         self.conv2 = conv3x3(channels, channels)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.bn2 = BatchNorm(channels)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = shortcut(in_channels, channels, stride)
 
@@ -53,11 +53,11 @@ class Bottleneck(nn.Module):
         super().__init__()
         inner, out_channels = channels * widen, channels * self.expansion
         self.conv1 = conv1x1(in_channels, inner)
-        self.bn1 = nn.BatchNorm2d(inner)
+        self.bn1 = BatchNorm(inner)
         self.conv2 = conv3x3(inner, inner, stride)
-        self.bn2 = nn.BatchNorm2d(inner)
+        self.bn2 = BatchNorm(inner)
         self.conv3 = conv1x1(inner, out_channels)
-        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.bn3 = BatchNorm(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = shortcut(in_channels, out_channels, stride)
 
@@ -87,7 +87,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.width = 32 * expansion(block)
         self.conv1 = conv3x3(3, 16)
-        self.bn1 = nn.BatchNorm2d(16)
+        self.bn1 = BatchNorm(16)
         self.relu = nn.ReLU(inplace=True)
         self.layer1 = stage(block, 16, 16, blocks, stride=1)
         self.layer2 = stage(block, 16 * expansion(block), 32, blocks, stride=2)

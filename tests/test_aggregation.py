@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from models.aggregation import Attention, Gate, divide_gradient, others_mean
+from models.aggregation import AGGREGATIONS, Attention, Gate, divide_gradient, others_mean
 
 
 @pytest.mark.parametrize("p", [1, 2, 3, 7])
@@ -13,7 +13,7 @@ def test_attention_is_the_papers_definition(p):
     B, D = 4, 64
     attention = Attention(D).double()
     h = torch.randn(B, p, D, dtype=torch.float64)
-    alpha = attention(h)
+    alpha = attention(h, None)
     W_L, W_E = attention.W_L.weight.tolist(), attention.W_E.weight.tolist()
     assert len(W_L) == len(W_E) == D // 8
     assert attention.W_L.bias is None and attention.W_E.bias is None
@@ -32,8 +32,64 @@ def test_attention_is_the_papers_definition(p):
 
 def test_attention_is_asymmetric():
     torch.manual_seed(0)
-    alpha = Attention(64)(torch.randn(1, 3, 64))[0]
+    alpha = Attention(64)(torch.randn(1, 3, 64), None)[0]
     assert not alpha.allclose(alpha.T, atol=1e-3)
+
+
+def weights(name, p=3, training=True):
+    torch.manual_seed(0)
+    h, z = torch.randn(4, p, 64, dtype=torch.float64), 3 * torch.randn(4, p, 10, dtype=torch.float64)
+    module = AGGREGATIONS[name](64).double().train(training)
+    return module, h, z, module(h, z)
+
+
+@pytest.mark.parametrize("name", AGGREGATIONS)
+@pytest.mark.parametrize("p", [1, 2, 7])
+@pytest.mark.parametrize("training", [True, False])
+def test_weights_are_distributions_over_the_peers(name, p, training):
+    alpha = weights(name, p, training)[-1]
+    assert alpha.shape == (4, p, p) and (alpha >= 0).all()
+    assert alpha.sum(-1).allclose(torch.ones(4, p, dtype=torch.float64))
+
+
+def test_mean_weights():
+    assert (weights("mean")[-1] == 1 / 3).all()
+
+
+def test_random_weights_are_fresh_but_seeded():
+    module, h, z, alpha = weights("random")
+    again = module(h, z)
+    assert not again.allclose(alpha) and not alpha[0].allclose(alpha[1])
+    torch.manual_seed(5)
+    first = module(h, z)
+    torch.manual_seed(5)
+    assert module(h, z).equal(first)
+
+
+def test_random_weights_leave_the_generator_alone_in_evaluation():
+    module, h, z, _ = weights("random", training=False)
+    before = torch.get_rng_state()
+    assert (module(h, z) == 1 / 3).all() and torch.get_rng_state().equal(before)
+
+
+def test_entropy_weights():
+    """softmax over b of -H(b), H(b) = -sum_c p_c log p_c: the same for every a, more for the surer peer."""
+    _, _, z, alpha = weights("entropy")
+    for b in range(4):
+        entropies = [-sum(p * math.log(p) for p in torch.softmax(peer, 0).tolist()) for peer in z[b]]
+        total = sum(math.exp(-e) for e in entropies)
+        for a in range(3):
+            assert alpha[b, a].tolist() == pytest.approx([math.exp(-e) / total for e in entropies], rel=1e-9)
+
+
+def test_symmetric_attention():
+    """(W_L h_a) . (W_L h_b), one projection for both sides."""
+    module, h, _, alpha = weights("symmetric")
+    assert [name for name, _ in module.named_parameters()] == ["W_L.weight"]
+    L = h[0] @ module.W_L.weight.T
+    for a in range(3):
+        scores = [math.exp(sum(x * y for x, y in zip(L[a].tolist(), L[b].tolist(), strict=True))) for b in range(3)]
+        assert alpha[0, a].tolist() == pytest.approx([s / sum(scores) for s in scores], rel=1e-9)
 
 
 def test_gate_is_a_distribution_over_branches():

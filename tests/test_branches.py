@@ -40,7 +40,7 @@ def test_every_weight_receives_a_gradient(method, m):
     terms.total.backward()
     for name, p in model.named_parameters():
         assert p.grad is not None, f"{name} has no gradient"
-        if not (method.startswith("OKDDip") and m == 2 and name.startswith("attention")):
+        if not (method.startswith("OKDDip") and m == 2 and name.startswith("aggregation")):
             assert p.grad.abs().max() > 0, f"the gradient of {name} is 0"
 
 
@@ -48,7 +48,7 @@ def test_detached_targets_freeze_the_attention():
     model = models.OKDDip("resnet8", C, 4)
     peers, targets, leader = model(IMAGES)
     losses.okddip_loss(peers, targets.detach(), leader, LABELS).total.backward()
-    assert model.attention.W_L.weight.grad is None and model.attention.W_E.weight.grad is None
+    assert model.aggregation.W_L.weight.grad is None and model.aggregation.W_E.weight.grad is None
 
 
 @pytest.mark.parametrize("network_based", [False, True])
@@ -70,7 +70,7 @@ def test_attention_looks_at_each_peers_own_features():
     model = models.OKDDip("resnet8", C, 3).eval()
     x = model.trunks[0](IMAGES)
     h = torch.stack([head(x)[0] for head in model.heads[:2]], 1)
-    assert model.attend(IMAGES)[1].equal(model.attention(h))
+    assert model.attend(IMAGES)[1].equal(model.aggregation(h, None))
 
 
 def test_one_ensemble_is_the_gated_sum():

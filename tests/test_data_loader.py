@@ -12,7 +12,8 @@ from torchvision import datasets
 from torchvision.transforms import functional as TF
 
 import data_loader
-from data_loader import Data, Loader, Split, dataloader
+import train
+from data_loader import Cached, Data, Split, Streamed, dataloader
 from errors import UserError
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -26,7 +27,7 @@ def made_up(n, flip=True):
 
 def loader(n=20, batch_size=8, seed=0, augment=True, flip=True):
     data = made_up(n, flip)
-    return data, Loader(data.train, data, batch_size, torch.device("cpu"), seed, augment)
+    return data, Cached(data.train, data, batch_size, torch.device("cpu"), seed, augment)
 
 
 def epoch(train, number):
@@ -129,6 +130,82 @@ def test_any_number_of_workers_gives_the_same_images(image_folder):
     assert a.images.equal(b.images) and a.labels.equal(b.labels)
 
 
+def same(a, b):
+    return all(x.equal(y) and k.equal(n) for (x, k), (y, n) in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(("name", "workers"), [("DIGITS", 0), ("DIGITS", 2), ("folder", 0), ("folder", 2)])
+def test_without_cache_the_batches_are_the_same(image_folder, name, workers):
+    """Bit for bit: two epochs, one of them entered at a step, the held-out images, the test images."""
+    root = image_folder(train=30)
+    cached = dataloader(name, 17, 2, root, seed=1, val_size=12)
+    streamed = dataloader(name, 17, workers, root, seed=1, val_size=12, cache=False)
+    assert isinstance(cached[0], Cached) and isinstance(streamed[0], Streamed)
+    assert (cached[0].mean, cached[0].std) == (streamed[0].mean, streamed[0].std)
+    for number, first in ((0, 0), (5, 1)):
+        for loader in (cached[0], streamed[0]):
+            loader.set_epoch(number)
+        assert same(cached[0].batches(first), streamed[0].batches(first))
+    assert same(cached[0].held_out, streamed[0].held_out) and same(cached[1], streamed[1])
+    assert next(iter(streamed[0]))[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_streamed_files_are_read_when_their_turn_comes(image_folder):
+    root = image_folder()
+    loader, _ = dataloader("folder", 8, 0, root, cache=False)
+    (root / "train" / "red" / "3.png").write_text("not an image")
+    with pytest.raises(UserError, match="3.png does not decode"):
+        list(loader)
+
+
+def test_a_training_without_cache_ends_in_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for version, cache in (("A", "on"), ("B", "off")):
+        train.main(["--model", "resnet8", "--dataset", "DIGITS", "--num_epochs", "1", "--cache", cache,
+                    "--num_workers", "1", "--version", version, "--device", "cpu"])
+    a, b = (torch.load(f"DIGITS/resnet8_{v}/last.pth", weights_only=True) for v in "AB")
+    assert all(a["state_dict"][name].equal(value) for name, value in b["state_dict"].items())
+    assert a["random"]["torch"].equal(b["random"]["torch"])
+
+
+def test_held_out_images_are_stratified_and_as_they_are():
+    """The training and the held-out images together are those of a run without --val_size, each once."""
+    whole, _ = dataloader("DIGITS", 64)
+    train, test = dataloader("DIGITS", 64, val_size=200, seed=3)
+    held_out = train.held_out
+    assert (train.num_images, held_out.num_images, test.num_images) == (1237, 200, 360)
+    assert whole.held_out is None and held_out.held_out is None and test.held_out is None
+    expected = torch.bincount(whole.labels) * 200 / 1437
+    assert (torch.bincount(held_out.labels) - expected).abs().max() <= 1
+
+    def rows(images):
+        return sorted(bytes(image) for image in images.reshape(len(images), -1).numpy())
+
+    middle = slice(4, -4)
+    assert rows(torch.cat([train.images[:, middle, middle], held_out.images])) == rows(whole.images[:, middle, middle])
+    first, again = torch.cat([x for x, _ in held_out]), torch.cat([x for x, _ in held_out])
+    assert first.equal(again) and first.equal(held_out.normalise(held_out.images))
+
+
+def test_the_seed_chooses_the_held_out_images():
+    a, b, other = (dataloader("DIGITS", 64, val_size=50, seed=s)[0].held_out for s in (1, 1, 2))
+    assert a.images.equal(b.images) and not a.images.equal(other.images)
+
+
+@pytest.mark.parametrize(("size", "message"), [
+    (1, "between the 2 classes and the 40 training images, not 1"), (40, "not 40"), (400, "not 400"), (-3, "not -3"),
+    (39, "--val_size 39 cannot be held out.*1.*2")])
+@pytest.mark.parametrize("cache", [True, False])
+def test_val_size_must_fit(image_folder, size, message, cache):
+    with pytest.raises(UserError, match=message):
+        dataloader("folder", 8, 0, image_folder(), val_size=size, cache=cache)
+
+
+def test_a_batch_must_fit_what_is_not_held_out(image_folder):
+    with pytest.raises(UserError, match="between 1 and the 30 training images"):
+        dataloader("folder", 31, 0, image_folder(), val_size=10)
+
+
 def broken(root, change):
     if change == "no data":
         root = root / "nowhere"
@@ -151,8 +228,9 @@ def broken(root, change):
     ("no data", "nowhere/train does not exist.*DIGITS"), ("no test", "test does not exist"), ("empty class", "green"),
     ("other classes", "red, violet"), ("truncated", "4.jpg does not decode"), ("text", "note.png does not decode")])
 def test_bad_folders_are_named(image_folder, change, named):
-    with pytest.raises(UserError, match=named):
+    with pytest.raises(UserError, match=named) as error:
         dataloader("folder", 8, 2, broken(image_folder(), change))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("batch_size", [-1, 0, 41])
@@ -202,6 +280,8 @@ def test_cifar_files(tmp_path, monkeypatch, kind, key):
     pixels, labels = stored[kind.test_list[0][0]]
     assert test.images.numpy().transpose(0, 3, 1, 2).reshape(20, -1).tolist() == pixels.tolist()
     assert test.labels.tolist() == labels
+    streamed, _ = dataloader(kind.__name__, 10, 0, tmp_path, cache=False)
+    assert same(train, streamed)
 
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     (folder / names[0]).write_bytes(b"changed")

@@ -100,22 +100,21 @@ def test_sgd_is_nesterov_with_decay_on_everything():
     assert model.weight.tolist() == pytest.approx(p, rel=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:.*profiler.*")
 def test_no_step_reads_a_device_value():
     """Nothing in a step asks for a number: aten::_local_scalar_dense is what waits for a GPU."""
     import models
     from losses import okddip_loss
-
-    model = models.OKDDip("resnet8", 10)
-    optimizer, _ = engine.sgd(model, 0.1, 5e-4, [10])
 
     def objective(model, images, labels, weight):
         peers, targets, leader = model(images)
         return okddip_loss(peers, targets, leader, labels, weight), torch.cat([peers, leader.unsqueeze(1)], 1)
 
     method = engine.Method(["stu0", "stu1", "stu2", "stu_"], objective, None, best="stu_test_accTop1")
+    trainer = engine.Trainer(models.OKDDip("resnet8", 10), method, 0.1, 5e-4, [10], torch.device("cpu"))
     tally, images, labels = engine.Tally(torch.device("cpu")), torch.randn(4, 3, 32, 32), torch.randint(10, (4,))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        engine.train_step(method, model, optimizer, images, labels, 0.5, tally)
+        trainer.step(images, labels, 0.5, tally)
     seen = {event.key for event in profile.key_averages()}
     assert "aten::convolution" in seen and "aten::_local_scalar_dense" not in seen
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -143,3 +142,62 @@ def test_progress_in_lines(caplog, monkeypatch):
     assert len(caplog.messages) == 2
     for word in ("step 2/5", "loss 2.0000", "top-1 50.00 %", "images/s", "s left"):
         assert word in caplog.messages[0]
+
+
+def trained(amp="off", compiled=False, steps=3):
+    """Losses of a few steps of a small network on the same batch, whether it moved, and its trainer."""
+    import models
+    from losses import individual_loss
+
+    def objective(model, images, labels, weight):
+        z = model(images)
+        return individual_loss(z, labels), z.unsqueeze(1)
+
+    torch.manual_seed(0)
+    images, labels = torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
+    method = engine.Method([""], objective, None, best="test_accTop1")
+    model = models.create_model("resnet8", 10)
+    trainer = engine.Trainer(model, method, 0.01, 5e-4, [10], torch.device("cpu"), amp, compiled)
+    before, losses = model.head.fc.weight.detach().clone(), []
+    for _ in range(steps):
+        tally = engine.Tally(torch.device("cpu"))
+        trainer.step(images, labels, 0.5, tally)
+        losses.append(tally.means()["terms"][0])
+    return losses, not model.head.fc.weight.equal(before), trainer
+
+
+def test_half_precision_learns_the_same():
+    full, _, _ = trained()
+    half, moved, trainer = trained("bf16")
+    assert moved and half == pytest.approx(full, rel=0.02) and half != full
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+
+
+def test_fp16_scales_its_gradients():
+    """The scale starts at 65536 and halves where gradients overflow; the steps that are taken learn the same."""
+    full, _, _ = trained(steps=2)
+    half, _, trainer = trained("fp16", steps=2)
+    assert trainer.scaler.is_enabled() and trainer.scaler.get_scale() > 0
+    assert half[0] == pytest.approx(full[0], rel=0.02)
+    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 128.0})
+    before = trainer.model.head.fc.weight.detach().clone()
+    tally = engine.Tally(torch.device("cpu"))
+    trainer.step(torch.randn(8, 3, 32, 32), torch.randint(10, (8,)), 0.5, tally)
+    assert not trainer.model.head.fc.weight.equal(before)
+
+
+def test_losses_stay_in_float32_under_autocast():
+    from losses import distillation, true_loss
+
+    z, t = torch.randn(4, 3, 10), torch.randn(4, 3, 10)
+    labels = torch.tensor([1, 2, 3, 4])
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = true_loss(z.bfloat16(), labels), distillation(t.bfloat16(), z.bfloat16(), 3.0)
+    expected = true_loss(z.bfloat16().float(), labels), distillation(t.bfloat16().float(), z.bfloat16().float(), 3.0)
+    assert [x.dtype for x in terms] == [torch.float32] * 2 and terms == expected
+
+
+def test_compiled_learns_the_same():
+    full, _, _ = trained()
+    compiled, moved, _ = trained(compiled=True)
+    assert moved and compiled == pytest.approx(full, rel=1e-3)

@@ -42,6 +42,33 @@ def test_okddip(m, loss):
     )
 
 
+@divergences
+def test_okddip_without_a_leader(loss):
+    peers, targets = logits(B, 4, C), logits(B, 4, C, seed=1)
+    p, t, y = peers.tolist(), targets.tolist(), LABELS.tolist()
+    check(
+        losses.okddip_loss(peers, targets, None, LABELS, W, T, ALPHA, loss),
+        lambda b: sum(slow.cross_entropy(z, y[b]) for z in p[b]),
+        lambda b: T**2 * sum(slow.DIVERGENCE[loss](t[b][a], p[b][a], T) for a in range(4)),
+        ALPHA * W,
+    )
+
+
+@divergences
+def test_okddip_with_a_teacher(loss):
+    """alpha T^2 KL(teacher || z) for the leader and each peer, not ramped up."""
+    peers, targets = logits(B, 3, C), logits(B, 3, C, seed=1)
+    leader, teacher = logits(B, C, seed=2), logits(B, C, seed=3)
+    without = losses.okddip_loss(peers, targets, leader, LABELS, W, T, ALPHA, loss)
+    terms = losses.okddip_loss(peers, targets, leader, LABELS, W, T, ALPHA, loss, teacher)
+    expected = sum(
+        T**2 * slow.DIVERGENCE[loss](t, z, T)
+        for t, students, g in zip(teacher.tolist(), peers.tolist(), leader.tolist(), strict=True)
+        for z in [*students, g]) / B
+    assert (terms.total - without.total).item() == pytest.approx(ALPHA * expected, rel=1e-10)
+    assert (terms.true, terms.group) == (without.true, without.group)
+
+
 @groups
 @divergences
 def test_one(m, loss):

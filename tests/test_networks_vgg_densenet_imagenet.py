@@ -384,7 +384,7 @@ def test_vgg_linears_start_small(make):
     torch.manual_seed(0)
     model = make()
     linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    assert {"heads.1.classifier.6", *(["attention.W_L", "attention.W_E"] if hasattr(model, "attention")
+    assert {"heads.1.classifier.6", *(["aggregation.W_L", "aggregation.W_E"] if hasattr(model, "aggregation")
                                       else ["gate.linear"])} < set(linears)
     for m in linears.values():
         assert_std(m.weight, 0.01)
@@ -396,7 +396,7 @@ def test_densenet_linears_start_as_pytorch_makes_them_but_for_the_classifiers_bi
     one, okddip = models.ONE("densenetd40k12", 10, 3), models.OKDDip("densenetd40k12", 10, 3)
     assert all(not head.classifier.bias.any() for head in [*one.heads, *okddip.heads])
     assert one.gate.linear.bias.all()
-    for m in (one.heads[0].classifier, one.gate.linear, okddip.attention.W_L, okddip.attention.W_E):
+    for m in (one.heads[0].classifier, one.gate.linear, okddip.aggregation.W_L, okddip.aggregation.W_E):
         bound = 1 / math.sqrt(m.in_features)  # uniform between -bound and bound
         assert m.weight.abs().max() <= bound
         assert m.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15)
@@ -405,7 +405,7 @@ def test_densenet_linears_start_as_pytorch_makes_them_but_for_the_classifiers_bi
 def test_imagenet_linears_start_as_pytorch_makes_them():
     torch.manual_seed(0)
     group = models.OKDDip("resnet18", 10, 2)
-    for m in (group.heads[0].fc, group.attention.W_L, group.attention.W_E):
+    for m in (group.heads[0].fc, group.aggregation.W_L, group.aggregation.W_E):
         assert m.weight.std().item() == pytest.approx(1 / math.sqrt(3 * 512), rel=0.05)
     assert group.heads[0].fc.bias.all()
 

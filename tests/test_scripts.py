@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 COMMANDS = re.findall(r"^python (train\w*\.py.*?)(?:\s+#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
-QUICK = ["--num_epochs", "1", "--batch_size", "480", "--device", "cpu"]
+QUICK = ["--num_epochs", "1", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,11 @@ REFUSED = [
     ("train", "--dropout 0.5", "--dropout is for vgg16"),
     ("train", "--efficient", "--efficient is for densenet"),
     ("train", "--model vgg16 --dropout 1", "less than 1"),
+    ("train", "--model vgg16 --dataset imagenet", "made for images of 32x32"),
+    ("train_GL", "--aggregation median", "median"),
+    ("train_GL", "--T_model resnet8 --dataset DIGITS", "no checkpoint at DIGITS/resnet8"),
+    ("train_kd", "--dataset DIGITS", "no checkpoint at DIGITS/resnet110"),
+    ("train", "--val_size 5 --dataset DIGITS", "--val_size"),
     ("train", "--version a/b", "not a path"),
     ("train", "--device tpu9 --dataset DIGITS", "tpu9.*--device cpu"),
     ("train", "--dataset folder --data_dir nowhere", "nowhere/train does not exist"),
@@ -84,7 +89,7 @@ def test_original_flags_and_defaults(name):
     if name == "train_one":
         expected |= {"ind": False, "avg": False, "bpscale": False}
     if name == "train_kd":
-        expected |= {"T_model": "resnet110", "T_model_path": "CIFAR10/resnet110", "alpha": 1.0}
+        expected |= {"T_model": "resnet110", "alpha": 1.0}
     assert {key: getattr(parsed, key) for key in expected} == expected
 
 
