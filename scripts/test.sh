@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes .venv, installs what is needed, and runs the linter and the tests.
+# Makes .venv, installs what is needed, and runs the linter and the tests, a file of them on each core.
 set -eu
 REQUIREMENTS=requirements-dev.txt
 . "$(dirname "$0")/setup.sh"
 .venv/bin/python -m ruff check .
-.venv/bin/python -m pytest -q "$@"
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --dist loadfile "$@"
