@@ -1,0 +1,90 @@
+"""The experiments of the paper behind flags of train_GL.py, run on the digits."""
+
+import json
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import models
+import train
+import train_DML
+import train_GL
+import train_one
+
+TINY = ["--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "512", "--num_epochs", "1", "--device", "cpu"]
+
+
+def run(script, tmp_path, *flags):
+    """-> the run's folder and the JSON line of its only epoch."""
+    script.main([*TINY, "--save_dir", str(tmp_path), *flags])
+    (folder,) = (p.parent for p in tmp_path.glob("DIGITS/*/resnet8/last.pth"))
+    return folder, json.loads((folder / "metrics.jsonl").read_text())
+
+
+@pytest.mark.parametrize("aggregation", [a for a in models.AGGREGATIONS if a != "attention"])
+def test_aggregation(aggregation, tmp_path):
+    """Table 5: each is a run of its own, and says which attention it had."""
+    folder, record = run(train_GL, tmp_path, "--aggregation", aggregation)
+    assert folder.parent.name == f"OKDDip-{aggregation}"
+    assert [sum(row) for row in record["attention"]] == pytest.approx([1] * 3)
+    if aggregation in ("mean", "random"):
+        assert sum(record["attention"], []) == pytest.approx([1 / 3] * 9)
+    if aggregation == "entropy":
+        assert record["attention"][0] == pytest.approx(record["attention"][1])
+
+
+def test_no_leader(tmp_path):
+    """Table 4: four peers, no leader; the ensemble is what is deployed, and chooses the best epoch."""
+    folder, record = run(train_GL, tmp_path, "--no_leader")
+    assert folder.parent.name == "OKDDip-no_leader" and not (folder / "B").exists()
+    assert {f"stu{i}test_accTop1" for i in range(4)} < record.keys() and "stu_test_accTop1" not in record
+    assert len(record["attention"]) == 4
+    assert json.loads((folder / "summary.json").read_text())["chosen_by"] == "test_accTop1"
+
+
+@pytest.mark.parametrize("script", [train_GL, train_one, train_DML])
+def test_choose_by_the_ensemble(script, tmp_path):
+    folder, record = run(script, tmp_path, "--choose_E")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary == {"chosen_by": "test_accTop1", "best": record, "last": record}
+
+
+def test_with_a_teacher(tmp_path):
+    """Table 6: the teacher's term comes on top of L_true + alpha w L_group."""
+    train.main([*TINY, "--save_dir", str(tmp_path)])
+    folder, record = run(train_GL, tmp_path, "--T_model", "resnet8")
+    assert folder.parent.name == "OKDDip+KD"
+    assert record["train_loss"] > record["train_loss_true"] + record["weight"] * record["train_loss_group"] + 1e-3
+    names = torch.load(folder / "last.pth", weights_only=True)["state_dict"].keys()
+    assert names == models.OKDDip("resnet8", 10).state_dict().keys()  # no teacher in there
+
+
+def test_held_out_images_choose_the_epoch(tmp_path):
+    folder, record = run(train_GL, tmp_path, "--val_size", "137")
+    assert json.loads((folder / "summary.json").read_text())["chosen_by"] == "stu_val_accTop1"
+    assert (record["stu_val_accTop1"] * 1.37) == pytest.approx(round(record["stu_val_accTop1"] * 1.37), abs=1e-9)
+    assert "1300 training and 360 test images" in (folder / "train.log").read_text()
+
+
+def test_attention_and_diversity_are_drawn(tmp_path):
+    """Figure 4's diversity as a curve, the mean attention matrix as an image whose grey levels are its values."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    folder, record = run(train_GL, tmp_path)
+    events = EventAccumulator(str(folder)).Reload()
+    assert events.Scalars("Dist")[0].value == pytest.approx(record["dist"], rel=1e-6)
+    picture = np.asarray(Image.open(io.BytesIO(events.Images("Attention")[0].encoded_image_string)).convert("L"))
+    assert picture.shape == (96, 96)
+    assert picture[16::32, 16::32] / 255 == pytest.approx(np.array(record["attention"]), abs=0.005)
+
+
+def test_counters_of_batches_are_right(tmp_path):
+    """BatchNorm does not count in forward; a checkpoint says how many batches it has seen."""
+    folder, _ = run(train_GL, tmp_path)
+    weights = torch.load(folder / "last.pth", weights_only=True)["state_dict"]
+    counters = {int(v) for k, v in weights.items() if k.endswith("num_batches_tracked")}
+    assert counters == {3}  # 1,437 images in batches of 512
