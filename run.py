@@ -236,9 +236,11 @@ def load_checkpoint(path: Path) -> dict:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint at {path}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # torch.load raises whatever zip files, pickles and archives raise
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is not a checkpoint that can be loaded safely ({reason})") from error
+        raise UserError(f"{path} is not a checkpoint that can be loaded safely: it is damaged, or holds "
+                        f"more than tensors and plain values ({type(error).__name__})") from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__} instead of a dictionary")
     return checkpoint

@@ -22,10 +22,10 @@ HERE = Path(__file__).resolve().parent
 
 
 def command(main: Callable[[], None]) -> None:
-    """Run a script's main; a UserError ends it with one line and exit code 2."""
+    """Run a script's main; a UserError, or a file that cannot be read or written, ends it with one line and exit 2."""
     try:
         main()
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -196,8 +196,9 @@ def run_folder(args: argparse.Namespace, method: str = "") -> Path:
         return path if path.is_dir() else path.parent
     name = args.model if args.version == "V0" else f"{args.model}_{args.version}"
     path = Path(args.save_dir, args.dataset, method, name)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file where the run's folder belongs: take another --save_dir or --version")
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"{place} is a file where the run's folder belongs: take another --save_dir or --version")
     if (path / "parameters.json").exists() and not args.overwrite:
         raise UserError(f"{path} holds a run already: continue it with --resume {path}, name this one with --version, "
                         "or replace it with --overwrite")

@@ -110,6 +110,21 @@ def test_run_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_is_in_the_way(tmp_path):
+    (tmp_path / "CIFAR10").write_text("")
+    with pytest.raises(UserError, match="CIFAR10 is a file where"):
+        utils.run_folder(arguments(tmp_path))
+
+
+def test_a_file_that_cannot_be_written_is_one_line(capsys):
+    def main():
+        raise PermissionError(13, "Permission denied", "runs/train.log")
+
+    with pytest.raises(SystemExit) as end:
+        utils.command(main)
+    assert end.value.code == 2 and capsys.readouterr().err == "error: [Errno 13] Permission denied: 'runs/train.log'\n"
+
+
 def test_a_run_is_not_overwritten(tmp_path):
     folder = tmp_path / "CIFAR10" / "resnet32"
     folder.mkdir(parents=True)
