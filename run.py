@@ -236,7 +236,7 @@ def load_checkpoint(path: Path) -> dict:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint at {path}") from error
-    except OSError as error:
+    except (PermissionError, IsADirectoryError) as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # torch.load raises whatever zip files, pickles and archives raise
         raise UserError(f"{path} is not a checkpoint that can be loaded safely: it is damaged, or holds "
