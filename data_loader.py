@@ -9,11 +9,14 @@ processes read and augment them one at a time, with torchvision. Which images an
 and flipped how: all of it follows from (seed, epoch), so both give the same batches, with any number of workers.
 """
 
+import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
@@ -305,7 +308,7 @@ class Streamed(Loader):
         self.loader = DataLoader(
             Batches(split, prepare_large if self.large else prepare), batch_size=None, sampler=self.sampler,
             num_workers=workers, persistent_workers=workers > 0, pin_memory=self.device.type == "cuda",
-            generator=torch.Generator())
+            generator=torch.Generator(), worker_init_fn=leave_signals_to_the_parent)
 
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         self.sampler.draws = self.draws() if self.augment else (torch.arange(self.num_images),)
@@ -315,6 +318,22 @@ class Streamed(Loader):
                 raise UserError(batch)
             images, labels = (t.to(self.device, non_blocking=True) for t in batch)
             yield self.normalise(images), labels
+
+
+def leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C, and a batch system's SIGTERM, reach every process of a job: the training then finishes its step, for
+    which it may need its workers. They end when it does, or when it is the one that tells them to."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=exit_when_the_parent_says, daemon=True).start()
+
+
+def exit_when_the_parent_says() -> None:
+    parent = multiprocessing.parent_process()  # not getppid: that may be a server which starts processes
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)
 
 
 class Sampler:

@@ -3,10 +3,12 @@
 A step reads nothing back from the device; sums stay there until the progress line or the epoch's end asks for them.
 """
 
+import math
 import re
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -16,9 +18,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data_loader import Loader
+from errors import UserError
 from losses import Terms
 from models import count_batches
-from run import Run, log
+from run import Interrupted, Run, Signals, log
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NO_AUTOCAST = nullcontext()
@@ -65,14 +68,20 @@ def distance(probabilities: Tensor) -> Tensor:
 
 
 class Tally:
-    """Sums over the images of an epoch, kept on the device and read once."""
+    """Sums over the images of an epoch, kept on the device and read once; images, steps and seconds so far."""
 
     def __init__(self, device: torch.device):
-        self.device, self.images, self.sums = device, 0, {}
+        self.device = device
+        self.reset()
+
+    def reset(self) -> None:
+        self.images, self.steps, self.sums = 0, 0, {}
+        self.before, self.start = 0.0, time.perf_counter()
 
     def add(self, images: int, **sums: Tensor) -> None:
-        """Add sums over ``images`` images (tensors of any shape, float64 from here on)."""
+        """Add one step's sums over ``images`` images (tensors of any shape, float64 from here on)."""
         self.images += images
+        self.steps += 1
         for name, value in sums.items():
             if name not in self.sums:
                 self.sums[name] = torch.zeros(value.shape, dtype=torch.float64, device=self.device)
@@ -81,6 +90,19 @@ class Tally:
     def means(self) -> dict[str, list]:
         """One read: the mean over images of every sum, as nested lists."""
         return {name: (value / self.images).tolist() for name, value in self.sums.items()}
+
+    @property
+    def seconds(self) -> float:
+        """Since the reset, without the time between an interruption and its continuation."""
+        return self.before + time.perf_counter() - self.start
+
+    def state_dict(self) -> dict:
+        return {"images": self.images, "steps": self.steps, "seconds": self.seconds, "sums": self.sums}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.images, self.steps, self.before, self.start = (
+            state["images"], state["steps"], state["seconds"], time.perf_counter())
+        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
 
 
 def figures(means: dict, rows: list[str], phase: str) -> dict[str, float]:
@@ -108,7 +130,7 @@ def student_rows(rows: list[str]) -> list[int]:
 
 
 class Trainer:
-    """What a step works with: model, objective, optimizer, schedule, and how they compute.
+    """What a step works with: model, objective, optimizer, schedule, the sums of its epoch, and how they compute.
 
     amp: "bf16" or "fp16", the precision of the networks (losses stay in float32; fp16 scales its gradients).
     compiled: trace the objective with torch.compile, on CUDA into CUDA graphs.
@@ -123,11 +145,16 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         mode = "reduce-overhead" if device.type == "cuda" else "default"
         self.objective = torch.compile(method.objective, mode=mode) if compiled else method.objective
+        self.tally, self.read_at, self.uncounted = Tally(device), 0, 0
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, **self.precision)
 
-    def step(self, images: Tensor, labels: Tensor, weight: float | Tensor, tally: Tally) -> None:
+    @property
+    def lr(self) -> float:
+        return self.scheduler.get_last_lr()[0]
+
+    def step(self, images: Tensor, labels: Tensor, weight: float | Tensor) -> None:
         """One step of SGD on one batch, its loss and hits added to the tally. The host reads nothing."""
         with self.autocast():
             terms, logits = self.objective(self.model, images, labels, weight)
@@ -135,8 +162,52 @@ class Trainer:
         self.scaler.scale(terms.total).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.uncounted += 1
         with torch.no_grad():
-            tally.add(len(labels), terms=torch.stack(terms) * len(labels), hits=hits(logits, labels))
+            self.tally.add(len(labels), terms=torch.stack(terms) * len(labels), hits=hits(logits, labels))
+
+    def means(self) -> dict[str, list]:
+        """The tally's means; UserError where a term of the loss is not finite, which sums do not forget."""
+        means, steps = self.tally.means(), self.tally.steps
+        wrong = [name for name, value in zip(Terms._fields, means["terms"], strict=True) if not math.isfinite(value)]
+        if wrong:
+            raise self.diverged(f"the {' and '.join(wrong[1:] or wrong)} loss", f"steps {self.read_at + 1} and {steps}")
+        self.read_at = steps
+        return means
+
+    def diverged(self, what: str, steps: str) -> UserError:
+        epoch = self.scheduler.last_epoch + (self.tally.steps > 0)  # the one under way, or the one that is just over
+        return UserError(
+            f"the training diverged: {what} is not finite, epoch {epoch}, between {steps}, learning rate "
+            f"{self.lr:g}; the last checkpoint is as it was, and a lower --lr may help")
+
+    def next_epoch(self) -> None:
+        self.tally.reset()
+        self.read_at = 0
+        with warnings.catch_warnings():  # it misses an optimizer step where an epoch is resumed after its last one
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self.scheduler.step()
+
+    def state_dict(self) -> dict:
+        """All that a continuation needs; UserError where weights or momentum are no longer finite numbers."""
+        if self.tally.steps:
+            self.means()
+        count_batches(self.model, self.uncounted)
+        self.uncounted = 0
+        momenta = [state["momentum_buffer"] for state in self.optimizer.state.values()]
+        numbers = [t for t in (*self.model.state_dict().values(), *momenta) if t is not None and t.is_floating_point()]
+        if not torch.stack(torch._foreach_norm(numbers, math.inf)).isfinite().all():
+            raise self.diverged("a weight", "the last checkpoint and this one")
+        return {name: part.state_dict() for name, part in self.parts().items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+        self.read_at = self.tally.steps
+
+    def parts(self) -> dict:
+        return {"state_dict": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler,
+                "scaler": self.scaler, "tally": self.tally}
 
 
 def sgd(model: nn.Module, lr: float, wd: float, milestones: list[int]):
@@ -146,17 +217,16 @@ def sgd(model: nn.Module, lr: float, wd: float, milestones: list[int]):
     return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
 
 
-def train_epoch(trainer: Trainer, rows: list[str], loader: Loader, weight: float,
-                progress: "Progress") -> dict[str, float]:
+def train_epoch(trainer: Trainer, rows: list[str], batches: Iterable, weight: float,
+                after_step: Callable[[], None]) -> dict[str, float]:
+    """The rest of an epoch, from the step on that the trainer's tally has reached; -> its figures."""
     trainer.model.train()
-    tally = Tally(loader.device)
     if trainer.compiled:  # as a number it would be a constant of the traced code, which every epoch would trace anew
-        weight = torch.tensor(weight, device=loader.device)
-    for step, (images, labels) in enumerate(loader, start=1):
-        trainer.step(images, labels, weight, tally)
-        progress.update(step, tally)
-    count_batches(trainer.model, len(loader))
-    means = tally.means()
+        weight = torch.tensor(weight, device=trainer.device)
+    for images, labels in batches:
+        trainer.step(images, labels, weight)
+        after_step()
+    means = trainer.means()
     total, true, group = means["terms"]
     named = figures(means, rows, "train")
     return {"train_loss": total, "train_loss_true": true, "train_loss_group": group, **named}
@@ -164,13 +234,17 @@ def train_epoch(trainer: Trainer, rows: list[str], loader: Loader, weight: float
 
 @torch.inference_mode()
 def evaluate(method: Method, model: nn.Module, loader: Loader, phase: str = "test",
-             autocast: torch.autocast | nullcontext = NO_AUTOCAST) -> dict[str, float]:
+             autocast: torch.autocast | nullcontext = NO_AUTOCAST,
+             watch: Callable[[Iterable], Iterator] = iter) -> dict[str, float]:
     """Figures over all images of a loader, each image weighing the same: top-1/5 and cross-entropy of each row,
-    ``dist`` over the pairs of students, and whatever else the method's ``predict`` reports."""
+    ``dist`` over the pairs of students, and whatever else the method's ``predict`` reports.
+
+    watch: what the batches pass through on their way (``Signals.watch``, which may end the evaluation).
+    """
     model.eval()
     students = student_rows(method.rows)
     tally = Tally(loader.device)
-    for images, labels in loader:
+    for images, labels in watch(loader):
         with autocast:
             logits, extras = method.predict(model, images)  # [B, R, C]
         log_p = F.log_softmax(logits.float(), dim=-1)
@@ -187,23 +261,24 @@ def evaluate(method: Method, model: nn.Module, loader: Loader, phase: str = "tes
 class Progress:
     """A bar on a terminal, lines elsewhere: every ``log_every`` steps loss, accuracy, images/s, remaining time."""
 
-    def __init__(self, title: str, loader: Loader, log_every: int, row: int):
-        self.title, self.steps, self.log_every, self.row = title, len(loader), log_every, row
-        self.start = time.perf_counter()
-        self.bar = tqdm(total=self.steps, desc=title, unit="step", leave=False) if sys.stderr.isatty() else None
+    def __init__(self, title: str, trainer: Trainer, steps: int, log_every: int, row: int):
+        self.title, self.trainer, self.steps, self.log_every, self.row = title, trainer, steps, log_every, row
+        self.bar = tqdm(total=steps, initial=trainer.tally.steps, desc=title, unit="step",
+                        leave=False) if sys.stderr.isatty() else None
 
-    def update(self, step: int, tally: Tally) -> None:
+    def update(self) -> None:
+        tally, step = self.trainer.tally, self.trainer.tally.steps
         if self.bar is not None:
             self.bar.update()
-        if step % self.log_every and step != self.steps:
+        if step % self.log_every or step == self.steps:
             return  # the figures are on the device, and reading them makes the host wait
-        means, seconds = tally.means(), time.perf_counter() - self.start
+        means = self.trainer.means()
         loss, accuracy = means["terms"][0], 100 * means["hits"][self.row][0]
-        text = f"loss {loss:.4f}  top-1 {accuracy:.2f} %  {tally.images / seconds:.0f} images/s"
+        text = f"loss {loss:.4f}  top-1 {accuracy:.2f} %  {tally.images / tally.seconds:.0f} images/s"
         if self.bar is not None:
             self.bar.set_postfix_str(text)
-        elif step != self.steps:
-            left = seconds / step * (self.steps - step)
+        else:
+            left = tally.seconds / step * (self.steps - step)
             log.info(f"{self.title}  step {step}/{self.steps}  {text}  {left:.0f} s left in this epoch")
 
     def __enter__(self) -> "Progress":
@@ -218,7 +293,11 @@ class Progress:
 
 
 def fit(run: Run, model: nn.Module, method: Method) -> dict:
-    """Train ``model`` to the end of the run, from where its checkpoint stopped if there is one; -> the best record."""
+    """Train ``model`` to the end of the run, from where its checkpoint stopped if there is one; -> the best record.
+
+    SIGINT and SIGTERM end it after the step that they come in: a checkpoint of that step, and SystemExit with 128 and
+    the signal's number.
+    """
     args, device, milestones = run.args, run.device, run.milestones()
     trainer = Trainer(model, method, args.lr, args.wd, milestones, device, args.amp, args.compile)
     run.open(trainer, method.best, two_levels="stu_" in method.rows)
@@ -226,26 +305,50 @@ def fit(run: Run, model: nn.Module, method: Method) -> dict:
              f"{run.test_loader.num_images} test images, {run.parameters['weights']:,} weights, on {device}")
     log.info(f"learning rate {args.lr:g}, a tenth from each of the zero-based epochs {milestones} on, "
              f"of {args.num_epochs} in all")
-    for epoch in range(len(run.history), args.num_epochs):
-        run.train_loader.set_epoch(epoch)
-        weight, start = method.weight(epoch), time.perf_counter()
-        record = {"epoch": epoch + 1, "lr": trainer.scheduler.get_last_lr()[0], "weight": weight}
-        title = f"epoch {epoch + 1}/{args.num_epochs}"
-        with Progress(title, run.train_loader, args.log_every, method.rows.index(row_of(method.best))) as progress:
-            record |= train_epoch(trainer, method.rows, run.train_loader, weight, progress)
-        seconds = time.perf_counter() - start
-        record["images_per_second"] = run.train_loader.num_images / seconds
-        for phase, loader in run.evaluated():
-            record |= evaluate(method, model, loader, phase, trainer.autocast())
-        record["seconds"] = time.perf_counter() - start
-        trainer.scheduler.step()
-        run.record(record)
-        log.info(f"{title}  {summary_line(record, method)}")
-    best, last = run.finish()
-    log.info(f"done: best epoch {best['epoch']} by {run.best_figure}, last epoch {last['epoch']}\n"
-             f"{table(method, best, last)}")
-    run.close()
+    if run.history or trainer.tally.steps:
+        log.info(f"continues after {len(run.history)} epochs and {trainer.tally.steps} steps")
+    with Signals() as signals:
+        try:
+            while len(run.history) < args.num_epochs:
+                run.record(one_epoch(run, trainer, method, signals))
+            best, last = run.finish()
+            log.info(f"done: best epoch {best['epoch']} by {run.best_figure}, last epoch {last['epoch']}\n"
+                     f"{table(method, best, last)}")
+            signals.check()
+        except Interrupted as interrupted:
+            if len(run.history) < args.num_epochs:
+                run.save()
+                log.info(f"stopped by signal {interrupted.number} after step {trainer.tally.steps} of epoch "
+                         f"{len(run.history) + 1}: --resume {run.folder} continues there")
+            sys.exit(128 + interrupted.number)
+        finally:
+            run.close()
     return best
+
+
+def one_epoch(run: Run, trainer: Trainer, method: Method, signals: Signals) -> dict:
+    """Train and measure the next epoch, or what is left of it; -> its record."""
+    args, loader, tally, epoch = run.args, run.train_loader, trainer.tally, len(run.history)
+    loader.set_epoch(epoch)
+    weight, title = method.weight(epoch), f"epoch {epoch + 1}/{args.num_epochs}"
+    record = {"epoch": epoch + 1, "lr": trainer.lr, "weight": weight}
+    progress = Progress(title, trainer, len(loader), args.log_every, method.rows.index(row_of(method.best)))
+
+    def after_step() -> None:
+        progress.update()
+        if args.save_steps and tally.steps % args.save_steps == 0:
+            run.save()
+
+    with progress:
+        batches = signals.watch(loader.batches(first=tally.steps))
+        record |= train_epoch(trainer, method.rows, batches, weight, after_step)
+    record["images_per_second"] = tally.images / tally.seconds
+    for phase, evaluated in run.evaluated():
+        record |= evaluate(method, trainer.model, evaluated, phase, trainer.autocast(), signals.watch)
+    record["seconds"] = tally.seconds
+    log.info(f"{title}  {summary_line(record, method)}")
+    trainer.next_epoch()
+    return record
 
 
 def row_of(figure: str) -> str:

@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """Told in one sentence that names the thing and the way out; ends a script with exit code 2, no traceback."""
+
+
+class Complete(Exception):
+    """There is nothing left to do: the run that was to be continued has reached its end."""

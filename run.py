@@ -1,32 +1,38 @@
 """A run and its folder: the data and device it works with, its log, its figures, its curves and its checkpoints."""
 
 import argparse
-import io
+import errno
 import json
 import logging
-import os
-import random
 import re
 import shutil
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from checkpoint import as_json, digest, load_checkpoint, load_weights, random_state, save, serialise, set_random_state
 from data_loader import Loader, dataloader
-from errors import UserError
-from models import create_model, load_official_state_dict
+from errors import Complete, UserError
+from models import create_model
 from utils import environment, pick_device, run_folder, seed_everything, set_precision
+
+try:
+    import fcntl
+except ImportError:  # Windows has none: there two processes on one folder are not told apart
+    fcntl = None
 
 log = logging.getLogger("okddip")
 
-FORMAT = 1  # of a checkpoint
+FORMAT = 2  # of a checkpoint
 # Flags that may differ between a run and its continuation: none of them changes what is computed.
 FREE_FLAGS = {"resume", "overwrite", "save_dir", "data_dir", "cache", "num_workers", "gpu_id", "device",
-              "log_every", "num_epochs", "version", "T_model_path"}
+              "log_every", "num_epochs", "version", "T_model_path", "save_every", "save_steps"}
 FILES = ("train.log", "last.pth", "best.pth", "metrics.jsonl", "test_best_metrics.json", "summary.json",
          "parameters.json")
 
@@ -42,7 +48,8 @@ class Run:
         self.args, self.method = args, method
         self.folder = run_folder(args, method)
         self.device = pick_device(args)
-        self.checkpoint = self.load_last() if args.resume else None
+        self.lock: Lock | None = None
+        self.checkpoint = self.load_last()
         self.history: list[dict] = self.checkpoint["history"] if self.checkpoint else []
         # the schedule and the ramp-up are those of the first start, also where --num_epochs was raised later
         self.recipe = self.checkpoint["recipe"] if self.checkpoint else {"num_epochs": args.num_epochs}
@@ -50,6 +57,9 @@ class Run:
             args.dataset, args.batch_size, args.num_workers, args.data_dir, seed=args.seed, device=self.device,
             cache=args.cache == "on", val_size=args.val_size)
         self.num_classes = self.train_loader.num_classes
+        self.pin("classes", self.train_loader.classes)
+        self.pin("images", [self.train_loader.num_images, self.test_loader.num_images])
+        self.pin("normalisation", [list(self.train_loader.mean), list(self.train_loader.std)])
         set_precision(args.tf32)
         seed_everything(args.seed)
 
@@ -74,11 +84,17 @@ class Run:
 
     # --- resuming
 
-    def load_last(self) -> dict:
-        path = Path(self.args.resume)
-        checkpoint = load_checkpoint(path / "last.pth" if path.is_dir() else path)
-        missing = {"format", "flags", "recipe", "history", "state_dict", "optimizer", "scheduler", "scaler",
-                   "random"} - checkpoint.keys()
+    def load_last(self) -> dict | None:
+        """The checkpoint to continue from, if any; Complete where it is that of a training that reached its end."""
+        path = self.folder / "last.pth" if self.args.resume == "auto" else Path(self.args.resume or "")
+        if not self.args.resume or self.args.resume == "auto" and not path.exists():
+            return None
+        path = path / "last.pth" if path.is_dir() else path
+        if path.exists():  # before it is read, so that nobody writes another one meanwhile
+            self.lock = Lock(self.folder)
+        checkpoint = load_checkpoint(path)
+        missing = {"format", "flags", "recipe", "history", "random", "starts", "state_dict", "optimizer", "scheduler",
+                   "scaler", "tally"} - checkpoint.keys()
         if missing:
             raise UserError(f"{path} cannot be resumed: it has no {', '.join(sorted(missing))}")
         if checkpoint["format"] != FORMAT:
@@ -88,13 +104,34 @@ class Run:
                    if name not in FREE_FLAGS and checkpoint["flags"].get(name) != value]
         if changed:
             raise UserError(f"{path} was started otherwise ({'; '.join(changed)}): resume with the same flags")
+        if len(checkpoint["history"]) >= self.args.num_epochs and (self.folder / "summary.json").exists():
+            raise Complete(f"{self.folder} is complete: {len(checkpoint['history'])} epochs (more with --num_epochs)")
         return checkpoint
 
+    def pin(self, name: str, value: object) -> None:
+        """Note what must be the same whenever the run is continued; UserError where it is not."""
+        there = self.recipe.setdefault(name, value)
+        if there != value:
+            raise UserError(f"{self.folder} was started with other {name} ({str(there)[:80]} there, {str(value)[:80]} "
+                            f"here): resume it with the same {name}")
+
     def restore(self) -> None:
-        for name, part in self.parts.items():
-            part.load_state_dict(self.checkpoint[name])
+        """Model, optimizer, schedule, sums of a begun epoch and random numbers as the checkpoint has them."""
+        self.trainer.load_state_dict(self.checkpoint)
         set_random_state(self.checkpoint["random"], self.device)
+        if self.history and not self.best_is_saved():
+            if self.trainer.tally.steps == 0 and self.best() is self.history[-1]:
+                self.save(best=True)  # the process ended between the two renames
+            else:
+                log.warning(f"{self.folder}/best.pth is missing or of another epoch than {self.best()['epoch']}, the "
+                            "best one so far: it is written when a better epoch comes")
         self.checkpoint = None
+
+    def best_is_saved(self) -> bool:
+        try:
+            return load_checkpoint(self.folder / "best.pth")["history"][-1] == self.best()
+        except (UserError, LookupError):
+            return False
 
     # --- the folder
 
@@ -105,27 +142,20 @@ class Run:
         """
         from torch.utils.tensorboard import SummaryWriter
 
-        self.parts = {"state_dict": trainer.model, "optimizer": trainer.optimizer, "scheduler": trainer.scheduler,
-                      "scaler": trainer.scaler}
+        self.trainer = trainer
         self.best_figure = best if self.train_loader.held_out is None else best.replace("test_", "val_")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.lock is None:
+            self.lock = Lock(self.folder)
+            run_folder(self.args, self.method)  # raises where another process made a run of it since we looked
+            if self.args.resume and (self.folder / "last.pth").exists():
+                raise UserError(f"another process has trained in {self.folder} meanwhile: start this one again")
+            remove_run(self.folder)
+        self.open_log()
+        self.parameters = self.describe()
         if self.checkpoint:
             self.restore()
-        else:
-            remove_run(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.open_log()
-        self.parameters = {
-            **vars(self.args),
-            "method": self.method or "baseline",
-            "milestones": self.milestones(),
-            "classes": self.train_loader.classes,
-            "mean": self.train_loader.mean,
-            "std": self.train_loader.std,
-            "weights": sum(p.numel() for p in trainer.model.parameters()),
-            "command": " ".join(sys.argv),
-            "environment": environment(self.device),
-        }
-        save_json(self.folder / "parameters.json", self.parameters)
+        save({self.folder / "parameters.json": as_json(self.parameters)})
         remove_curves(self.folder)  # they are drawn again from the history: no epoch twice, none missing
         self.writers = {"": SummaryWriter(self.folder)}
         if two_levels:
@@ -133,12 +163,31 @@ class Run:
         for record in self.history:
             self.draw(record)
 
+    def describe(self) -> dict:
+        """How the run is made: what parameters.json holds. starts: this start and those that it continues."""
+        last = self.checkpoint or {"starts": [], "tally": {"steps": 0}}
+        start = {"epoch": len(self.history) + 1, "step": last["tally"]["steps"], "command": " ".join(sys.argv),
+                 "environment": environment(self.device)}
+        return {
+            **vars(self.args),
+            "method": self.method or "baseline",
+            "milestones": self.milestones(),
+            "classes": self.train_loader.classes,
+            "mean": self.train_loader.mean,
+            "std": self.train_loader.std,
+            "weights": sum(p.numel() for p in self.trainer.model.parameters()),
+            "command": start["command"],
+            "environment": start["environment"],
+            "starts": [*last["starts"], start],
+        }
+
     def open_log(self) -> None:
         log.setLevel(logging.INFO)
         log.handlers = [logging.FileHandler(self.folder / "train.log", encoding="utf-8"),
                         logging.StreamHandler(sys.stdout)]
         for handler in log.handlers:
             handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+            handler.handleError = lambda record: None  # a full disk is told once, by the checkpoint
 
     def draw(self, record: dict) -> None:
         """One epoch's figures to TensorBoard: those of the ensemble (or of the only network) under Train/ and Test/,
@@ -162,34 +211,43 @@ class Run:
     def record(self, record: dict) -> None:
         """Write down an epoch that is over: checkpoints, JSON and curves."""
         self.history.append(record)
-        checkpoint = self.serialise()
-        if self.best() is record:
-            save(self.folder / "best.pth", checkpoint)
-            save_json(self.folder / "test_best_metrics.json", record)
-        save(self.folder / "last.pth", checkpoint)
-        save(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history).encode())
+        best = self.best() is record
+        if best or len(self.history) % self.args.save_every == 0 or len(self.history) == self.args.num_epochs:
+            self.save(best)
+        save({self.folder / "metrics.jsonl": "".join(json.dumps(line) + "\n" for line in self.history).encode()})
         self.draw(record)
         for writer in self.writers.values():
             writer.flush()
 
-    def serialise(self) -> bytes:
-        """The checkpoint: tensors, numbers, strings, lists and dictionaries alone, so that loading it is safe."""
-        buffer = io.BytesIO()
-        torch.save({
+    def save(self, best: bool = False) -> None:
+        """last.pth and, where the epoch that is just over is the best one, best.pth with its metrics.
+
+        last.pth is renamed first: best.pth is never of an epoch that last.pth does not have, and where the process
+        ends between the two, ``restore`` writes the missing one.
+        """
+        content = self.checkpoint_now()
+        files = {self.folder / "last.pth": content}
+        if best:
+            files |= {self.folder / "best.pth": content,
+                      self.folder / "test_best_metrics.json": as_json(self.history[-1])}
+        save(files)
+
+    def checkpoint_now(self) -> bytes:
+        return serialise({
             "format": FORMAT,
-            **{name: part.state_dict() for name, part in self.parts.items()},
+            **self.trainer.state_dict(),
             "random": random_state(self.device),
             "history": self.history,
+            "best": self.best() if self.history else None,
             "recipe": self.recipe,
             "flags": {"method": self.method, **vars(self.args)},
-            **{name: self.parameters[name] for name in ("classes", "mean", "std")},
-        }, buffer)
-        return buffer.getvalue()
+            **{name: self.parameters[name] for name in ("classes", "mean", "std", "starts")},
+        })
 
     def finish(self) -> tuple[dict, dict]:
         """Write the summary of a training that reached its end; -> the records of its best and of its last epoch."""
         best, last = self.best(), self.history[-1]
-        save_json(self.folder / "summary.json", {"chosen_by": self.best_figure, "best": best, "last": last})
+        save({self.folder / "summary.json": as_json({"chosen_by": self.best_figure, "best": best, "last": last})})
         return best, last
 
     def close(self) -> None:
@@ -198,23 +256,10 @@ class Run:
         for handler in log.handlers:
             handler.close()
         log.handlers = []
+        self.lock.release()
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
-
-
-def save(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing: a temporary file beside it, synced, then renamed over it."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def save_json(path: Path, value: object) -> None:
-    save(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def remove_curves(folder: Path) -> None:
@@ -227,51 +272,84 @@ def remove_run(folder: Path) -> None:
     """Delete what a run wrote into its folder, and nothing else."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
+        (folder / (name + ".tmp")).unlink(missing_ok=True)
     remove_curves(folder)
 
 
-def load_checkpoint(path: Path) -> dict:
-    """A checkpoint's dictionary, read without running any code from the file; UserError where it is not one."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no checkpoint at {path}") from error
-    except (PermissionError, IsADirectoryError) as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # torch.load raises whatever zip files, pickles and archives raise
-        raise UserError(f"{path} is not a checkpoint that can be loaded safely: it is damaged, or holds "
-                        f"more than tensors and plain values ({type(error).__name__})") from error
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__} instead of a dictionary")
-    return checkpoint
+class Lock:
+    """One process to a run's folder; UserError where another one has it.
 
-
-def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Weights of a finished network: a run folder (its best.pth), or a file of ours or of the authors' code.
-
-    UserError where the file is missing, is not a checkpoint, or belongs to another network or class count.
+    A POSIX record lock: the system drops it however the process ends, and unlike flock's it is not inherited by the
+    loader's worker processes, which outlive a killed one by some seconds.
     """
-    path = Path(path)
-    path = path / "best.pth" if path.is_dir() else path
-    checkpoint = load_checkpoint(path)
-    weights: dict[str, Tensor] = checkpoint.get("state_dict", checkpoint)
-    try:
-        if any(name.startswith("trunk.") for name in weights):
-            network.load_state_dict(weights)
-        else:
-            load_official_state_dict(network, weights)
-    except (ValueError, RuntimeError, AttributeError) as error:
-        flags = checkpoint.get("flags", {})
-        made = f"a {flags['model']} trained on {flags['dataset']}" if flags else "another network"
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} holds {made}, which does not fit the {network.name} that was asked for: "
-                        f"{reason[:200]}") from error
+
+    def __init__(self, folder: Path):
+        self.file = open(folder / "lock", "a")
+        try:
+            if fcntl is not None:
+                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.file.close()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            raise UserError(f"another process is training in {folder}: wait for it, or name this run with "
+                            "--version") from error
+
+    def release(self) -> None:
+        self.file.close()
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM came, and the step that it came in is done."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+
+class Signals:
+    """While entered, SIGINT and SIGTERM are noted, for ``watch`` to raise Interrupted between two steps; the second
+    one ends the process at once, as it would have without us."""
+
+    number = 0
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():  # Python lets no other one handle signals
+            self.old = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in getattr(self, "old", {}).items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, frame: object) -> None:
+        if self.number:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.number = number
+
+    def watch(self, batches: Iterable) -> Iterator:
+        """The batches, and Interrupted before the next one, or after the last, once a signal has come."""
+        for batch in batches:
+            self.check()
+            yield batch
+        self.check()
+
+    def check(self) -> None:
+        if self.number:
+            raise Interrupted(self.number)
+
+
+# --- teacher ----------------------------------------------------------------------------------------------------------
 
 
 def load_teacher(args: argparse.Namespace, run: Run) -> Callable[[Tensor], Tensor]:
     """--T_model with the weights of --T_model_path, frozen: images [B, 3, H, W] -> logits [B, C], without gradient."""
     teacher = create_model(args.T_model, run.num_classes)
     load_weights(teacher, args.T_model_path or Path(args.save_dir, args.dataset, args.T_model))
+    run.pin("teacher", digest(teacher.state_dict()))
     teacher.to(run.device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -279,17 +357,3 @@ def load_teacher(args: argparse.Namespace, run: Run) -> Callable[[Tensor], Tenso
         return teacher(images)
 
     return logits
-
-
-def random_state(device: torch.device) -> dict:
-    name, keys, *rest = np.random.get_state()
-    state = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": [name, keys.tolist(), *rest]}
-    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
-
-
-def set_random_state(state: dict, device: torch.device) -> None:
-    torch.set_rng_state(state["torch"])
-    random.setstate(state["python"])
-    np.random.set_state(tuple(state["numpy"]))
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

@@ -4,6 +4,7 @@ import argparse
 import math
 import platform
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 import torchvision
 
 from data_loader import DATASETS
-from errors import UserError
+from errors import Complete, UserError
 from losses import DISTILLATION
 from models import NETWORKS, registry
 
@@ -25,9 +26,13 @@ def command(main: Callable[[], None]) -> None:
     """Run a script's main; a UserError, or a file that cannot be read or written, ends it with one line and exit 2."""
     try:
         main()
+    except Complete as complete:
+        print(complete)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # before the training, which saves what it has
+        sys.exit(128 + signal.SIGINT)
 
 
 # --- command line -----------------------------------------------------------------------------------------------
@@ -82,7 +87,13 @@ def parser(description: str) -> Parser:
     g.add_argument("--data_dir", default="./Data", help="where the data is, or is downloaded to")
     g.add_argument("--save_dir", default=".", help="where <dataset>/<run> is made")
     g.add_argument("--version", default="V0", help="name of the run, for several with the same method and network")
-    g.add_argument("--resume", metavar="RUN", help="run folder, or its last.pth: continue after its last epoch")
+    g.add_argument("--resume", metavar="RUN",
+                   help="run folder, or a checkpoint in it: continue where it stopped, with the same flags; auto: "
+                        "continue this run if it was begun, else start it")
+    g.add_argument("--save_every", default=1, type=number(int, 1), metavar="N",
+                   help="epochs between two last.pth; a best or last epoch is saved in any case")
+    g.add_argument("--save_steps", default=0, type=number(int, 0), metavar="N",
+                   help="steps between two last.pth within an epoch, for long ones (0: none)")
     g.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
     g.add_argument("--cache", default="on", choices=("on", "off"),
                    help="on: all images live on the device; off, and for imagenet always: they are read one by one")
@@ -143,6 +154,8 @@ def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
     args = p.parse_args(argv)
     if args.schedule and any(a >= b for a, b in zip(args.schedule, args.schedule[1:], strict=False)):
         p.error(f"argument --schedule: epochs must increase, not {' '.join(map(str, args.schedule))}")
+    if args.resume and args.overwrite:
+        p.error("argument --overwrite: a run is continued (--resume) or replaced, not both")
     if Path(args.version).name != args.version:
         p.error(f"argument --version: a name, not a path: {args.version!r}")
     if args.dropout >= 1:
@@ -191,7 +204,7 @@ def run_folder(args: argparse.Namespace, method: str = "") -> Path:
 
     UserError where a run is there already, naming the ways out.
     """
-    if args.resume:
+    if args.resume and args.resume != "auto":
         path = Path(args.resume)
         return path if path.is_dir() else path.parent
     name = args.model if args.version == "V0" else f"{args.model}_{args.version}"
@@ -199,7 +212,7 @@ def run_folder(args: argparse.Namespace, method: str = "") -> Path:
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise UserError(f"{place} is a file where the run's folder belongs: take another --save_dir or --version")
-    if (path / "parameters.json").exists() and not args.overwrite:
+    if (path / "parameters.json").exists() and not (args.overwrite or args.resume):
         raise UserError(f"{path} holds a run already: continue it with --resume {path}, name this one with --version, "
                         "or replace it with --overwrite")
     return path
@@ -225,8 +238,8 @@ def environment(device: torch.device) -> dict[str, str]:
     return {
         "revision": git_revision(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
         "numpy": np.__version__,
         "device": f"{device} ({name}, {torch.get_num_threads()} CPU threads)",
     }

@@ -112,13 +112,13 @@ def test_no_step_reads_a_device_value():
 
     method = engine.Method(["stu0", "stu1", "stu2", "stu_"], objective, None, best="stu_test_accTop1")
     trainer = engine.Trainer(models.OKDDip("resnet8", 10), method, 0.1, 5e-4, [10], torch.device("cpu"))
-    tally, images, labels = engine.Tally(torch.device("cpu")), torch.randn(4, 3, 32, 32), torch.randint(10, (4,))
+    images, labels = torch.randn(4, 3, 32, 32), torch.randint(10, (4,))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        trainer.step(images, labels, 0.5, tally)
+        trainer.step(images, labels, 0.5)
     seen = {event.key for event in profile.key_averages()}
     assert "aten::convolution" in seen and "aten::_local_scalar_dense" not in seen
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        tally.sums["terms"][0].item()
+        trainer.tally.sums["terms"][0].item()
     assert "aten::_local_scalar_dense" in {event.key for event in profile.key_averages()}
 
 
@@ -133,12 +133,13 @@ def test_figures_are_json():
 def test_progress_in_lines(caplog, monkeypatch):
     """Not on a terminal: a line every log_every steps, with loss, accuracy, speed and remaining time."""
     monkeypatch.setattr(engine.sys, "stderr", SimpleNamespace(isatty=lambda: False))
-    tally = engine.Tally(torch.device("cpu"))
+    trainer = SimpleNamespace(tally=engine.Tally(torch.device("cpu")))
+    trainer.means = trainer.tally.means
     caplog.set_level("INFO")
-    with engine.Progress("epoch 1/2", range(5), log_every=2, row=0) as progress:
-        for step in range(1, 6):
-            tally.add(8, terms=torch.tensor([16.0, 8.0, 8.0]), hits=torch.tensor([[4, 8]]))
-            progress.update(step, tally)
+    with engine.Progress("epoch 1/2", trainer, steps=5, log_every=2, row=0) as progress:
+        for _ in range(5):
+            trainer.tally.add(8, terms=torch.tensor([16.0, 8.0, 8.0]), hits=torch.tensor([[4, 8]]))
+            progress.update()
     assert len(caplog.messages) == 2
     for word in ("step 2/5", "loss 2.0000", "top-1 50.00 %", "images/s", "s left"):
         assert word in caplog.messages[0]
@@ -160,9 +161,9 @@ def trained(amp="off", compiled=False, steps=3):
     trainer = engine.Trainer(model, method, 0.01, 5e-4, [10], torch.device("cpu"), amp, compiled)
     before, losses = model.head.fc.weight.detach().clone(), []
     for _ in range(steps):
-        tally = engine.Tally(torch.device("cpu"))
-        trainer.step(images, labels, 0.5, tally)
-        losses.append(tally.means()["terms"][0])
+        trainer.tally.reset()
+        trainer.step(images, labels, 0.5)
+        losses.append(trainer.tally.means()["terms"][0])
     return losses, not model.head.fc.weight.equal(before), trainer
 
 
@@ -181,8 +182,7 @@ def test_fp16_scales_its_gradients():
     assert half[0] == pytest.approx(full[0], rel=0.02)
     trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 128.0})
     before = trainer.model.head.fc.weight.detach().clone()
-    tally = engine.Tally(torch.device("cpu"))
-    trainer.step(torch.randn(8, 3, 32, 32), torch.randint(10, (8,)), 0.5, tally)
+    trainer.step(torch.randn(8, 3, 32, 32), torch.randint(10, (8,)), 0.5)
     assert not trainer.model.head.fc.weight.equal(before)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import checkpoint
 import models
 import run
 import train
@@ -40,7 +41,7 @@ def finished(tmp_path_factory):
 
 
 def test_files(finished):
-    assert {f.name for f in finished.iterdir() if "tfevents" not in f.name} == {*run.FILES, "B"}
+    assert {f.name for f in finished.iterdir() if "tfevents" not in f.name} == {*run.FILES, "B", "lock"}
     assert weights(finished).keys() == models.OKDDip("resnet8", 10).state_dict().keys()
 
 
@@ -163,7 +164,7 @@ def test_a_teacher_is_a_run_a_file_or_a_checkpoint_of_the_authors(teacher, tmp_p
     for path in (teacher, teacher / "last.pth", tmp_path / "authors.pth"):
         for p in network.parameters():
             torch.nn.init.zeros_(p)
-        run.load_weights(network, path)
+        checkpoint.load_weights(network, path)
         assert all(value.equal(ours[name]) for name, value in network.state_dict().items())
 
 
@@ -202,5 +203,5 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
 
     torch.save({"state_dict": Harm()}, tmp_path / "harmful.pth")
     with pytest.raises(UserError, match="not a checkpoint that can be loaded safely"):
-        run.load_weights(models.create_model("resnet8", 10), tmp_path / "harmful.pth")
+        checkpoint.load_weights(models.create_model("resnet8", 10), tmp_path / "harmful.pth")
     assert not (tmp_path / "harm").exists()

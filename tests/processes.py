@@ -1,0 +1,139 @@
+"""Trainings as processes of their own, to be killed, and folders of runs, to be compared."""
+
+import contextlib
+import importlib
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+# A server that has imported PyTorch once forks each process: real ones, without seconds of importing for each.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["train_GL", "train_one", "train_kd", "torch.utils.tensorboard"])
+
+
+class SlowFile:
+    """A file on a slow disk: 20 pieces with a pause after each, so that a kill often comes amid a save."""
+
+    def __init__(self, path, mode):
+        self.file = open(path, mode)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, content):
+        piece = len(content) // 20 + 1
+        for start in range(0, len(content), piece):
+            self.file.write(content[start:start + piece])
+            self.file.flush()
+            time.sleep(0.004)
+
+
+def child(script, argv, output, slow_disk, file_size):
+    """What the process does: the script's own main, in one thread, with its output in a file."""
+    import checkpoint
+    import utils
+
+    multiprocessing.set_start_method(None, force=True)  # the loader's workers start as they do elsewhere
+    os.setsid()  # a process group of its own, which a signal may be sent to as a terminal does
+    with open(output, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    sys.argv = [script, *argv]
+    if slow_disk:
+        checkpoint.open = SlowFile
+    if file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    utils.command(importlib.import_module(script).main)
+
+
+class Training:
+    """A script that runs in a process of its own. Its output: ``output.txt`` in the folder ``where``."""
+
+    def __init__(self, script, argv, where, slow_disk=False, file_size=None):
+        Path(where).mkdir(parents=True, exist_ok=True)
+        self.output = Path(where, "output.txt")
+        self.started = time.time()
+        argv = [str(word) for word in argv]
+        self.process = CONTEXT.Process(target=child, args=(script, argv, self.output, slow_disk, file_size))
+        self.process.start()
+
+    def wait(self, limit=120):
+        """-> its exit code; a negative one is the signal that ended it."""
+        self.process.join(limit)
+        assert self.process.exitcode is not None, f"still running after {limit} s"
+        return self.process.exitcode
+
+    def signal(self, number, group=False):
+        (os.killpg if group else os.kill)(self.process.pid, number)
+
+    def said(self):
+        return self.output.read_text() if self.output.exists() else ""
+
+    def until(self, condition, limit=120):
+        """Wait for it while the process lives."""
+        end = time.monotonic() + limit
+        while not condition():
+            assert self.process.is_alive(), f"ended with {self.process.exitcode}: {self.said()}"
+            assert time.monotonic() < end, f"not within {limit} s: {self.said()}"
+            time.sleep(0.002)
+
+
+def load(folder, name="last.pth"):
+    return torch.load(folder / name, weights_only=True)
+
+
+def epochs(folder):
+    """How many epochs last.pth has; 0 where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        return len(load(folder)["history"])
+    return 0
+
+
+def without_times(record):
+    return {name: value for name, value in record.items() if name not in ("seconds", "images_per_second")}
+
+
+def lines(folder):
+    return [without_times(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve(folder, tag):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return [(event.step, event.value) for event in EventAccumulator(str(folder)).Reload().Scalars(tag)]
+
+
+def assert_same_run(folder, reference):
+    """Weights bit for bit, figures, curves and best epoch of one run are those of the other."""
+    for name in ("last.pth", "best.pth"):
+        ours, theirs = (load(f, name)["state_dict"] for f in (folder, reference))
+        assert ours.keys() == theirs.keys()
+        different = [key for key in theirs if not ours[key].equal(theirs[key])]
+        assert not different, f"{name}: {different[:3]}"
+    assert lines(folder) == lines(reference)
+    assert curve(folder, "Test/AccTop1") == curve(reference, "Test/AccTop1")
+    assert_best_agrees(folder)
+    assert {f.name for f in folder.iterdir() if "tfevents" not in f.name} == {
+        f.name for f in reference.iterdir() if "tfevents" not in f.name}
+
+
+def assert_best_agrees(folder):
+    """best.pth and test_best_metrics.json are of the same epoch, no worse than any that was recorded."""
+    best = json.loads((folder / "test_best_metrics.json").read_text())
+    assert load(folder, "best.pth")["history"][-1] == best
+    figure = "stu_test_accTop1" if "stu_test_accTop1" in best else "mean_test_accTop1"
+    figure = figure if figure in best else "test_accTop1"
+    assert best[figure] == max(record[figure] for record in lines(folder))

@@ -1,0 +1,360 @@
+"""Interrupted runs end as those that were not: real processes, killed, stopped, out of disk space."""
+
+import json
+import random
+import shutil
+import signal
+
+import pytest
+import torch
+from kill import FLAGS, METHODS, WORKERS, kill_and_compare, make_images, make_teacher
+from processes import Training, assert_best_agrees, assert_same_run, epochs, lines, load
+
+import checkpoint
+import engine
+import models
+import run
+import train
+import train_GL
+from errors import Complete, UserError
+from losses import Terms
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="module")
+def teacher(images, tmp_path_factory):
+    return make_teacher(images, tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module")
+def flags(images):
+    return [*FLAGS, "--length", "3", "--num_epochs", "4", "--data_dir", str(images)]
+
+
+@pytest.fixture(scope="module")
+def whole(flags, tmp_path_factory):
+    """Four epochs of OKDDip that nobody interrupted."""
+    root = tmp_path_factory.mktemp("whole")
+    training = Training("train_GL", [*flags, "--save_dir", root], root)
+    assert training.wait() == 0, training.said()
+    return root / "folder" / "OKDDip" / "resnet8"
+
+
+@pytest.fixture
+def begun(flags, tmp_path):
+    """The same after its first epoch."""
+    train_GL.main([*flags, "--save_dir", str(tmp_path / "begun"), "--num_epochs", "1"])
+    folder = tmp_path / "begun" / "folder" / "OKDDip" / "resnet8"
+    (folder / "summary.json").unlink()
+    return folder
+
+
+# --- killed
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_at_random_moments(method, workers, images, teacher, tmp_path):
+    kill_and_compare(method, workers, images, teacher, tmp_path, kills=3)
+
+
+@pytest.mark.parametrize(("number", "workers", "aggregation"), [
+    (signal.SIGTERM, 0, "attention"), (signal.SIGINT, 0, "random"), (signal.SIGTERM, 2, "attention"),
+    (signal.SIGINT, 2, "attention")])
+def test_a_signal_stops_amid_an_epoch_and_loses_nothing(number, workers, aggregation, flags, tmp_path):
+    """Sent to the process or, where there are workers, to all of them."""
+    flags = [*flags, *WORKERS[workers], "--log_every", "1", "--aggregation", aggregation, "--resume", "auto",
+             "--save_dir"]
+    method = "OKDDip" + "-random" * (aggregation == "random")
+    stopped, whole = (tmp_path / name / "folder" / method / "resnet8" for name in ("stopped", "whole"))
+    training = Training("train_GL", [*flags, tmp_path / "stopped"], tmp_path)
+    training.until(lambda: "epoch 2/4  step 1/3" in training.said())
+    training.signal(number, group=workers > 0)
+    assert training.wait() == 128 + number
+    state = load(stopped)
+    assert len(state["history"]) == 1 and state["tally"]["steps"] > 0, "not amid the second epoch"
+    assert f"--resume {stopped} continues there" in training.said() and "Traceback" not in training.said()
+    for root in ("stopped", "whole"):
+        training = Training("train_GL", [*flags, tmp_path / root], tmp_path)
+        assert training.wait() == 0, training.said()
+    assert_same_run(stopped, whole)
+
+
+def test_a_signal_stops_amid_an_evaluation(flags, whole, tmp_path, monkeypatch):
+    """A step that all is done for, but the test images: it is not trained again."""
+    predicted = []
+    attend = models.OKDDip.attend
+
+    def interrupt(self, images):
+        if not self.training:
+            predicted.append(len(images))
+            if len(predicted) == 2:
+                signal.raise_signal(signal.SIGTERM)
+        return attend(self, images)
+
+    monkeypatch.setattr(models.OKDDip, "attend", interrupt)
+    torch.set_num_threads(1)
+    with pytest.raises(SystemExit) as stop:
+        train_GL.main([*flags, "--save_dir", str(tmp_path)])
+    assert stop.value.code == 128 + signal.SIGTERM
+    folder = tmp_path / "folder" / "OKDDip" / "resnet8"
+    assert load(folder)["tally"]["steps"] == 3 and load(folder)["history"] == []
+    train_GL.main([*flags, "--resume", str(folder)])
+    assert_same_run(folder, whole)
+
+
+def test_a_second_signal_ends_at_once(flags, begun):
+    before = (begun / "last.pth").read_bytes()
+    training = Training("train_GL", [*flags, "--resume", begun, "--log_every", "1"], begun, slow_disk=True)
+    training.until(lambda: "epoch 2/4  step 1/3" in training.said())
+    training.signal(signal.SIGTERM)
+    training.until(lambda: (begun / "last.pth.tmp").exists())
+    training.signal(signal.SIGTERM)
+    assert training.wait() == -signal.SIGTERM
+    assert (begun / "last.pth").read_bytes() == before
+
+
+# --- --resume
+
+
+def test_auto_starts_continues_and_leaves_a_complete_run_alone(flags, whole, tmp_path, capsys):
+    flags = [*flags, "--save_dir", str(tmp_path), "--resume", "auto"]
+    folder = tmp_path / "folder" / "OKDDip" / "resnet8"
+    torch.set_num_threads(1)
+    train_GL.main([*flags, "--num_epochs", "1"])
+    (folder / "summary.json").unlink()  # as if it had been killed just before
+    train_GL.main([*flags, "--num_epochs", "1"])
+    assert (folder / "summary.json").exists() and epochs(folder) == 1
+    (folder / "summary.json").unlink()
+    state = load(folder)
+    state["recipe"]["num_epochs"] = 4  # of the first start, on which ramp-up and schedule rest
+    del state["digest"]
+    (folder / "last.pth").write_bytes(checkpoint.serialise(state))
+    train_GL.main(flags)
+    assert_same_run(folder, whole)
+    before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    with pytest.raises(Complete, match="is complete: 4 epochs"):
+        train_GL.main(flags)
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+    training = Training("train_GL", flags, tmp_path)
+    assert training.wait() == 0 and "is complete" in training.said()
+
+
+def test_auto_does_not_pass_over_a_damaged_checkpoint(flags, begun):
+    (begun / "last.pth").write_bytes((begun / "last.pth").read_bytes()[:-1000])
+    with pytest.raises(UserError, match="last.pth is not a checkpoint"):
+        train_GL.main([*flags, "--save_dir", str(begun.parents[2]), "--resume", "auto"])
+
+
+def test_resume_and_overwrite_exclude_each_other(flags, capsys):
+    with pytest.raises(SystemExit):
+        train_GL.main([*flags, "--resume", "auto", "--overwrite"])
+    assert "not both" in capsys.readouterr().err
+
+
+def test_other_data_is_refused(flags, begun, tmp_path):
+    other = make_images(tmp_path / "other", per_class=13)
+    with pytest.raises(UserError, match="other images"):
+        train_GL.main([*flags, "--data_dir", str(other), "--resume", str(begun)])
+    (other / "train" / "blue").rename(other / "train" / "green")
+    (other / "test" / "blue").rename(other / "test" / "green")
+    with pytest.raises(UserError, match="other classes"):
+        train_GL.main([*flags, "--data_dir", str(other), "--resume", str(begun)])
+
+
+def test_another_teacher_is_refused(images, teacher, tmp_path):
+    import train_kd
+
+    flags = [*FLAGS, "--num_epochs", "1", "--data_dir", str(images), "--T_model", "resnet14", "--save_dir",
+             str(tmp_path), "--T_model_path"]
+    train_kd.main([*flags, str(teacher)])
+    other = models.create_model("resnet14", 2)
+    torch.save({"state_dict": other.state_dict()}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="other teacher"):
+        train_kd.main([*flags, str(tmp_path / "other.pth"), "--num_epochs", "2", "--resume",
+                       str(tmp_path / "folder" / "KD" / "resnet8")])
+
+
+def test_best_is_written_again_where_a_kill_came_between_the_renames(flags, begun, whole):
+    """last.pth is there, best.pth is not yet."""
+    (begun / "best.pth").unlink()
+    (begun / "test_best_metrics.json").write_text("{}")
+    train_GL.main([*flags, "--resume", str(begun), "--num_epochs", "1"])
+    assert_best_agrees(begun)
+
+
+def test_save_every(flags, tmp_path, monkeypatch):
+    """last.pth every second epoch, and wherever a best or the last epoch is; the JSON lines always."""
+    saved = []
+    save = run.Run.save
+    monkeypatch.setattr(run.Run, "save", lambda self, best=False: (saved.append((len(self.history), best)),
+                                                                   save(self, best))[1])
+    train_GL.main([*flags, "--save_dir", str(tmp_path), "--save_every", "3"])
+    figures = [line["stu_test_accTop1"] for line in lines(tmp_path / "folder" / "OKDDip" / "resnet8")]
+    best = [figure == max(figures[:i + 1]) for i, figure in enumerate(figures)]
+    assert saved == [(i + 1, best[i]) for i in range(4) if best[i] or i in (2, 3)]
+
+
+def test_a_run_that_is_being_trained_is_left_alone(images, flags, tmp_path):
+    """The lock of a killed process is gone at once, though its workers live a little longer."""
+    flags = [*flags, *WORKERS[2], "--save_dir", str(tmp_path), "--log_every", "1", "--num_epochs", "200"]
+    first = Training("train_GL", flags, tmp_path / "first")
+    first.until(lambda: "epoch 2/200" in first.said())
+    for way_in in (["--resume", "auto"], ["--overwrite"]):
+        second = Training("train_GL", [*flags, *way_in], tmp_path / "second")
+        assert second.wait() == 2 and "another process is training in" in second.said()
+        assert "Traceback" not in second.said()
+    first.signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    third = Training("train_GL", [*flags, "--resume", "auto"], tmp_path / "third")
+    third.until(lambda: "continues after" in third.said())
+    third.signal(signal.SIGTERM)
+    assert third.wait() == 128 + signal.SIGTERM
+
+
+# --- files
+
+
+@pytest.mark.parametrize("share", [0.0005, 0.001, 0.01, 0.3, 0.6, 0.99, 0.9999])
+def test_a_disk_that_fills_leaves_the_old_checkpoint(share, flags, begun):
+    """Files may not grow beyond a share of a checkpoint: as a full disk, it fails the write."""
+    before = {name: (begun / name).read_bytes() for name in ("last.pth", "best.pth", "test_best_metrics.json")}
+    training = Training("train_GL", [*flags, "--resume", begun], begun.parents[2],
+                        file_size=int(share * len(before["last.pth"])))
+    assert training.wait() == 2
+    assert {name: (begun / name).read_bytes() for name in before} == before and epochs(begun) == 1
+    assert not list(begun.glob("*.tmp"))
+    assert training.said().count("cannot be saved") == 1 and "Traceback" not in training.said()
+
+
+def test_a_folder_that_vanishes_is_named(flags, tmp_path):
+    folder = tmp_path / "folder" / "OKDDip" / "resnet8"
+    training = Training("train_GL", [*flags, "--num_epochs", "100", "--save_dir", tmp_path], tmp_path)
+    training.until(lambda: "epoch 1/100  loss" in training.said())
+    shutil.rmtree(folder)
+    assert training.wait() == 2
+    assert "No such file or directory" in training.said() and "Traceback" not in training.said()
+
+
+def test_a_damaged_checkpoint_gives_the_right_weights_or_a_sentence(begun, tmp_path):
+    """Cut at 50 lengths, and with each of 50 bytes flipped."""
+    whole, rng = (begun / "last.pth").read_bytes(), random.Random(0)
+    right = checkpoint.digest(load(begun)["state_dict"])
+    damaged = [whole[:rng.randrange(len(whole))] for _ in range(50)]
+    for place in [*(rng.randrange(len(whole)) for _ in range(40)), *(-rng.randrange(1, 3000) for _ in range(10))]:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << rng.randrange(8)
+        damaged.append(bytes(flipped))
+    refused = 0
+    for content in damaged:
+        (tmp_path / "damaged.pth").write_bytes(content)
+        try:
+            weights = checkpoint.load_checkpoint(tmp_path / "damaged.pth")["state_dict"]
+        except UserError as error:
+            refused += "damaged" in str(error)
+        else:
+            assert checkpoint.digest(weights) == right
+    assert refused >= 50  # a cut one never passes
+
+
+def test_a_checkpoint_without_its_digest_is_not_resumed(begun):
+    state = load(begun)
+    del state["digest"]
+    torch.save(state, begun / "last.pth")
+    with pytest.raises(UserError, match="digest"):
+        checkpoint.load_checkpoint(begun / "last.pth")
+
+
+@pytest.mark.parametrize("change", [
+    lambda c: c["state_dict"]["weight"].add_(1), lambda c: c.update(epoch=2), lambda c: c["list"].reverse(),
+    lambda c: c.update(state_dict={"weight": c["state_dict"]["weight"].view(3, 2)}), lambda c: c.update(text="a b"),
+    lambda c: c.update(state_dict={"weight": c["state_dict"]["weight"].to(torch.int32)}), lambda c: c.pop("epoch"),
+    lambda c: c.update(list=[1, [2, 3]])])
+def test_the_digest_tells_contents_apart(change):
+    def content():
+        weight = torch.arange(6, dtype=torch.float32).view(2, 3)
+        return {"state_dict": {"weight": weight}, "epoch": 1, "list": [1, 2, 3], "text": "ab"}
+
+    changed = content()
+    change(changed)
+    assert checkpoint.digest(content()) == checkpoint.digest(content()) != checkpoint.digest(changed)
+
+
+def test_the_digest_does_not_know_memory_formats():
+    x = torch.randn(2, 3, 4, 4)
+    assert checkpoint.digest(x) == checkpoint.digest(x.to(memory_format=torch.channels_last))
+
+
+def test_files_are_saved_together_or_not_at_all(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(UserError, match="cannot be saved"):
+        checkpoint.save({tmp_path / "a": b"new", tmp_path / "no folder" / "b": b"new"})
+    assert (tmp_path / "a").read_bytes() == b"old" and [f.name for f in tmp_path.iterdir()] == ["a"]
+
+
+# --- divergence
+
+
+def diverging(term, device="cpu"):
+    """A trainer whose ``term`` becomes infinite in its third step."""
+    steps = []
+
+    def objective(model, images, labels, weight):
+        steps.append(1)
+        total = model(images).square().mean()
+        parts = {"true": total, "group": total * 0}
+        if len(steps) == 3:
+            parts[term] = parts[term] + float("inf")
+        return Terms(parts["true"] + parts["group"], **parts), model(images).unsqueeze(1)
+
+    method = engine.Method([""], objective, None, best="test_accTop1")
+    return engine.Trainer(models.create_model("resnet8", 10), method, 0.1, 5e-4, [10], torch.device(device))
+
+
+@pytest.mark.parametrize("term", ["true", "group"])
+def test_divergence_names_epoch_steps_rate_and_term(term):
+    trainer = diverging(term)
+    images, labels = torch.randn(4, 3, 32, 32), torch.randint(10, (4,))
+    trainer.step(images, labels, 1.0)
+    trainer.means()
+    for _ in range(3):
+        trainer.step(images, labels, 1.0)
+    with pytest.raises(UserError, match=f"the {term} loss is not finite, epoch 1, between steps 2 and 4, "
+                                        "learning rate 0.1"):
+        trainer.means()
+    with pytest.raises(UserError, match="not finite"):
+        trainer.state_dict()  # nothing of it gets into a checkpoint
+
+
+def test_weights_that_are_not_numbers_are_not_saved():
+    trainer = diverging("true")
+    with torch.no_grad():
+        trainer.model.head.fc.bias[3] = float("nan")
+    with pytest.raises(UserError, match="a weight is not finite"):
+        trainer.state_dict()
+
+
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(flags, begun):
+    """Weights so large that the next step's loss overflows."""
+    state = load(begun)
+    for weight in state["state_dict"].values():
+        if weight.is_floating_point():
+            weight.fill_(1e30)
+    del state["digest"]
+    good = checkpoint.serialise(state)
+    (begun / "last.pth").write_bytes(good)
+    training = Training("train_GL", [*flags, "--resume", begun], begun.parents[2])
+    assert training.wait() == 2
+    assert "the training diverged" in training.said() and "epoch 2, between steps 1 and" in training.said()
+    assert "Traceback" not in training.said() and (begun / "last.pth").read_bytes() == good
+
+
+def test_diverging_at_once_leaves_no_checkpoint(flags, tmp_path):
+    with pytest.raises(UserError, match="diverged"):
+        train.main([*FLAGS, "--num_epochs", "2", "--data_dir", flags[-1], "--lr", "1e30", "--save_dir", str(tmp_path)])
+    folder = tmp_path / "folder" / "resnet8"
+    assert not (folder / "last.pth").exists() and json.loads((folder / "parameters.json").read_text())["lr"] == 1e30
