@@ -118,6 +118,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     checkpoint = load_checkpoint(path)
     weights: dict[str, Tensor] = checkpoint.get("state_dict", checkpoint)
     try:
+        if not isinstance(weights, dict):
+            raise TypeError(f"its state_dict is a {type(weights).__name__}")
         if any(name.startswith("trunk.") for name in weights):
             network.load_state_dict(weights)
         else:
@@ -131,7 +133,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
 def whose(checkpoint: dict) -> str:
     """What a checkpoint says that it holds."""
     flags = checkpoint.get("flags")
-    if not flags:
+    if "format" not in checkpoint or not flags:
         return "another network"
     method = "" if flags["method"] == "" else f"{flags['method']} group of "
     return f"a {method}{flags['model']} trained on {flags['dataset']} with {len(checkpoint['classes'])} classes"

@@ -121,7 +121,8 @@ def class_folders(root: str, name: str, test_names: tuple[str, ...]) -> tuple[Sp
             raise UserError(f"{directory} does not exist: --dataset {name} needs a --data_dir with train/<class>/* and "
                             f"{needed} below it; --dataset DIGITS needs no files")
     try:
-        found = [datasets.ImageFolder(directory) for directory in (train_dir, test_dir)]
+        found = [datasets.ImageFolder(directory, is_valid_file=lambda path: not Path(path).name.startswith("."))
+                 for directory in (train_dir, test_dir)]
     except OSError as error:
         raise UserError(f"{root}: {error}") from error
     train_classes, test_classes = (f.classes for f in found)
@@ -167,6 +168,8 @@ def read(path: bytes) -> Image.Image:
     """An image file -> RGB image; UserError naming it where it does not decode."""
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I"):  # 16 bits of grey, which convert would clip
+                image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
             return image.convert("RGB")
     except Exception as error:  # a broken file makes Pillow raise whatever its decoders come upon
         reason = " ".join(str(error).split())
@@ -195,7 +198,8 @@ def in_blocks(split: Split, num_workers: int, function: Callable[[np.ndarray], n
 
 
 def at_most_all_cores(num_workers: int) -> int:
-    return min(num_workers, os.cpu_count() or 1)
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return min(num_workers, len(cores))
 
 
 def in_memory(split: Split, num_workers: int) -> Split:

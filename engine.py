@@ -8,8 +8,9 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -30,20 +31,22 @@ NO_AUTOCAST = nullcontext()
 class Method(NamedTuple):
     """What distinguishes a method, as the loop sees it.
 
-    rows: the name of each network or ensemble that is measured, put in front of its figures: "stu0", "stu1", ...
-        for the peers, "stu_" for the group leader, "" for the group's ensemble or the only network.
+    rows: each network or ensemble that is measured: the name in front of its figures ("stu0", "stu1", ... for the
+        students of a group, "" for its ensemble or for the only network) -> what the final table calls it.
     objective(model, images, labels, weight) -> Terms, logits of the rows [B, R, C]; one training step's loss.
     predict(model, images) -> logits of the rows [B, R, C], and per-image tensors whose mean over the test images is
         reported under their names.
     weight(epoch): w(e).
     best: the test figure that chooses the best epoch; where images are held out (--val_size), the same of those.
+    curves: rows whose TensorBoard curves have a sub-folder of their own.
     """
 
-    rows: list[str]
+    rows: dict[str, str]
     objective: Callable[[nn.Module, Tensor, Tensor, float], tuple[Terms, Tensor]]
     predict: Callable[[nn.Module, Tensor], tuple[Tensor, dict[str, Tensor]]]
     best: str
     weight: Callable[[int], float] = lambda epoch: 1.0
+    curves: Mapping[str, str] = MappingProxyType({})
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
@@ -52,12 +55,14 @@ class Method(NamedTuple):
 def hits(logits: Tensor, labels: Tensor) -> Tensor:
     """Top-1 and top-5 hits of each row, counted: logits [B, R, C], labels [B] -> [R, 2].
 
-    The label is among the first k where fewer than k classes score higher, so nothing is sorted. Written as "not
-    (score <= label's score)", a NaN is a miss.
+    The label is among the first k where fewer than k classes are ahead of it, so nothing is sorted. Of equal scores,
+    which half precision has many of, the lower class is ahead; a NaN is behind nobody and a miss.
     """
-    own = logits.gather(-1, labels.view(-1, 1, 1).expand(-1, logits.shape[1], 1))
-    not_higher = (logits <= own).sum(-1)  # [B, R], between 0 and C
-    return torch.stack([not_higher > logits.shape[-1] - k for k in (1, 5)], -1).sum(0)
+    C, labels = logits.shape[-1], labels.view(-1, 1, 1)
+    own = logits.gather(-1, labels.expand(-1, logits.shape[1], 1))
+    earlier = torch.arange(C, device=logits.device) < labels  # [B, 1, C]
+    behind = torch.where(earlier, logits < own, logits <= own).sum(-1)  # [B, R]: the label's own class among them
+    return torch.stack([behind > C - k for k in (1, 5)], -1).sum(0)
 
 
 def distance(probabilities: Tensor) -> Tensor:
@@ -105,9 +110,9 @@ class Tally:
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
 
 
-def figures(means: dict, rows: list[str], phase: str) -> dict[str, float]:
+def figures(means: dict, rows: Iterable[str], phase: str) -> dict[str, float]:
     """Name the means: <row><phase>_accTop1, _accTop5 (in %) and _loss, and the students' mean_<phase>_..."""
-    named = {}
+    named, rows = {}, list(rows)
     for r, row in enumerate(rows):
         top1, top5 = means["hits"][r]
         named[f"{row}{phase}_accTop1"], named[f"{row}{phase}_accTop5"] = 100 * top1, 100 * top5
@@ -121,8 +126,8 @@ def figures(means: dict, rows: list[str], phase: str) -> dict[str, float]:
     return named
 
 
-def student_rows(rows: list[str]) -> list[int]:
-    """The rows that are students of a group (not its leader, nor an ensemble)."""
+def student_rows(rows: Iterable[str]) -> list[int]:
+    """The rows that are numbered students of a group (not its leader, nor an ensemble)."""
     return [r for r, row in enumerate(rows) if re.fullmatch(r"stu\d+", row)]
 
 
@@ -217,7 +222,7 @@ def sgd(model: nn.Module, lr: float, wd: float, milestones: list[int]):
     return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
 
 
-def train_epoch(trainer: Trainer, rows: list[str], batches: Iterable, weight: float,
+def train_epoch(trainer: Trainer, rows: Iterable[str], batches: Iterable, weight: float,
                 after_step: Callable[[], None]) -> dict[str, float]:
     """The rest of an epoch, from the step on that the trainer's tally has reached; -> its figures."""
     trainer.model.train()
@@ -300,7 +305,7 @@ def fit(run: Run, model: nn.Module, method: Method) -> dict:
     """
     args, device, milestones = run.args, run.device, run.milestones()
     trainer = Trainer(model, method, args.lr, args.wd, milestones, device, args.amp, args.compile)
-    run.open(trainer, method.best, two_levels="stu_" in method.rows)
+    run.open(trainer, method.best, method.curves)
     log.info(f"{run.folder}: {args.model} on {args.dataset}, {run.train_loader.num_images} training and "
              f"{run.test_loader.num_images} test images, {run.parameters['weights']:,} weights, on {device}")
     log.info(f"learning rate {args.lr:g}, a tenth from each of the zero-based epochs {milestones} on, "
@@ -332,7 +337,7 @@ def one_epoch(run: Run, trainer: Trainer, method: Method, signals: Signals) -> d
     loader.set_epoch(epoch)
     weight, title = method.weight(epoch), f"epoch {epoch + 1}/{args.num_epochs}"
     record = {"epoch": epoch + 1, "lr": trainer.lr, "weight": weight}
-    progress = Progress(title, trainer, len(loader), args.log_every, method.rows.index(row_of(method.best)))
+    progress = Progress(title, trainer, len(loader), args.log_every, list(method.rows).index(row_of(method.best)))
 
     def after_step() -> None:
         progress.update()
@@ -368,15 +373,14 @@ def summary_line(record: dict, method: Method) -> str:
 
 def table(method: Method, best: dict, last: dict) -> str:
     """Top-1 and top-5 of everything that was measured, at the best and at the last epoch."""
-    students = student_rows(method.rows)
-    names = {"stu_": "leader", "": "ensemble" if students else "network", "gate_": "gated ensemble"}
-    names |= {method.rows[r]: f"{'peer' if 'stu_' in method.rows else 'student'} {r}" for r in students}
-    rows = [*sorted(method.rows, key=lambda row: (row != "stu_", row == "")), *(["mean_"] if students else [])]
-    names["mean_"] = "mean of the peers" if "stu_" in method.rows else "mean of the students"
+    names = dict(method.rows)
+    students = [names[f"stu{i}"] for i in range(len(student_rows(names)))]
+    if students:
+        names["mean_"] = f"mean of the {students[0].split()[0]}s"
     lines = [f"{'':20}{'best: top-1':>12}{'top-5':>8}{'last: top-1':>13}{'top-5':>8}"]
-    for row in rows:
+    for row, name in names.items():
         cells = [record[f"{row}test_{k}"] for record in (best, last) for k in ("accTop1", "accTop5")]
-        lines.append("{:20}{:12.2f}{:8.2f}{:13.2f}{:8.2f}".format(names[row], *cells))
+        lines.append("{:20}{:12.2f}{:8.2f}{:13.2f}{:8.2f}".format(name, *cells))
     if "dist" in last:
         lines.append(f"{'diversity':20}{best['dist']:12.4f}{last['dist']:21.4f}")
     return "\n".join(lines)

@@ -30,7 +30,7 @@ def ramp_up(epoch: int, num_epochs: int, start_consistency: float = 0.0, length:
 
     epoch counts from 0. 1 before the start, and always when length is 0.
     """
-    x = epoch - start_consistency * num_epochs
+    x = round(epoch - start_consistency * num_epochs, 9)  # 0.07 * 100 is a little more than 7
     if length == 0 or x < 0:
         return 1.0
     return math.exp(-5 * (1 - min(x, length) / length) ** 2)

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from checkpoint import as_json, digest, load_checkpoint, load_weights, random_st
 from data_loader import Loader, dataloader
 from errors import Complete, UserError
 from models import create_model
-from utils import environment, pick_device, run_folder, seed_everything, set_precision
+from utils import FILES, environment, pick_device, run_folder, seed_everything, set_precision
 
 try:
     import fcntl
@@ -33,8 +33,9 @@ FORMAT = 2  # of a checkpoint
 # Flags that may differ between a run and its continuation: none of them changes what is computed.
 FREE_FLAGS = {"resume", "overwrite", "save_dir", "data_dir", "cache", "num_workers", "gpu_id", "device",
               "log_every", "num_epochs", "version", "T_model_path", "save_every", "save_steps"}
-FILES = ("train.log", "last.pth", "best.pth", "metrics.jsonl", "test_best_metrics.json", "summary.json",
-         "parameters.json")
+# What a checkpoint is continued from.
+PARTS = {"format": int, "flags": dict, "recipe": dict, "history": list, "random": dict, "starts": list,
+         "state_dict": dict, "optimizer": dict, "scheduler": dict, "scaler": dict, "tally": dict}
 
 
 class Run:
@@ -93,12 +94,11 @@ class Run:
         if path.exists():  # before it is read, so that nobody writes another one meanwhile
             self.lock = Lock(self.folder)
         checkpoint = load_checkpoint(path)
-        missing = {"format", "flags", "recipe", "history", "random", "starts", "state_dict", "optimizer", "scheduler",
-                   "scaler", "tally"} - checkpoint.keys()
-        if missing:
-            raise UserError(f"{path} cannot be resumed: it has no {', '.join(sorted(missing))}")
-        if checkpoint["format"] != FORMAT:
+        if checkpoint.get("format", FORMAT) != FORMAT:
             raise UserError(f"{path} has checkpoint format {checkpoint['format']}, this code resumes {FORMAT}")
+        missing = [name for name, kind in PARTS.items() if not isinstance(checkpoint.get(name), kind)]
+        if missing:
+            raise UserError(f"{path} cannot be resumed: it has no {', '.join(missing)}")
         flags = {"method": self.method, **vars(self.args)}
         changed = [f"--{name} {checkpoint['flags'].get(name)} there, {value} here" for name, value in flags.items()
                    if name not in FREE_FLAGS and checkpoint["flags"].get(name) != value]
@@ -135,10 +135,10 @@ class Run:
 
     # --- the folder
 
-    def open(self, trainer, best: str, two_levels: bool) -> None:
+    def open(self, trainer, best: str, curves: Mapping[str, str]) -> None:
         """Make the folder (or take up the one that is resumed) and write down how the run is made.
 
-        best: the figure that chooses the best epoch; two_levels: there is a group leader, with curves of its own.
+        best: the figure that chooses the best epoch; curves: rows whose curves have a sub-folder of their own.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -157,9 +157,7 @@ class Run:
             self.restore()
         save({self.folder / "parameters.json": as_json(self.parameters)})
         remove_curves(self.folder)  # they are drawn again from the history: no epoch twice, none missing
-        self.writers = {"": SummaryWriter(self.folder)}
-        if two_levels:
-            self.writers["stu_"] = SummaryWriter(self.folder / "B")
+        self.writers = {row: SummaryWriter(self.folder / name) for row, name in {"": ".", **curves}.items()}
         for record in self.history:
             self.draw(record)
 
@@ -191,7 +189,8 @@ class Run:
 
     def draw(self, record: dict) -> None:
         """One epoch's figures to TensorBoard: those of the ensemble (or of the only network) under Train/ and Test/,
-        the leader's under the same tags in the sub-folder B, a peer's as Test/stu0AccTop1, a matrix as an image."""
+        a student's as Test/stu0AccTop1, a row's with a sub-folder of its own under the plain tags there; a matrix as an
+        image."""
         for name, value in record.items():
             if isinstance(value, list):  # [p, p], row a: whom peer a attends to; white is 1
                 image = np.kron(np.array(value), np.ones((32, 32)))

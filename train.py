@@ -4,7 +4,7 @@
 
     L = CE(z, y)
 
-Measured, resnet8, 3 epochs of a JPEG copy of CIFAR-10 (--schedule 150 225, seed 0, CPU):
+Measured, resnet8, 3 epochs of a JPEG copy of CIFAR-10 (--schedule 150 225, seed 0, CPU), the last epoch's:
 test top-1 57.11 %.
 """
 
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     def predict(model, images):
         return model(images).unsqueeze(1), {}
 
-    engine.fit(run, model, engine.Method([""], objective, predict, best="test_accTop1"))
+    engine.fit(run, model, engine.Method({"": "network"}, objective, predict, best="test_accTop1"))
 
 
 if __name__ == "__main__":

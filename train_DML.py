@@ -6,7 +6,7 @@
     L = sum_i CE(z_i, y) + sum_i T^2 KL(t_i || z_i),                       t_i = mean of the other networks' logits
     L = sum_i CE(z_i, y) + sum_{i != j} T^2 KL(z_j || z_i) / (m - 1)       pairwise
 
-Measured, resnet8, 3 epochs of a JPEG copy of CIFAR-10 (--schedule 150 225, seed 0, CPU):
+Measured, resnet8, 3 epochs of a JPEG copy of CIFAR-10 (--schedule 150 225, seed 0, CPU), the last epoch's:
 mean test top-1 of the networks 61.36 %.
 """
 
@@ -30,7 +30,8 @@ def parse_args(argv: list[str] | None):
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    run = Run(args, "DML")
+    pairwise = args.type == "pairwise"
+    run = Run(args, "DML-pairwise" if pairwise else "DML")
     model = models.Branches(args.model, run.num_classes, args.num_branches, network_based=True,
                             **utils.network_options(args))
 
@@ -39,12 +40,12 @@ def main(argv: list[str] | None = None) -> None:
 
     def objective(model, images, labels, weight):
         z = model(images)  # [B, m, C]
-        return dml_loss(z, labels, args.temperature, args.loss, args.type == "pairwise"), measured(z)
+        return dml_loss(z, labels, args.temperature, args.loss, pairwise), measured(z)
 
     def predict(model, images):
         return measured(model(images)), {}
 
-    rows = [f"stu{i}" for i in range(args.num_branches)] + [""]
+    rows = {f"stu{i}": f"student {i}" for i in range(args.num_branches)} | {"": "ensemble"}
     engine.fit(run, model, engine.Method(
         rows, objective, predict, best="test_accTop1" if args.choose_E else "mean_test_accTop1"))
 

@@ -20,6 +20,9 @@ from losses import DISTILLATION
 from models import NETWORKS, registry
 
 HERE = Path(__file__).resolve().parent
+# what a run writes into its folder, TensorBoard's events besides
+FILES = ("train.log", "last.pth", "best.pth", "metrics.jsonl", "test_best_metrics.json", "summary.json",
+         "parameters.json")
 
 
 def command(main: Callable[[], None]) -> None:
@@ -45,13 +48,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
-def number(kind: type, low: float, open_end: bool = False) -> Callable[[str], float]:
-    """An argparse type: a finite number of ``kind`` that is at least (open_end: more than) ``low``."""
+def number(kind: type, low: float, open_end: bool = False, high: float = math.inf) -> Callable[[str], float]:
+    """An argparse type: a finite number of ``kind``, at least (open_end: more than) ``low`` and at most ``high``."""
 
     def parse(text: str):
         value = kind(text)
         if not math.isfinite(value) or not (low < value if open_end else low <= value):
             raise argparse.ArgumentTypeError(f"must be {'more than' if open_end else 'at least'} {low}, not {text}")
+        if value > high:
+            raise argparse.ArgumentTypeError(f"must be at most {high:g}, not {text}")
         return value
 
     parse.__name__ = f"{kind.__name__} value"
@@ -78,7 +83,8 @@ def parser(description: str) -> Parser:
     g.add_argument("--wd", default=5e-4, type=number(float, 0), help="weight decay, on every parameter")
     g.add_argument("--dropout", default=0.0, type=number(float, 0), help="dropout of VGG's classifier")
     g.add_argument("--efficient", action="store_true", help="DenseNet: recompute activations, to save memory")
-    g.add_argument("--seed", default=0, type=number(int, 0), help="fixes weights, data order and augmentation")
+    g.add_argument("--seed", default=0, type=number(int, 0, high=2**63 - 1),
+                   help="fixes weights, data order and augmentation")
     g = p.add_argument_group("speed (each changes rounding, and is off by default)")
     g.add_argument("--amp", default="off", choices=("off", "bf16", "fp16"), help="networks in half precision")
     g.add_argument("--compile", action="store_true", help="torch.compile the training step; on a GPU, CUDA graphs")
@@ -109,7 +115,7 @@ def distillation_flags(p: Parser, title: str) -> argparse._ArgumentGroup:
     """--loss and --temperature, which every distillation has; the group takes the method's own flags."""
     g = p.add_argument_group(title)
     g.add_argument("--loss", default="KL", choices=DISTILLATION, help="divergence between target and student")
-    g.add_argument("--temperature", default=3.0, type=number(float, 0, open_end=True), help="T, softens both")
+    g.add_argument("--temperature", default=3.0, type=number(float, 0, open_end=True, high=1e6), help="T, softens both")
     return g
 
 
@@ -177,6 +183,8 @@ def pick_device(args: argparse.Namespace) -> torch.device:
     name = args.device or (f"cuda:{args.gpu_id}" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError("this code runs on cpu and cuda")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).partition("\n")[0]
@@ -212,7 +220,7 @@ def run_folder(args: argparse.Namespace, method: str = "") -> Path:
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise UserError(f"{place} is a file where the run's folder belongs: take another --save_dir or --version")
-    if (path / "parameters.json").exists() and not (args.overwrite or args.resume):
+    if any((path / file).exists() for file in FILES) and not (args.overwrite or args.resume):
         raise UserError(f"{path} holds a run already: continue it with --resume {path}, name this one with --version, "
                         "or replace it with --overwrite")
     return path

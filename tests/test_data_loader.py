@@ -51,6 +51,15 @@ def test_augmentation_is_torchvisions():
         assert images[i].equal(expected)
 
 
+def test_crops_and_flips_are_uniform():
+    """9 rows and 9 columns alike, half of the images mirrored; none where mirroring changes the class."""
+    draws = loader(n=9000, flip=True)[1].draws()
+    for corner in draws[1:3]:
+        assert np.bincount(corner.numpy(), minlength=9) == pytest.approx([1000] * 9, abs=150)
+    assert draws[3].float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert not loader(n=100, flip=False)[1].draws()[3].any()
+
+
 def test_evaluation_images_are_torchvisions():
     data, test = loader(n=20, augment=False)
     images, labels = epoch(test, 0)
@@ -116,6 +125,22 @@ def test_folder(image_folder):
     pixels = np.stack([np.asarray(Image.open(f).resize((32, 32), Image.Resampling.BILINEAR)) for f in files]) / 255
     assert train.mean == pytest.approx(pixels.mean((0, 1, 2)), abs=1e-4)
     assert train.std == pytest.approx(pixels.std((0, 1, 2)), abs=1e-4)
+
+
+def test_files_of_any_ending_are_images(image_folder):
+    """train/<class>/*: by what is in them; hidden files are nobody's image. 16 bits of grey are scaled, not clipped."""
+    root = image_folder()
+    before = dataloader("folder", 4, 0, root)[0].num_images
+    picture = Image.open(root / "train" / "red" / "0.jpg")
+    picture.save(root / "train" / "red" / "animated.gif")
+    picture.save(root / "train" / "red" / "no ending", format="PNG")
+    (root / "train" / "red" / ".DS_Store").write_bytes(b"a file manager's")
+    deep = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(deep).save(root / "train" / "red" / "deep.png")
+    train = dataloader("folder", 4, 0, root)[0]
+    assert train.num_images == before + 3
+    grey = data_loader.decode(os.fsencode(root / "train" / "red" / "deep.png"))
+    assert grey[..., 0] == pytest.approx(deep / 257, abs=1.01) and (grey[..., 0] == grey[..., 2]).all()
 
 
 def test_folder_takes_val_where_there_is_no_test(image_folder):
@@ -276,7 +301,10 @@ def test_cifar_files(tmp_path, monkeypatch, kind, key):
     monkeypatch.setattr(kind, "meta", kind.meta | {"md5": sums[kind.meta["filename"]]})
 
     train, test = dataloader(kind.__name__, 10, 0, tmp_path)
-    assert train.num_images == 20 * len(kind.train_list) and train.classes == classes
+    assert train.num_images == 20 * len(kind.train_list) and train.classes == classes and train.flip
+    assert (train.mean, train.std) == {
+        "CIFAR10": (MEAN, STD),
+        "CIFAR100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))}[kind.__name__]
     pixels, labels = stored[kind.test_list[0][0]]
     assert test.images.numpy().transpose(0, 3, 1, 2).reshape(20, -1).tolist() == pixels.tolist()
     assert test.labels.tolist() == labels

@@ -8,8 +8,10 @@ import engine
 
 
 def brute_force_hits(z, y, k):
-    """How many classes score higher than the label's, counted one by one; fewer than k is a hit."""
-    return sum(sum(other > row[label] for other in row) < k for row, label in zip(z, y, strict=True))
+    """How many classes are ahead of the label's, a lower class of equal score among them, counted one by one; fewer
+    than k is a hit."""
+    return sum(sum(other > row[label] or (other == row[label] and c < label) for c, other in enumerate(row)) < k
+               for row, label in zip(z, y, strict=True))
 
 
 @pytest.mark.parametrize("classes", [3, 10, 100])
@@ -21,6 +23,17 @@ def test_hits(classes):
         expected = [brute_force_hits(logits[:, r].tolist(), labels.tolist(), k) for k in (1, 5)]
         assert found[r].tolist() == expected
         assert found[r, 0] == (logits[:, r].argmax(-1) == labels).sum()
+
+
+def test_of_equal_scores_the_lower_class_is_ahead():
+    """As argmax and a stable sort have it: a network that says nothing is right by chance, not always."""
+    labels = torch.arange(10)
+    assert engine.hits(torch.zeros(10, 1, 10), labels).tolist() == [[1, 5]]
+    torch.manual_seed(0)
+    z, labels = torch.randint(4, (200, 1, 10)).bfloat16(), torch.randint(10, (200,))
+    order = z.squeeze(1).float().sort(dim=-1, descending=True, stable=True).indices
+    expected = [[(order[:, :k] == labels.unsqueeze(1)).sum().item() for k in (1, 5)]]
+    assert engine.hits(z, labels).tolist() == expected
 
 
 def test_nan_is_a_miss():
@@ -57,8 +70,8 @@ def test_evaluation_weighs_images_not_batches():
     loader = Fixed()
     loader.logits[-1, :, :] = 0
     loader.logits[-44:, 0] = 10 * torch.nn.functional.one_hot(loader.labels[-44:], 10)  # the short batch is all right
-    method = engine.Method(["stu0", "stu1", "stu_", ""], None, lambda model, images: (images, {"extra": images[:, 0]}),
-                           best="stu_test_accTop1")
+    method = engine.Method(dict.fromkeys(["stu0", "stu1", "stu_", ""]), None,
+                           lambda model, images: (images, {"extra": images[:, 0]}), best="stu_test_accTop1")
     found = engine.evaluate(method, torch.nn.Identity(), loader)
     for r, row in enumerate(method.rows):
         z = loader.logits[:, r]
@@ -110,7 +123,7 @@ def test_no_step_reads_a_device_value():
         peers, targets, leader = model(images)
         return okddip_loss(peers, targets, leader, labels, weight), torch.cat([peers, leader.unsqueeze(1)], 1)
 
-    method = engine.Method(["stu0", "stu1", "stu2", "stu_"], objective, None, best="stu_test_accTop1")
+    method = engine.Method(dict.fromkeys(["stu0", "stu1", "stu2", "stu_"]), objective, None, best="stu_test_accTop1")
     trainer = engine.Trainer(models.OKDDip("resnet8", 10), method, 0.1, 5e-4, [10], torch.device("cpu"))
     images, labels = torch.randn(4, 3, 32, 32), torch.randint(10, (4,))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -156,7 +169,7 @@ def trained(amp="off", compiled=False, steps=3):
 
     torch.manual_seed(0)
     images, labels = torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
-    method = engine.Method([""], objective, None, best="test_accTop1")
+    method = engine.Method({"": "network"}, objective, None, best="test_accTop1")
     model = models.create_model("resnet8", 10)
     trainer = engine.Trainer(model, method, 0.01, 5e-4, [10], torch.device("cpu"), amp, compiled)
     before, losses = model.head.fc.weight.detach().clone(), []

@@ -166,5 +166,11 @@ def test_ramp_up_starts_later():
     assert found == pytest.approx([1, 1, 0.006737946999085467, 0.2865047968601901, 1, 1], rel=1e-15)
 
 
+@pytest.mark.parametrize(("epoch", "share", "num_epochs"), [(7, 0.07, 100), (14, 0.14, 100), (21, 0.07, 300)])
+def test_the_ramp_starts_where_the_share_is_a_whole_epoch(epoch, share, num_epochs):
+    """0.07 * 100 is 7.000000000000001"""
+    assert losses.ramp_up(epoch, num_epochs, share) == pytest.approx(0.006737946999085467)
+
+
 def test_no_ramp_up():
     assert [losses.ramp_up(epoch, 300, length=0) for epoch in (0, 1, 299)] == [1, 1, 1]

@@ -311,7 +311,7 @@ def diverging(term, device="cpu"):
             parts[term] = parts[term] + float("inf")
         return Terms(parts["true"] + parts["group"], **parts), model(images).unsqueeze(1)
 
-    method = engine.Method([""], objective, None, best="test_accTop1")
+    method = engine.Method({"": "network"}, objective, None, best="test_accTop1")
     return engine.Trainer(models.create_model("resnet8", 10), method, 0.1, 5e-4, [10], torch.device(device))
 
 

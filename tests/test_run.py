@@ -8,10 +8,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import checkpoint
 import models
-import run
 import train
 import train_GL
 import train_kd
+import utils
 from errors import UserError
 
 TINY = ["--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "512", "--schedule", "3", "--device", "cpu"]
@@ -41,7 +41,7 @@ def finished(tmp_path_factory):
 
 
 def test_files(finished):
-    assert {f.name for f in finished.iterdir() if "tfevents" not in f.name} == {*run.FILES, "B", "lock"}
+    assert {f.name for f in finished.iterdir() if "tfevents" not in f.name} == {*utils.FILES, "B", "lock"}
     assert weights(finished).keys() == models.OKDDip("resnet8", 10).state_dict().keys()
 
 

@@ -1,0 +1,115 @@
+"""Images per second of a training epoch: our loaders against torchvision's transforms on PIL images in a DataLoader.
+
+    python benchmarks/loader.py
+
+Augmented and normalised images in the shape of CIFAR-10. Cached is the default of the training scripts, streamed their
+--cache off. Plain's and streamed's workers have started, and seen an epoch, before the time is taken.
+
+Measured: TODO
+"""
+
+import multiprocessing
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler prints nothing; read when torch is imported
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+import utils
+from benchmarks import compare
+from data_loader import Cached, Data, Loader, Split, Streamed
+
+
+class Images(Dataset):
+    """As torchvision's CIFAR10 does it: one image at a time, made a PIL image, then transformed."""
+
+    def __init__(self, split: Split, transform: Callable[[Image.Image], Tensor]):
+        self.split, self.transform = split, transform
+
+    def __len__(self) -> int:
+        return len(self.split.labels)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.split.images[i])), int(self.split.labels[i])
+
+
+def pil_pipeline(data: Data, batch_size: int, workers: int, device: torch.device) -> DataLoader:
+    transform = transforms.Compose([
+        transforms.RandomCrop(32, padding=4),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(data.mean, data.std),
+    ])
+    return DataLoader(Images(data.train, transform), batch_size, shuffle=True, num_workers=workers,
+                      persistent_workers=workers > 0, pin_memory=device.type == "cuda")
+
+
+class Epochs:
+    """Calling it passes through the next epoch of a loader, every batch to the device."""
+
+    def __init__(self, loader: Iterable, device: torch.device):
+        self.loader, self.device, self.epoch, self.images = loader, device, 0, 0
+        others = set(multiprocessing.active_children())
+        self()  # starts the workers
+        self.workers = [child.pid for child in set(multiprocessing.active_children()) - others]
+
+    def __call__(self) -> None:
+        if isinstance(self.loader, Loader):
+            self.loader.set_epoch(self.epoch)
+        self.epoch, self.images = self.epoch + 1, 0
+        for images, labels in self.loader:
+            images, labels = (t.to(self.device, non_blocking=True) for t in (images, labels))
+            self.images += len(labels)
+
+
+def private_memory(pid: int) -> int:
+    """Bytes that a process shares with no other (Linux; elsewhere 0)."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
+def main(argv: list[str] | None = None) -> None:
+    p = compare.parser(__doc__)
+    p.add_argument("--images", default=50000, type=utils.number(int, 2), help="in an epoch of the cached loader")
+    p.add_argument("--plain_images", default=10000, type=utils.number(int, 2), help="in an epoch of the slower ones")
+    p.add_argument("--workers", default=2, type=utils.number(int, 0), help="processes of the slower ones")
+    p.add_argument("--repeats", default=5, type=utils.number(int, 1), help="timed epochs of each loader")
+    args = p.parse_args(argv)
+    device = compare.start(args)
+    data = compare.random_data(args.images, 0, args.seed)
+    part = data._replace(train=Split(*(a[: args.plain_images] for a in data.train)))
+
+    cached = Cached(data.train, data, args.batch_size, device, args.seed, augment=True)
+    streamed = Streamed(part.train, data, args.batch_size, device, args.seed, augment=True, num_workers=args.workers)
+    loaders = {"plain (PIL)": pil_pipeline(part, args.batch_size, args.workers, device),
+               "cached": cached, "streamed": streamed}
+    kept = {"plain (PIL)": part.train.images.nbytes, "cached": cached.images.nbytes,
+            "streamed": part.train.images.nbytes}
+    epochs = {name: Epochs(loader, device) for name, loader in loaders.items()}
+    seconds = compare.in_turns(epochs, args.repeats, device)
+    per_image = {name: [s / epochs[name].images for s in seconds[name]] for name in epochs}
+
+    print(f"medians of {args.repeats} epochs of {args.images:,} images, "
+          f"of {len(part.train.labels):,} where {args.workers} workers prepare them")
+    print(compare.table(("", "images/s", "times as fast as plain", "data MiB", "peak MiB besides", "workers MiB"), *(
+        (name, f"{1 / statistics.median(per_image[name]):,.0f}",
+         compare.ratio(per_image["plain (PIL)"], per_image[name]), compare.mebibytes(kept[name]),
+         compare.mebibytes(compare.peak_memory(epoch, device)),
+         compare.mebibytes(sum(map(private_memory, epoch.workers))))
+        for name, epoch in epochs.items())))
+
+
+if __name__ == "__main__":
+    utils.command(main)

@@ -1,0 +1,151 @@
+"""From the flags to the objective: what each script hands to the epoch loop, against the losses called by hand."""
+
+import pytest
+import torch
+
+import engine
+import losses
+import models
+import train
+import train_DML
+import train_GL
+import train_kd
+import train_one
+from run import load_teacher
+
+X, LABELS, W = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2, 3, 9]), 0.3
+DATA = ["--model", "resnet8", "--dataset", "DIGITS", "--device", "cpu", "--num_epochs", "20"]
+HYPER = ["--temperature", "2", "--loss", "CE"]
+GROUP = [*HYPER, "--alpha", "0.5", "--num_branches", "3"]
+
+
+@pytest.fixture
+def handed_over(monkeypatch, tmp_path):
+    """handed_over(script, flags...) -> run, model (in eval mode, so that it answers twice alike) and method."""
+    def start(script, *flags):
+        seen = []
+        monkeypatch.setattr(engine, "fit", lambda run, model, method: seen.extend((run, model.eval(), method)))
+        script.main([*DATA, "--save_dir", str(tmp_path), *flags])
+        return seen
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
+    torch.manual_seed(1)
+    network = models.create_model("resnet14", 10)
+    torch.save({"state_dict": network.state_dict()}, path)
+    return network.eval(), str(path)
+
+
+def check(model, method, terms, rows):
+    """The objective's terms, and the logits of every row in training and evaluation."""
+    found, logits = method.objective(model, X, LABELS, W)
+    for name, a, b in zip(losses.Terms._fields, found, terms, strict=True):
+        assert a.item() == pytest.approx(b.item(), rel=1e-6), name
+    assert list(method.rows) == list(rows)
+    for z in (logits, method.predict(model, X)[0]):
+        assert z.shape == (4, len(rows), 10)
+        for r, (row, expected) in enumerate(rows.items()):
+            assert z[:, r].allclose(expected, atol=1e-6), row
+
+
+@pytest.mark.parametrize("more", [[], ["--MulStu"], ["--choose_E"]])
+def test_okddip(more, handed_over):
+    ramp = ["--length", "5", "--start_consistency", "0.1"]
+    _, model, method = handed_over(train_GL, *GROUP, *ramp, *more)
+    assert model.network_based == ("--MulStu" in more) and model.num_branches == 3
+    peers, targets, leader = model(X)
+    rows = {"stu_": leader, "stu0": peers[:, 0], "stu1": peers[:, 1], "": peers.mean(1)}
+    check(model, method, losses.okddip_loss(peers, targets, leader, LABELS, W, 2.0, 0.5, "CE"), rows)
+    assert method.predict(model, X)[1]["attention"].shape == (4, 2, 2)
+    assert [method.weight(e) for e in range(20)] == [losses.ramp_up(e, 20, 0.1, 5) for e in range(20)]
+    assert method.best == ("test_accTop1" if "--choose_E" in more else "stu_test_accTop1")
+    assert method.curves == {"stu_": "B"}
+
+
+def test_okddip_without_leader(handed_over):
+    _, model, method = handed_over(train_GL, *GROUP, "--no_leader")
+    z, targets, _ = model(X)
+    rows = {"stu0": z[:, 0], "stu1": z[:, 1], "stu2": z[:, 2], "": z.mean(1)}
+    check(model, method, losses.okddip_loss(z, targets, None, LABELS, W, 2.0, 0.5, "CE"), rows)
+    assert method.best == "test_accTop1" and method.curves == {}
+
+
+def test_okddip_with_a_teacher(handed_over, teacher):
+    network, path = teacher
+    _, model, method = handed_over(train_GL, *GROUP, "--T_model", "resnet14", "--T_model_path", path)
+    peers, targets, leader = model(X)
+    terms = losses.okddip_loss(peers, targets, leader, LABELS, W, 2.0, 0.5, "CE", teacher=network(X))
+    assert method.objective(model, X, LABELS, W)[0].total.item() == pytest.approx(terms.total.item(), rel=1e-5)
+
+
+def students(z):
+    return {**{f"stu{i}": z[:, i] for i in range(z.shape[1])}, "": z.mean(1)}
+
+
+def test_one(handed_over):
+    _, model, method = handed_over(train_one, *GROUP, "--length", "5", "--start_consistency", "0.1")
+    z, e = model(X)
+    check(model, method, losses.one_loss(z, e, LABELS, W, 2.0, 0.5, "CE"), {**students(z), "gate_": e})
+    assert [method.weight(e) for e in range(20)] == [losses.ramp_up(e, 20, 0.1, 5) for e in range(20)]
+    assert method.best == "mean_test_accTop1"
+
+
+@pytest.mark.parametrize("more", [[], ["--bpscale"], ["--MulStu"]])
+def test_cl(more, handed_over):
+    _, model, method = handed_over(train_one, *GROUP, "--avg", *more)
+    assert model.rescale == ("--bpscale" in more) and model.network_based == ("--MulStu" in more)
+    z, targets = model(X)
+    check(model, method, losses.cl_ilr_loss(z, targets, LABELS, W, 2.0, 0.5, "CE"), students(z))
+
+
+@pytest.mark.parametrize("more", [[], ["--MulStu"]])
+def test_individual(more, handed_over):
+    _, model, method = handed_over(train_one, *GROUP, "--ind", *more)
+    assert model.network_based == ("--MulStu" in more)
+    z = model(X)
+    check(model, method, losses.individual_loss(z, LABELS), students(z))
+
+
+@pytest.mark.parametrize("kind", ["ensemble", "pairwise"])
+def test_dml(kind, handed_over):
+    run, model, method = handed_over(train_DML, *HYPER, "--num_branches", "3", "--type", kind)
+    assert model.network_based and run.folder.parent.name == {"ensemble": "DML", "pairwise": "DML-pairwise"}[kind]
+    z = model(X)
+    check(model, method, losses.dml_loss(z, LABELS, 2.0, "CE", kind == "pairwise"), students(z))
+    assert method.best == "mean_test_accTop1" and method.weight(0) == method.weight(19) == 1
+
+
+def test_kd(handed_over, teacher):
+    network, path = teacher
+    flags = ["--T_model", "resnet14", "--T_model_path", path, "--alpha", "0.5"]
+    run, model, method = handed_over(train_kd, *HYPER, *flags)
+    z = model(X)
+    check(model, method, losses.kd_loss(z, network(X), LABELS, 2.0, 0.5, "CE"), {"": z})
+    assert method.best == "test_accTop1" and method.weight(0) == method.weight(19) == 1
+    answer = load_teacher(run.args, run)(X)
+    assert answer.equal(load_teacher(run.args, run)(X)) and answer.allclose(network(X), atol=1e-5)
+    assert not answer.requires_grad
+
+
+def test_baseline(handed_over):
+    run, model, method = handed_over(train)
+    z = model(X)
+    check(model, method, losses.individual_loss(z, LABELS), {"": z})
+    assert method.best == "test_accTop1" and run.milestones() == [10, 15]
+
+
+def test_default_milestones(handed_over):
+    assert handed_over(train, "--num_epochs", "300")[0].milestones() == [150, 225]
+
+
+def test_the_recipe_reaches_the_optimizer(monkeypatch, tmp_path):
+    made = []
+    sgd = engine.sgd
+    monkeypatch.setattr(engine, "sgd", lambda *args: made.append(args) or sgd(*args))
+    train.main([*DATA[:-1], "1", "--save_dir", str(tmp_path), "--lr", "0.05", "--wd", "0.01", "--schedule", "3", "7",
+                "--batch_size", "700"])
+    assert made[0][1:] == (0.05, 0.01, [3, 7])
