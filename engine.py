@@ -149,7 +149,7 @@ class Trainer:
         self.precision = {"dtype": AMP.get(amp), "enabled": amp in AMP}
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         mode = "reduce-overhead" if device.type == "cuda" else "default"
-        self.objective = torch.compile(method.objective, mode=mode) if compiled else method.objective
+        self.objective = torch.compile(method.objective, mode=mode, dynamic=False) if compiled else method.objective
         self.tally, self.read_at, self.uncounted = Tally(device), 0, 0
 
     def autocast(self) -> torch.autocast:
