@@ -9,6 +9,7 @@ processes read and augment them one at a time, with torchvision. Which images an
 and flipped how: all of it follows from (seed, epoch), so both give the same batches, with any number of workers.
 """
 
+import math
 import multiprocessing
 import os
 import signal
@@ -27,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import datasets
 from torchvision.transforms import v2
 
+import parallel
 from errors import UserError
 
 SIZE, PADDING = 32, 4
@@ -240,11 +242,28 @@ class Loader:
         self.held_out: Loader | None = None
 
     def bounds(self) -> list[tuple[int, int]]:
-        """First and last image of each batch; a training batch of one joins the batch before (BatchNorm needs two)."""
+        """First and last image of each batch, all processes together.
+
+        A last batch of less than two images to a process joins the one before in training (BatchNorm needs two), one of
+        less than one in evaluation.
+        """
         starts = list(range(0, self.num_images, self.batch_size))
-        if self.augment and len(starts) > 1 and self.num_images - starts[-1] < 2:
+        least = parallel.world_size() * (2 if self.augment else 1)
+        if len(starts) > 1 and self.num_images - starts[-1] < least:
             starts.pop()
         return list(zip(starts, starts[1:] + [self.num_images], strict=True))
+
+    def parts(self, first: int = 0) -> list[tuple[int, int]]:
+        """This process's part of each batch from the ``first`` on."""
+        return [parallel.part(a, b) for a, b in self.bounds()[first:]]
+
+    def shares(self, first: int = 0) -> list[float]:
+        """How many images of a batch are this process's, in relation to an equal share: 1 where all have as many.
+
+        Weighed so, the processes' mean of their losses is the mean over the batch's images.
+        """
+        parts = zip(self.bounds()[first:], self.parts(first), strict=True)
+        return [(end - begin) * parallel.world_size() / (b - a) for (a, b), (begin, end) in parts]
 
     def __len__(self) -> int:
         return len(self.bounds())
@@ -272,7 +291,8 @@ class Loader:
         return self.batches()
 
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The epoch's batches from the ``first`` on: images float32 [B, 3, H, W] (channels_last), labels [B]."""
+        """This process's part of each of the epoch's batches from the ``first`` on: images float32 [B, 3, H, W] in
+        channels_last, labels [B]."""
         raise NotImplementedError
 
 
@@ -286,13 +306,13 @@ class Cached(Loader):
         self.labels = torch.from_numpy(split.labels).to(self.device)
 
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        bounds = self.bounds()[first:]
+        parts = self.parts(first)
         if not self.augment:
-            for a, b in bounds:
+            for a, b in parts:
                 yield self.normalise(self.images[a:b]), self.labels[a:b]
             return
         order, top, left, flips = (t.to(self.device) for t in self.draws())
-        for a, b in bounds:
+        for a, b in parts:
             images = crop_and_flip(self.images, order[a:b], top[a:b], left[a:b], flips[a:b])
             yield self.normalise(images), self.labels[order[a:b]]
 
@@ -316,7 +336,7 @@ class Streamed(Loader):
 
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         self.sampler.draws = self.draws() if self.augment else (torch.arange(self.num_images),)
-        self.sampler.bounds = self.bounds()[first:]
+        self.sampler.parts = self.parts(first)
         for batch in self.loader:
             if isinstance(batch, str):
                 raise UserError(batch)
@@ -347,10 +367,10 @@ class Sampler:
     """
 
     draws: tuple[Tensor, ...]
-    bounds: list[tuple[int, int]]
+    parts: list[tuple[int, int]]
 
     def __iter__(self) -> Iterator[list[tuple]]:
-        for a, b in self.bounds:
+        for a, b in self.parts:
             yield list(zip(*(t[a:b].tolist() for t in self.draws), strict=True))
 
 
@@ -454,6 +474,11 @@ def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root
     if not 1 <= batch_size <= len(train.labels):
         raise UserError(f"--batch_size must lie between 1 and the {len(train.labels)} training images of "
                         f"{data_name}, not {batch_size}")
+    processes = parallel.world_size()
+    if batch_size % processes:
+        raise UserError(f"--batch_size {batch_size} cannot be shared out evenly among {processes} processes")
+    if processes > min(len(data.test.labels), len(held_out.labels) if held_out else math.inf):
+        raise UserError(f"there are fewer images to evaluate than the {processes} processes")
     kind = Cached if cache else partial(Streamed, num_workers=num_workers)
     train_loader = kind(train, data, batch_size, device, seed, augment=True)
     if held_out:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+import parallel
 from data_loader import Loader
 from errors import UserError
-from losses import Terms
+from losses import Terms, full_precision
 from models import count_batches
 from run import Interrupted, Run, Signals, log
 
@@ -92,9 +93,18 @@ class Tally:
                 self.sums[name] = torch.zeros(value.shape, dtype=torch.float64, device=self.device)
             self.sums[name] += value
 
+    def totals(self) -> tuple[int, dict[str, Tensor]]:
+        """One read: images and sums of all processes together, on the CPU."""
+        names = sorted(self.sums)
+        flat = [self.sums[name].flatten() for name in names]
+        numbers = parallel.total(torch.cat([*flat, flat[0].new_tensor([self.images])]).cpu())
+        *parts, images = numbers.split([*(len(part) for part in flat), 1])
+        return int(images), {name: part.view(self.sums[name].shape) for name, part in zip(names, parts, strict=True)}
+
     def means(self) -> dict[str, list]:
-        """One read: the mean over images of every sum, as nested lists."""
-        return {name: (value / self.images).tolist() for name, value in self.sums.items()}
+        """The mean over images of every sum, as nested lists."""
+        images, sums = self.totals()
+        return {name: (value / images).tolist() for name, value in sums.items()}
 
     @property
     def seconds(self) -> float:
@@ -102,12 +112,15 @@ class Tally:
         return self.before + time.perf_counter() - self.start
 
     def state_dict(self) -> dict:
-        return {"images": self.images, "steps": self.steps, "seconds": self.seconds, "sums": self.sums}
+        images, sums = self.totals() if self.steps else (0, {})
+        return {"images": images, "steps": self.steps, "seconds": self.seconds, "sums": sums}
 
     def load_state_dict(self, state: dict) -> None:
-        self.images, self.steps, self.before, self.start = (
-            state["images"], state["steps"], state["seconds"], time.perf_counter())
-        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        """Take up an epoch; what all processes had summed is the first one's."""
+        own = parallel.is_main()
+        self.steps, self.before, self.start = state["steps"], state["seconds"], time.perf_counter()
+        self.images = state["images"] if own else 0
+        self.sums = {name: value.to(self.device) * own for name, value in state["sums"].items()}
 
 
 def figures(means: dict, rows: Iterable[str], phase: str) -> dict[str, float]:
@@ -139,11 +152,13 @@ class Trainer:
 
     amp: "bf16" or "fp16", the precision of the networks (losses stay in float32; fp16 scales its gradients).
     compiled: trace the objective with torch.compile, on CUDA into CUDA graphs.
+    sync_bn: with several processes, BatchNorm over the images of all of them.
     """
 
     def __init__(self, model: nn.Module, method: Method, lr: float, wd: float, milestones: list[int],
-                 device: torch.device, amp: str = "off", compiled: bool = False):
+                 device: torch.device, amp: str = "off", compiled: bool = False, sync_bn: bool = False):
         self.model = model.to(device, memory_format=torch.channels_last)
+        self.replica = parallel.replicated(self.model, device, sync_bn)
         self.device, self.compiled = device, compiled
         self.optimizer, self.scheduler = sgd(self.model, lr, wd, milestones)
         self.precision = {"dtype": AMP.get(amp), "enabled": amp in AMP}
@@ -159,12 +174,15 @@ class Trainer:
     def lr(self) -> float:
         return self.scheduler.get_last_lr()[0]
 
-    def step(self, images: Tensor, labels: Tensor, weight: float | Tensor) -> None:
-        """One step of SGD on one batch, its loss and hits added to the tally. The host reads nothing."""
+    def step(self, images: Tensor, labels: Tensor, weight: float | Tensor, share: float = 1.0) -> None:
+        """One step of SGD on one batch, its loss and hits added to the tally. The host reads nothing.
+
+        images [B, 3, H, W], labels [B]: this process's part of the batch; share: B in relation to an equal part.
+        """
         with self.autocast():
-            terms, logits = self.objective(self.model, images, labels, weight)
+            terms, logits = self.objective(self.replica, images, labels, weight)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(terms.total).backward()
+        self.scaler.scale(terms.total if share == 1 else terms.total * share).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.uncounted += 1
@@ -222,14 +240,14 @@ def sgd(model: nn.Module, lr: float, wd: float, milestones: list[int]):
     return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
 
 
-def train_epoch(trainer: Trainer, rows: Iterable[str], batches: Iterable, weight: float,
+def train_epoch(trainer: Trainer, rows: Iterable[str], batches: Iterable, shares: Iterable[float], weight: float,
                 after_step: Callable[[], None]) -> dict[str, float]:
     """The rest of an epoch, from the step on that the trainer's tally has reached; -> its figures."""
     trainer.model.train()
     if trainer.compiled:  # as a number it would be a constant of the traced code, which every epoch would trace anew
         weight = torch.tensor(weight, device=trainer.device)
-    for images, labels in batches:
-        trainer.step(images, labels, weight)
+    for (images, labels), share in zip(batches, shares, strict=True):
+        trainer.step(images, labels, weight, share)
         after_step()
     means = trainer.means()
     total, true, group = means["terms"]
@@ -252,7 +270,7 @@ def evaluate(method: Method, model: nn.Module, loader: Loader, phase: str = "tes
     for images, labels in watch(loader):
         with autocast:
             logits, extras = method.predict(model, images)  # [B, R, C]
-        log_p = F.log_softmax(logits.float(), dim=-1)
+        log_p = F.log_softmax(full_precision(logits), dim=-1)
         own = log_p.gather(-1, labels.view(-1, 1, 1).expand(-1, len(method.rows), 1)).squeeze(-1)  # [B, R]
         sums = {"hits": hits(logits, labels), "cross_entropy": -own.sum(0)}
         if len(students) > 1:
@@ -269,7 +287,7 @@ class Progress:
     def __init__(self, title: str, trainer: Trainer, steps: int, log_every: int, row: int):
         self.title, self.trainer, self.steps, self.log_every, self.row = title, trainer, steps, log_every, row
         self.bar = tqdm(total=steps, initial=trainer.tally.steps, desc=title, unit="step",
-                        leave=False) if sys.stderr.isatty() else None
+                        leave=False) if sys.stderr.isatty() and parallel.is_main() else None
 
     def update(self) -> None:
         tally, step = self.trainer.tally, self.trainer.tally.steps
@@ -278,8 +296,9 @@ class Progress:
         if step % self.log_every or step == self.steps:
             return  # the figures are on the device, and reading them makes the host wait
         means = self.trainer.means()
+        images = tally.images * parallel.world_size()
         loss, accuracy = means["terms"][0], 100 * means["hits"][self.row][0]
-        text = f"loss {loss:.4f}  top-1 {accuracy:.2f} %  {tally.images / tally.seconds:.0f} images/s"
+        text = f"loss {loss:.4f}  top-1 {accuracy:.2f} %  {images / tally.seconds:.0f} images/s"
         if self.bar is not None:
             self.bar.set_postfix_str(text)
         else:
@@ -304,7 +323,7 @@ def fit(run: Run, model: nn.Module, method: Method) -> dict:
     the signal's number.
     """
     args, device, milestones = run.args, run.device, run.milestones()
-    trainer = Trainer(model, method, args.lr, args.wd, milestones, device, args.amp, args.compile)
+    trainer = Trainer(model, method, args.lr, args.wd, milestones, device, args.amp, args.compile, args.sync_bn)
     run.open(trainer, method.best, method.curves)
     log.info(f"{run.folder}: {args.model} on {args.dataset}, {run.train_loader.num_images} training and "
              f"{run.test_loader.num_images} test images, {run.parameters['weights']:,} weights, on {device}")
@@ -345,9 +364,11 @@ def one_epoch(run: Run, trainer: Trainer, method: Method, signals: Signals) -> d
             run.save()
 
     with progress:
-        batches = signals.watch(loader.batches(first=tally.steps))
-        record |= train_epoch(trainer, method.rows, batches, weight, after_step)
-    record["images_per_second"] = tally.images / tally.seconds
+        first = tally.steps
+        batches = signals.watch(loader.batches(first))
+        record |= train_epoch(trainer, method.rows, batches, loader.shares(first), weight, after_step)
+    record["images_per_second"] = loader.num_images / tally.seconds
+    parallel.share_buffers(trainer.model)
     for phase, evaluated in run.evaluated():
         record |= evaluate(method, trainer.model, evaluated, phase, trainer.autocast(), signals.watch)
     record["seconds"] = tally.seconds

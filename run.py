@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import parallel
 from checkpoint import as_json, digest, load_checkpoint, load_weights, random_state, save, serialise, set_random_state
 from data_loader import Loader, dataloader
 from errors import Complete, UserError
@@ -34,7 +35,7 @@ FORMAT = 2  # of a checkpoint
 FREE_FLAGS = {"resume", "overwrite", "save_dir", "data_dir", "cache", "num_workers", "gpu_id", "device",
               "log_every", "num_epochs", "version", "T_model_path", "save_every", "save_steps"}
 # What a checkpoint is continued from.
-PARTS = {"format": int, "flags": dict, "recipe": dict, "history": list, "random": dict, "starts": list,
+PARTS = {"format": int, "flags": dict, "recipe": dict, "history": list, "random": list, "starts": list,
          "state_dict": dict, "optimizer": dict, "scheduler": dict, "scaler": dict, "tally": dict}
 
 
@@ -47,16 +48,17 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, method: str = ""):
         self.args, self.method = args, method
-        self.folder = run_folder(args, method)
         self.device = pick_device(args)
+        parallel.start(self.device)
+        self.folder = parallel.on_main(lambda: run_folder(args, method))
         self.lock: Lock | None = None
-        self.checkpoint = self.load_last()
+        self.checkpoint = parallel.on_main(self.load_last)
         self.history: list[dict] = self.checkpoint["history"] if self.checkpoint else []
         # the schedule and the ramp-up are those of the first start, also where --num_epochs was raised later
         self.recipe = self.checkpoint["recipe"] if self.checkpoint else {"num_epochs": args.num_epochs}
-        self.train_loader, self.test_loader = dataloader(
+        self.train_loader, self.test_loader = parallel.main_first(lambda: dataloader(
             args.dataset, args.batch_size, args.num_workers, args.data_dir, seed=args.seed, device=self.device,
-            cache=args.cache == "on", val_size=args.val_size)
+            cache=args.cache == "on", val_size=args.val_size))
         self.num_classes = self.train_loader.num_classes
         self.pin("classes", self.train_loader.classes)
         self.pin("images", [self.train_loader.num_images, self.test_loader.num_images])
@@ -118,8 +120,10 @@ class Run:
     def restore(self) -> None:
         """Model, optimizer, schedule, sums of a begun epoch and random numbers as the checkpoint has them."""
         self.trainer.load_state_dict(self.checkpoint)
-        set_random_state(self.checkpoint["random"], self.device)
-        if self.history and not self.best_is_saved():
+        states = self.checkpoint["random"]
+        if len(states) == parallel.world_size():
+            set_random_state(states[parallel.rank()], self.device)
+        if self.history and not parallel.on_main(self.best_is_saved):
             if self.trainer.tally.steps == 0 and self.best() is self.history[-1]:
                 self.save(best=True)  # the process ended between the two renames
             else:
@@ -140,10 +144,18 @@ class Run:
 
         best: the figure that chooses the best epoch; curves: rows whose curves have a sub-folder of their own.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
         self.trainer = trainer
         self.best_figure = best if self.train_loader.held_out is None else best.replace("test_", "val_")
+        if parallel.rank():  # the weights are drawn: from here on, each process draws for its own images
+            seed_everything((self.args.seed + 2**32 * parallel.rank()) % 2**63)
+        parallel.on_main(self.make_folder)
+        self.parameters = self.describe()
+        if self.checkpoint:
+            self.restore()
+        parallel.on_main(lambda: self.open_records(curves))
+
+    def make_folder(self) -> None:
+        """An own folder without a run in it, unless it is resumed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.lock is None:
             self.lock = Lock(self.folder)
@@ -152,9 +164,10 @@ class Run:
                 raise UserError(f"another process has trained in {self.folder} meanwhile: start this one again")
             remove_run(self.folder)
         self.open_log()
-        self.parameters = self.describe()
-        if self.checkpoint:
-            self.restore()
+
+    def open_records(self, curves: Mapping[str, str]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
         save({self.folder / "parameters.json": as_json(self.parameters)})
         remove_curves(self.folder)  # they are drawn again from the history: no epoch twice, none missing
         self.writers = {row: SummaryWriter(self.folder / name) for row, name in {"": ".", **curves}.items()}
@@ -213,8 +226,11 @@ class Run:
         best = self.best() is record
         if best or len(self.history) % self.args.save_every == 0 or len(self.history) == self.args.num_epochs:
             self.save(best)
+        parallel.on_main(self.write_records)
+
+    def write_records(self) -> None:
         save({self.folder / "metrics.jsonl": "".join(json.dumps(line) + "\n" for line in self.history).encode()})
-        self.draw(record)
+        self.draw(self.history[-1])
         for writer in self.writers.values():
             writer.flush()
 
@@ -224,32 +240,41 @@ class Run:
         last.pth is renamed first: best.pth is never of an epoch that last.pth does not have, and where the process
         ends between the two, ``restore`` writes the missing one.
         """
-        content = self.checkpoint_now()
-        files = {self.folder / "last.pth": content}
-        if best:
-            files |= {self.folder / "best.pth": content,
-                      self.folder / "test_best_metrics.json": as_json(self.history[-1])}
-        save(files)
+        state = self.state()  # every process has a part in it
 
-    def checkpoint_now(self) -> bytes:
-        return serialise({
+        def write() -> None:
+            content = serialise(state)
+            files = {self.folder / "last.pth": content}
+            if best:
+                files |= {self.folder / "best.pth": content,
+                          self.folder / "test_best_metrics.json": as_json(self.history[-1])}
+            save(files)
+
+        parallel.on_main(write)
+
+    def state(self) -> dict:
+        """A checkpoint's content. random: one state for each process."""
+        return {
             "format": FORMAT,
             **self.trainer.state_dict(),
-            "random": random_state(self.device),
+            "random": parallel.gather(random_state(self.device)),
             "history": self.history,
             "best": self.best() if self.history else None,
             "recipe": self.recipe,
             "flags": {"method": self.method, **vars(self.args)},
             **{name: self.parameters[name] for name in ("classes", "mean", "std", "starts")},
-        })
+        }
 
     def finish(self) -> tuple[dict, dict]:
         """Write the summary of a training that reached its end; -> the records of its best and of its last epoch."""
         best, last = self.best(), self.history[-1]
-        save({self.folder / "summary.json": as_json({"chosen_by": self.best_figure, "best": best, "last": last})})
+        summary = {"chosen_by": self.best_figure, "best": best, "last": last}
+        parallel.on_main(lambda: save({self.folder / "summary.json": as_json(summary)}))
         return best, last
 
     def close(self) -> None:
+        if not parallel.is_main():
+            return
         for writer in self.writers.values():
             writer.close()
         for handler in log.handlers:
@@ -314,6 +339,9 @@ class Signals:
 
     number = 0
 
+    def __init__(self):
+        self.agreed = parallel.greatest(0)
+
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():  # Python lets no other one handle signals
             self.old = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -337,8 +365,14 @@ class Signals:
         self.check()
 
     def check(self) -> None:
-        if self.number:
-            raise Interrupted(self.number)
+        """Several processes stop together: at the step after the one in which the first of them got its signal, so that
+        none waits for the answers of the others."""
+        if parallel.world_size() == 1:
+            number = self.number
+        else:
+            number, self.agreed = self.agreed(), parallel.greatest(self.number)
+        if number:
+            raise Interrupted(number)
 
 
 # --- teacher ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import platform
 import random
 import signal
@@ -9,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
 import torchvision
 
+import parallel
 from data_loader import DATASETS
 from errors import Complete, UserError
 from losses import DISTILLATION
@@ -30,12 +33,26 @@ def command(main: Callable[[], None]) -> None:
     try:
         main()
     except Complete as complete:
-        print(complete)
+        if parallel.is_main():
+            print(complete)
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(error)
+    except RuntimeError as error:
+        if not parallel.lost_another(error):
+            raise
+        fail("another process of this run has ended: --resume auto goes on from the last checkpoint")
     except KeyboardInterrupt:  # before the training, which saves what it has
         sys.exit(128 + signal.SIGINT)
+    finally:
+        parallel.stop()
+
+
+def fail(error: Exception | str) -> NoReturn:
+    """One line, unless the first process tells it for all, and exit code 2."""
+    if not getattr(error, "told", False):
+        who = f"process {parallel.rank()}: " if parallel.rank() else ""
+        print(f"error: {who}{error}", file=sys.stderr)
+    sys.exit(2)
 
 
 # --- command line -----------------------------------------------------------------------------------------------
@@ -45,7 +62,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line."""
 
     def error(self, message: str):
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n" if parallel.is_main() else None)
 
 
 def number(kind: type, low: float, open_end: bool = False, high: float = math.inf) -> Callable[[str], float]:
@@ -89,6 +106,8 @@ def parser(description: str) -> Parser:
     g.add_argument("--amp", default="off", choices=("off", "bf16", "fp16"), help="networks in half precision")
     g.add_argument("--compile", action="store_true", help="torch.compile the training step; on a GPU, CUDA graphs")
     g.add_argument("--tf32", action="store_true", help="TF32 in convolutions and matrix products, on GPUs that have it")
+    g = p.add_argument_group("several GPUs (torchrun --standalone --nproc_per_node=N train....py)")
+    g.add_argument("--sync_bn", action="store_true", help="BatchNorm over the images of all processes")
     g = p.add_argument_group("run")
     g.add_argument("--data_dir", default="./Data", help="where the data is, or is downloaded to")
     g.add_argument("--save_dir", default=".", help="where <dataset>/<run> is made")
@@ -105,7 +124,8 @@ def parser(description: str) -> Parser:
                    help="on: all images live on the device; off, and for imagenet always: they are read one by one")
     g.add_argument("--num_workers", default=8, type=number(int, 0),
                    help="threads that decode image files; processes where they are read one by one")
-    g.add_argument("--gpu_id", default=0, type=number(int, 0), help="which GPU, where there are several")
+    g.add_argument("--gpu_id", default=0, type=number(int, 0), help="which GPU, where there are several; torchrun's "
+                                                                    "processes have one each, the first ones")
     g.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: the GPU where there is one, else the CPU)")
     g.add_argument("--log_every", default=100, type=number(int, 1), help="steps between two updates of the progress")
     return p
@@ -179,8 +199,10 @@ def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
 
 
 def pick_device(args: argparse.Namespace) -> torch.device:
-    """--device where it is given, else GPU --gpu_id, else the CPU."""
+    """--device where it is given, else GPU --gpu_id, else the CPU; under torchrun, each process has its own GPU."""
     name = args.device or (f"cuda:{args.gpu_id}" if torch.cuda.is_available() else "cpu")
+    if parallel.world_size() > 1 and name.startswith("cuda"):
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
@@ -189,6 +211,8 @@ def pick_device(args: argparse.Namespace) -> torch.device:
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"device {name!r} cannot be used ({reason}); --device cpu always can") from error
+    if args.sync_bn and device.type == "cpu":
+        raise UserError("--sync_bn needs GPUs: PyTorch has no synchronised BatchNorm for CPUs, leave it out")
     return device
 
 
@@ -240,7 +264,7 @@ def git_revision() -> str:
         return "unknown"
 
 
-def environment(device: torch.device) -> dict[str, str]:
+def environment(device: torch.device) -> dict[str, str | int]:
     """What a run was made with."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
@@ -250,4 +274,5 @@ def environment(device: torch.device) -> dict[str, str]:
         "torchvision": str(torchvision.__version__),
         "numpy": np.__version__,
         "device": f"{device} ({name}, {torch.get_num_threads()} CPU threads)",
+        "processes": parallel.world_size(),
     }

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import resource
+import socket
 import sys
 import time
 from pathlib import Path
@@ -40,8 +41,9 @@ class SlowFile:
             time.sleep(0.004)
 
 
-def child(script, argv, output, slow_disk, file_size):
+def child(script, argv, output, slow_disk, file_size, environment):
     """What the process does: the script's own main, in one thread, with its output in a file."""
+    os.environ.update(environment)
     import checkpoint
     import utils
 
@@ -62,12 +64,13 @@ def child(script, argv, output, slow_disk, file_size):
 class Training:
     """A script that runs in a process of its own. Its output: ``output.txt`` in the folder ``where``."""
 
-    def __init__(self, script, argv, where, slow_disk=False, file_size=None):
+    def __init__(self, script, argv, where, slow_disk=False, file_size=None, **environment):
         Path(where).mkdir(parents=True, exist_ok=True)
         self.output = Path(where, "output.txt")
         self.started = time.time()
         argv = [str(word) for word in argv]
-        self.process = CONTEXT.Process(target=child, args=(script, argv, self.output, slow_disk, file_size))
+        self.process = CONTEXT.Process(target=child, args=(script, argv, self.output, slow_disk, file_size,
+                                                            environment))
         self.process.start()
 
     def wait(self, limit=120):
@@ -89,6 +92,15 @@ class Training:
             assert self.process.is_alive(), f"ended with {self.process.exitcode}: {self.said()}"
             assert time.monotonic() < end, f"not within {limit} s: {self.said()}"
             time.sleep(0.002)
+
+
+def group(size):
+    """The environment that torchrun gives to each of ``size`` processes."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    return [{"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": str(port)} for r in range(size)]
 
 
 def load(folder, name="last.pth"):

@@ -49,7 +49,8 @@ def test_parameters(finished):
     parameters = json.loads((finished / "parameters.json").read_text())
     assert parameters["num_branches"] == 4 and parameters["milestones"] == [3] and parameters["method"] == "OKDDip"
     assert parameters["classes"] == [str(i) for i in range(10)] and len(parameters["mean"]) == 3
-    assert parameters["environment"].keys() == {"revision", "python", "torch", "torchvision", "numpy", "device"}
+    assert parameters["environment"].keys() == {"revision", "python", "torch", "torchvision", "numpy", "device",
+                                                "processes"}
 
 
 def test_json_lines(finished):
