@@ -2,7 +2,12 @@
 
 
 class UserError(Exception):
-    """Told in one sentence that names the thing and the way out; ends a script with exit code 2, no traceback."""
+    """Told in one sentence that names the thing and the way out; ends a script with exit code 2, no traceback.
+
+    told: another process of the same run tells it.
+    """
+
+    told = False
 
 
 class Complete(Exception):

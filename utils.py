@@ -49,7 +49,7 @@ def command(main: Callable[[], None]) -> None:
 
 def fail(error: Exception | str) -> NoReturn:
     """One line, unless the first process tells it for all, and exit code 2."""
-    if not getattr(error, "told", False):
+    if not (isinstance(error, UserError) and error.told):
         who = f"process {parallel.rank()}: " if parallel.rank() else ""
         print(f"error: {who}{error}", file=sys.stderr)
     sys.exit(2)

@@ -235,7 +235,7 @@ def test_a_folder_that_vanishes_is_named(flags, tmp_path):
     folder = tmp_path / "folder" / "OKDDip" / "resnet8"
     training = Training("train_GL", [*flags, "--num_epochs", "100", "--save_dir", tmp_path], tmp_path)
     training.until(lambda: "epoch 1/100  loss" in training.said())
-    shutil.rmtree(folder)
+    shutil.rmtree(folder.rename(tmp_path / "gone"))
     assert training.wait() == 2
     assert "No such file or directory" in training.said() and "Traceback" not in training.said()
 

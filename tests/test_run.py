@@ -187,7 +187,7 @@ def bad_teacher(kind, teacher, tmp_path):
 @pytest.mark.parametrize(("kind", "said"), [
     ("missing", "there is no checkpoint at"), ("text", "not a checkpoint"), ("truncated", "not a checkpoint"),
     ("a list", "holds a list"), ("other classes", "does not fit.*head.fc"), ("numbers", "does not fit"),
-    ("other network", "resnet8 trained on DIGITS, which does not fit the resnet14")])
+    ("other network", "resnet8 trained on DIGITS with 10 classes, which does not fit the resnet14")])
 def test_a_bad_teacher_is_named(kind, said, teacher, tmp_path):
     path = bad_teacher(kind, teacher, tmp_path)
     name = "resnet14" if kind == "other network" else "resnet8"

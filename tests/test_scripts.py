@@ -7,7 +7,8 @@ import shlex
 import pytest
 from conftest import ROOT
 
-COMMANDS = re.findall(r"^python (train\w*\.py.*?)(?:\s+#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+README = re.findall(r"^python (train\w*\.py.*?)(?:\s+#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+COMMANDS = [command for command in README if "--resume" not in command]
 QUICK = ["--num_epochs", "1", "--device", "cpu"]
 
 
@@ -32,15 +33,26 @@ def test_command(command, folder, script):
     assert "diversity" in done.stdout if "dist" in best else "network" in done.stdout
 
 
-def test_network_based_groups(folder, script):
+@pytest.mark.parametrize("command", [command for command in README if "--resume" in command])
+def test_command_that_resumes(command, folder, script):
+    """After the others: there is nothing left to do."""
+    name, *flags = shlex.split(command.replace("CIFAR10", "DIGITS"))
+    done = script(name, *flags, *QUICK, cwd=folder)
+    assert done.returncode == 0 and "is complete: 1 epochs" in done.stdout
+
+
+def test_network_based_groups(folder, script, image_folder):
+    root = image_folder()
     for flags in (["train_GL.py"], ["train_one.py", "--ind"], ["train_one.py", "--avg"]):
-        done = script(*flags, "--model", "resnet8", "--dataset", "DIGITS", "--MulStu", *QUICK, cwd=folder)
+        done = script(*flags, "--model", "resnet8", "--dataset", "folder", "--batch_size", "8", "--MulStu", *QUICK,
+                      "--data_dir", root, cwd=folder)
         assert done.returncode == 0, done.stderr
-    assert {p.parent.name for p in (folder / "DIGITS").glob("*-N/resnet8")} == {"OKDDip-N", "Ind-N", "CL-N"}
+    assert {p.parent.name for p in (folder / "folder").glob("*-N/resnet8")} == {"OKDDip-N", "Ind-N", "CL-N"}
 
 
 def test_a_lone_peer_runs_and_warns(folder, script):
-    done = script("train_GL.py", "--model", "resnet8", "--dataset", "DIGITS", "--num_branches", "2", *QUICK, cwd=folder)
+    done = script("train_GL.py", "--model", "resnet8", "--dataset", "DIGITS", "--num_branches", "2", "--version",
+                  "lone", *QUICK, cwd=folder)
     assert done.returncode == 0 and "nobody but itself" in done.stderr
 
 
