@@ -194,7 +194,8 @@ class Trainer:
         means, steps = self.tally.means(), self.tally.steps
         wrong = [name for name, value in zip(Terms._fields, means["terms"], strict=True) if not math.isfinite(value)]
         if wrong:
-            error = self.diverged(f"the {' and '.join(wrong[1:] or wrong)} loss", f"steps {self.read_at + 1} and {steps}")
+            terms = " and ".join(wrong[1:] or wrong)  # the total only where it is none of its terms
+            error = self.diverged(f"the {terms} loss", f"steps {self.read_at + 1} and {steps}")
             error.told = not parallel.is_main()  # all processes have the same sums
             raise error
         self.read_at = steps
