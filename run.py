@@ -347,9 +347,11 @@ class Signals:
             self.old = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type | None, *_) -> None:
         for number, handler in getattr(self, "old", {}).items():
             signal.signal(number, handler)
+        if kind in (None, SystemExit):  # else another process may have gone, whose answer never comes
+            self.agreed()
 
     def note(self, number: int, frame: object) -> None:
         if self.number:
