@@ -7,7 +7,7 @@
     L = sum_i CE(z_i, y) + sum_{i != j} T^2 KL(z_j || z_i) / (m - 1)       pairwise
 
 Measured, resnet8, 3 epochs of a JPEG copy of CIFAR-10 (--schedule 150 225, seed 0, CPU), the last epoch's:
-mean test top-1 of the networks 61.36 %.
+mean test top-1 of the networks 61.36 %, pairwise 59.81 %.
 """
 
 import torch
