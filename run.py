@@ -21,7 +21,7 @@ from checkpoint import as_json, digest, load_checkpoint, load_weights, random_st
 from data_loader import Loader, dataloader
 from errors import Complete, UserError
 from models import create_model
-from utils import FILES, environment, pick_device, run_folder, seed_everything, set_precision
+from utils import FILES, environment, pick_device, run_folder, seed_everything, set_precision, warn
 
 try:
     import fcntl
@@ -313,9 +313,11 @@ class Lock:
             if fcntl is not None:
                 fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self.file.close()
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
+                warn(f"{folder} is on a file system without locks ({error.strerror}): see that no other process trains "
+                     "there")
+                return
+            self.file.close()
             raise UserError(f"another process is training in {folder}: wait for it, or name this run with "
                             "--version") from error
 

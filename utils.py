@@ -247,6 +247,9 @@ def run_folder(args: argparse.Namespace, method: str = "") -> Path:
     if any((path / file).exists() for file in FILES) and not (args.overwrite or args.resume):
         raise UserError(f"{path} holds a run already: continue it with --resume {path}, name this one with --version, "
                         "or replace it with --overwrite")
+    if args.resume and (path / "best.pth").exists() and not (path / "last.pth").exists():
+        raise UserError(f"{path} holds a best.pth and no last.pth to continue from: name this run with --version, or "
+                        "replace what is there with --overwrite")
     return path
 
 

@@ -1,5 +1,6 @@
 """Interrupted runs end as those that were not: real processes, killed, stopped, out of disk space."""
 
+import errno
 import json
 import random
 import shutil
@@ -150,6 +151,23 @@ def test_auto_does_not_pass_over_a_damaged_checkpoint(flags, begun):
         train_GL.main([*flags, "--save_dir", str(begun.parents[2]), "--resume", "auto"])
 
 
+def test_auto_does_not_replace_weights_that_it_cannot_continue(flags, begun):
+    before = (begun / "best.pth").read_bytes()
+    (begun / "last.pth").unlink()
+    with pytest.raises(UserError, match="no last.pth to continue from"):
+        train_GL.main([*flags, "--save_dir", str(begun.parents[2]), "--resume", "auto"])
+    assert (begun / "best.pth").read_bytes() == before
+
+
+def test_a_lone_file_of_a_run_is_not_overwritten(flags, tmp_path):
+    folder = tmp_path / "folder" / "OKDDip" / "resnet8"
+    folder.mkdir(parents=True)
+    (folder / "best.pth").write_text("precious")
+    with pytest.raises(UserError, match="holds a run already"):
+        train_GL.main([*flags, "--save_dir", str(tmp_path)])
+    assert (folder / "best.pth").read_text() == "precious"
+
+
 def test_resume_and_overwrite_exclude_each_other(flags, capsys):
     with pytest.raises(SystemExit):
         train_GL.main([*flags, "--resume", "auto", "--overwrite"])
@@ -214,6 +232,15 @@ def test_a_run_that_is_being_trained_is_left_alone(images, flags, tmp_path):
     third.until(lambda: "continues after" in third.said())
     third.signal(signal.SIGTERM)
     assert third.wait() == 128 + signal.SIGTERM
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run.fcntl, "lockf", no_locks)
+    run.Lock(tmp_path).release()
+    assert "without locks (No locks available)" in capsys.readouterr().err
 
 
 # --- files
