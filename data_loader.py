@@ -481,6 +481,8 @@ def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root
         raise UserError(f"there are fewer images to evaluate than the {processes} processes")
     kind = Cached if cache else partial(Streamed, num_workers=num_workers)
     train_loader = kind(train, data, batch_size, device, seed, augment=True)
+    if device.type == "cuda":  # without gradients there is room for more; on CPUs, larger batches were slower
+        batch_size = max(batch_size, processes * (256 if data.large else 1024))
     if held_out:
         train_loader.held_out = kind(held_out, data, batch_size, device)
     return train_loader, kind(data.test, data, batch_size, device)

@@ -194,18 +194,18 @@ class Trainer:
         means, steps = self.tally.means(), self.tally.steps
         wrong = [name for name, value in zip(Terms._fields, means["terms"], strict=True) if not math.isfinite(value)]
         if wrong:
-            terms = " and ".join(wrong[1:] or wrong)  # the total only where it is none of its terms
-            error = self.diverged(f"the {terms} loss", f"steps {self.read_at + 1} and {steps}")
-            error.told = not parallel.is_main()  # all processes have the same sums
-            raise error
+            terms = " and ".join(wrong[1:]) or "total (or the teacher's)"
+            raise self.diverged(f"the {terms} loss", f"steps {self.read_at + 1} and {steps}")
         self.read_at = steps
         return means
 
     def diverged(self, what: str, steps: str) -> UserError:
         epoch = self.scheduler.last_epoch + (self.tally.steps > 0)  # the one under way, or the one that is just over
-        return UserError(
+        error = UserError(
             f"the training diverged: {what} is not finite, epoch {epoch}, between {steps}, learning rate "
             f"{self.lr:g}; the last checkpoint is as it was, and a lower --lr may help")
+        error.told = not parallel.is_main()  # all processes have the same sums
+        return error
 
     def next_epoch(self) -> None:
         self.tally.reset()
@@ -222,7 +222,8 @@ class Trainer:
         self.uncounted = 0
         momenta = [state["momentum_buffer"] for state in self.optimizer.state.values()]
         numbers = [t for t in (*self.model.state_dict().values(), *momenta) if t is not None and t.is_floating_point()]
-        if not torch.stack(torch._foreach_norm(numbers, math.inf)).isfinite().all():
+        finite = torch.stack(torch._foreach_norm(numbers, math.inf)).isfinite().all()
+        if parallel.greatest(int(not finite))():
             raise self.diverged("a weight", "the last checkpoint and this one")
         return {name: part.state_dict() for name, part in self.parts().items()}
 
@@ -240,6 +241,8 @@ def sgd(model: nn.Module, lr: float, wd: float, milestones: list[int]):
     """-> optimizer, scheduler: Nesterov momentum 0.9, weight decay on every parameter, and a learning rate that is a
     tenth from each zero-based epoch in ``milestones`` on; scheduler.step() ends an epoch."""
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=wd, fused=True)
+    for p in model.parameters():  # as the first step would: one that GradScaler skips would leave it uninitialised
+        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
 
 
@@ -327,14 +330,14 @@ def fit(run: Run, model: nn.Module, method: Method) -> dict:
     """
     args, device, milestones = run.args, run.device, run.milestones()
     trainer = Trainer(model, method, args.lr, args.wd, milestones, device, args.amp, args.compile, args.sync_bn)
-    run.open(trainer, method.best, method.curves)
-    log.info(f"{run.folder}: {args.model} on {args.dataset}, {run.train_loader.num_images} training and "
-             f"{run.test_loader.num_images} test images, {run.parameters['weights']:,} weights, on {device}")
-    log.info(f"learning rate {args.lr:g}, a tenth from each of the zero-based epochs {milestones} on, "
-             f"of {args.num_epochs} in all")
-    if run.history or trainer.tally.steps:
-        log.info(f"continues after {len(run.history)} epochs and {trainer.tally.steps} steps")
     with Signals() as signals:
+        run.open(trainer, method.best, method.curves)
+        log.info(f"{run.folder}: {args.model} on {args.dataset}, {run.train_loader.num_images} training and "
+                 f"{run.test_loader.num_images} test images, {run.parameters['weights']:,} weights, on {device}")
+        log.info(f"learning rate {args.lr:g}, a tenth from each of the zero-based epochs {milestones} on, "
+                 f"of {args.num_epochs} in all")
+        if run.history or trainer.tally.steps:
+            log.info(f"continues after {len(run.history)} epochs and {trainer.tally.steps} steps")
         try:
             while len(run.history) < args.num_epochs:
                 run.record(one_epoch(run, trainer, method, signals))

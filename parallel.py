@@ -21,13 +21,18 @@ CPU = torch.device("cpu")
 Result = TypeVar("Result")
 
 
+def launched() -> bool:
+    """Whether torchrun has started this process: some of these variables alone mean nothing."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
 def rank() -> int:
     """The number of this process, from 0."""
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ["RANK"]) if launched() else 0
 
 
 def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
 def is_main() -> bool:
@@ -134,5 +139,5 @@ def share_buffers(model: nn.Module) -> None:
 
 def lost_another(error: RuntimeError) -> bool:
     """Whether an error of a collective operation means that another process has gone."""
-    signs = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "recv", "store")
+    signs = ("gloo/transport", "connection closed by peer", "connection reset by peer", "broken pipe")
     return world_size() > 1 and (isinstance(error, dist.DistError) or any(s in str(error).lower() for s in signs))

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -106,16 +107,36 @@ class Run:
                    if name not in FREE_FLAGS and checkpoint["flags"].get(name) != value]
         if changed:
             raise UserError(f"{path} was started otherwise ({'; '.join(changed)}): resume with the same flags")
-        if len(checkpoint["history"]) >= self.args.num_epochs and (self.folder / "summary.json").exists():
-            raise Complete(f"{self.folder} is complete: {len(checkpoint['history'])} epochs (more with --num_epochs)")
+        done, planned = len(checkpoint["history"]), checkpoint["flags"]["num_epochs"]
+        if self.args.num_epochs < planned:
+            raise UserError(f"--num_epochs of {self.folder} was {planned}: it can be raised, not lowered")
+        if path.name != "last.pth" and done < len(self.recorded()):
+            raise UserError(f"{self.folder} has gone on since {path.name}: --resume {self.folder} continues it; to go "
+                            f"back, copy {path.name} into another folder")
+        if done >= self.args.num_epochs and self.is_finished(checkpoint["history"]):
+            raise Complete(f"{self.folder} is complete: {done} epochs (more with --num_epochs)")
         return checkpoint
+
+    def recorded(self) -> list[dict]:
+        """The epochs that last.pth has, none where there is none."""
+        last = self.folder / "last.pth"
+        return load_checkpoint(last)["history"] if last.exists() else []
+
+    def is_finished(self, history: list[dict]) -> bool:
+        """Whether the summary, the last thing that a training writes, is that of its last epoch."""
+        try:
+            return json.loads((self.folder / "summary.json").read_text())["last"] == history[-1]
+        except (OSError, ValueError, LookupError):
+            return False
 
     def pin(self, name: str, value: object) -> None:
         """Note what must be the same whenever the run is continued; UserError where it is not."""
         there = self.recipe.setdefault(name, value)
         if there != value:
-            raise UserError(f"{self.folder} was started with other {name} ({str(there)[:80]} there, {str(value)[:80]} "
-                            f"here): resume it with the same {name}")
+            error = UserError(f"{self.folder} was started with other {name} ({str(there)[:80]} there, "
+                              f"{str(value)[:80]} here): resume it with the same {name}")
+            error.told = not parallel.is_main()
+            raise error
 
     def restore(self) -> None:
         """Model, optimizer, schedule, sums of a begun epoch and random numbers as the checkpoint has them."""
@@ -146,7 +167,9 @@ class Run:
         """
         self.trainer = trainer
         self.best_figure = best if self.train_loader.held_out is None else best.replace("test_", "val_")
-        if parallel.rank():  # the weights are drawn: from here on, each process draws for its own images
+        if parallel.rank():
+            log.handlers = [logging.NullHandler()]
+            # the weights are drawn: from here on, each process draws for its own images
             seed_everything((self.args.seed + 2**32 * parallel.rank()) % 2**63)
         parallel.on_main(self.make_folder)
         self.parameters = self.describe()
@@ -168,7 +191,12 @@ class Run:
     def open_records(self, curves: Mapping[str, str]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        save({self.folder / "parameters.json": as_json(self.parameters)})
+        files = {"parameters.json": as_json(self.parameters)}
+        if self.history:  # what a process that was killed may not have come to
+            files["metrics.jsonl"] = self.json_lines()
+            if self.best_is_saved():
+                files["test_best_metrics.json"] = as_json(self.best())
+        save({self.folder / name: content for name, content in files.items()})
         remove_curves(self.folder)  # they are drawn again from the history: no epoch twice, none missing
         self.writers = {row: SummaryWriter(self.folder / name) for row, name in {"": ".", **curves}.items()}
         for record in self.history:
@@ -228,8 +256,11 @@ class Run:
             self.save(best)
         parallel.on_main(self.write_records)
 
+    def json_lines(self) -> bytes:
+        return "".join(json.dumps(line) + "\n" for line in self.history).encode()
+
     def write_records(self) -> None:
-        save({self.folder / "metrics.jsonl": "".join(json.dumps(line) + "\n" for line in self.history).encode()})
+        save({self.folder / "metrics.jsonl": self.json_lines()})
         self.draw(self.history[-1])
         for writer in self.writers.values():
             writer.flush()
@@ -328,6 +359,9 @@ class Lock:
 # --- signals ----------------------------------------------------------------------------------------------------------
 
 
+REPEAT = 5  # seconds in which another signal to one of several processes is the same one, passed on by torchrun
+
+
 class Interrupted(Exception):
     """SIGINT or SIGTERM came, and the step that it came in is done."""
 
@@ -356,10 +390,11 @@ class Signals:
             self.agreed()
 
     def note(self, number: int, frame: object) -> None:
-        if self.number:
+        if self.number and time.monotonic() - self.since >= (REPEAT if parallel.world_size() > 1 else 0):
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.number = number
+        if not self.number:
+            self.number, self.since = number, time.monotonic()
 
     def watch(self, batches: Iterable) -> Iterator:
         """The batches, and Interrupted before the next one, or after the last, once a signal has come."""
@@ -385,7 +420,8 @@ class Signals:
 def load_teacher(args: argparse.Namespace, run: Run) -> Callable[[Tensor], Tensor]:
     """--T_model with the weights of --T_model_path, frozen: images [B, 3, H, W] -> logits [B, C], without gradient."""
     teacher = create_model(args.T_model, run.num_classes)
-    load_weights(teacher, args.T_model_path or Path(args.save_dir, args.dataset, args.T_model))
+    path = args.T_model_path or Path(args.save_dir, args.dataset, args.T_model)
+    parallel.main_first(lambda: load_weights(teacher, path))
     run.pin("teacher", digest(teacher.state_dict()))
     teacher.to(run.device, memory_format=torch.channels_last).eval().requires_grad_(False)
 

@@ -18,6 +18,7 @@ import torch
 
 import engine
 import models
+import parallel
 import utils
 from losses import cl_ilr_loss, individual_loss, one_loss, ramp_up
 from run import Run
@@ -40,8 +41,8 @@ def parse_args(argv: list[str] | None):
         parser.error("argument --MulStu: whole networks share no trunk whose gradient --bpscale could divide")
     if args.MulStu and not (args.avg or args.ind):
         parser.error("argument --MulStu: ONE's gate needs a shared trunk, add --ind or --avg")
-    if args.batch_size == 1 and not (args.avg or args.ind):
-        parser.error("argument --batch_size: the BatchNorm in ONE's gate needs at least 2 images, not 1")
+    if args.batch_size < 2 * parallel.world_size() and not (args.avg or args.ind):
+        parser.error("argument --batch_size: the BatchNorm in ONE's gate needs at least 2 images in each process")
     return args
 
 

@@ -40,7 +40,8 @@ def command(main: Callable[[], None]) -> None:
     except RuntimeError as error:
         if not parallel.lost_another(error):
             raise
-        fail("another process of this run has ended: --resume auto goes on from the last checkpoint")
+        reason = str(error).partition("\n")[0][:120]
+        fail(f"another process of this run has ended: --resume auto goes on from the last checkpoint ({reason})")
     except KeyboardInterrupt:  # before the training, which saves what it has
         sys.exit(128 + signal.SIGINT)
     finally:
@@ -172,7 +173,8 @@ def network_options(args: argparse.Namespace) -> dict:
 
 
 def warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    if parallel.is_main():
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:

@@ -41,7 +41,8 @@ class BatchNorm(nn.BatchNorm2d):
 def count_batches(module: nn.Module, batches: int) -> None:
     """Add ``batches``, those trained on since the last call, to the counter of every BatchNorm."""
     counters = [m.num_batches_tracked for m in module.modules() if isinstance(m, BatchNorm)]
-    torch._foreach_add_(counters, batches)
+    if counters:  # none where --sync_bn has put modules in their place that count for themselves
+        torch._foreach_add_(counters, batches)
 
 
 class Network(nn.Module):

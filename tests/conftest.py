@@ -10,6 +10,11 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items):
+    """The file that takes longest first: the files are shared out, and none should be left to one core at the end."""
+    items.sort(key=lambda item: item.path.name != "test_scripts.py")
+
+
 @pytest.fixture
 def script(tmp_path):
     """script("train.py", "--model", ...) runs it as a user does, in an empty folder; -> the finished process."""

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import socket
 import sys
 import time
@@ -41,7 +42,7 @@ class SlowFile:
             time.sleep(0.004)
 
 
-def child(script, argv, output, slow_disk, file_size, environment):
+def child(script, argv, output, slow_disk, file_size, die_at, environment):
     """What the process does: the script's own main, in one thread, with its output in a file."""
     os.environ.update(environment)
     import checkpoint
@@ -56,6 +57,16 @@ def child(script, argv, output, slow_disk, file_size, environment):
     sys.argv = [script, *argv]
     if slow_disk:
         checkpoint.open = SlowFile
+    if die_at is not None:
+        replace, places = os.replace, []
+
+        def die(*names):
+            places.append(names)
+            if len(places) == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(*names)
+
+        os.replace = die
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     utils.command(importlib.import_module(script).main)
@@ -64,13 +75,13 @@ def child(script, argv, output, slow_disk, file_size, environment):
 class Training:
     """A script that runs in a process of its own. Its output: ``output.txt`` in the folder ``where``."""
 
-    def __init__(self, script, argv, where, slow_disk=False, file_size=None, **environment):
+    def __init__(self, script, argv, where, slow_disk=False, file_size=None, die_at=None, **environment):
         Path(where).mkdir(parents=True, exist_ok=True)
         self.output = Path(where, "output.txt")
         self.started = time.time()
         argv = [str(word) for word in argv]
         self.process = CONTEXT.Process(target=child, args=(script, argv, self.output, slow_disk, file_size,
-                                                            environment))
+                                                            die_at, environment))
         self.process.start()
 
     def wait(self, limit=120):

@@ -190,7 +190,7 @@ def test_a_training_without_cache_ends_in_the_same_weights(tmp_path, monkeypatch
                     "--num_workers", "1", "--version", version, "--device", "cpu"])
     a, b = (torch.load(f"DIGITS/resnet8_{v}/last.pth", weights_only=True) for v in "AB")
     assert all(a["state_dict"][name].equal(value) for name, value in b["state_dict"].items())
-    assert a["random"]["torch"].equal(b["random"]["torch"])
+    assert a["random"][0]["torch"].equal(b["random"][0]["torch"])
 
 
 def test_held_out_images_are_stratified_and_as_they_are():

@@ -199,6 +199,16 @@ def test_fp16_scales_its_gradients():
     assert not trainer.model.head.fc.weight.equal(before)
 
 
+def test_a_first_step_that_fp16_skips_leaves_no_trace():
+    """Its gradients overflow; momentum that the skipped step had left uninitialised would come into the weights."""
+    _, _, trainer = trained("fp16", steps=0)
+    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 1e38})
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.step(torch.randn(8, 3, 32, 32), torch.randint(10, (8,)), 0.5)
+    assert all(p.equal(b) for p, b in zip(trainer.model.parameters(), before, strict=True)), "the step was not skipped"
+    assert not any(s["momentum_buffer"].any() for s in trainer.optimizer.state.values())
+
+
 def test_losses_stay_in_float32_under_autocast():
     from losses import distillation, true_loss
 

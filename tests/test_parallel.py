@@ -20,7 +20,7 @@ import parallel
 from data_loader import Data, Split
 from errors import UserError
 
-CPU = torch.device("cpu")
+CPU, TEACHER = torch.device("cpu"), []
 
 
 def okddip(model, images, labels, weight):
@@ -35,7 +35,13 @@ def one(model, images, labels, weight):
 
 def kd(model, images, labels, weight):
     z = model(images)
-    return losses.kd_loss(z, z.detach().flip(0).flip(0) * 2, labels), z.unsqueeze(1)
+    if not TEACHER:  # the same in every process
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            TEACHER.append(models.create_model("resnet14", 10).double().eval())
+    with torch.no_grad():
+        t = TEACHER[0](images)
+    return losses.kd_loss(z, t, labels), z.unsqueeze(1)
 
 
 METHODS = {
@@ -114,10 +120,10 @@ def test_two_processes_give_the_weights_of_one(method, tmp_path):
 def test_every_image_is_one_process_s(size, augment, n, monkeypatch):
     """The parts of a batch are the batch of one process, none of them empty, in training none of a single image."""
     data = made_up(n)
-    monkeypatch.setenv("WORLD_SIZE", str(size))
     parts = []
-    for rank in range(size):
-        monkeypatch.setenv("RANK", str(rank))
+    for environment in group(size):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
         loader = data_loader.Cached(data.train, data, 12, CPU, augment=augment)
         loader.set_epoch(3)
         parts.append(list(loader))
@@ -125,18 +131,28 @@ def test_every_image_is_one_process_s(size, augment, n, monkeypatch):
         assert [len(labels) * size / (b - a) for (_, labels), (a, b) in zip(parts[-1], loader.bounds(), strict=True)
                 ] == loader.shares()
     together = [torch.cat([images for images, _ in step]) for step in zip(*parts, strict=True)]
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("RANK")
     alone = data_loader.Cached(data.train, data, 12, CPU, augment=augment)
     alone.set_epoch(3)
     assert torch.cat(together).equal(torch.cat([images for images, _ in alone]))
 
 
+def set_size(monkeypatch, size):
+    for name, value in group(size)[0].items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_lone_variable_means_nothing(monkeypatch):
+    """Cluster images set some of torchrun's variables in every shell."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert parallel.world_size() == 1 and parallel.rank() == 0 and parallel.is_main()
+
+
 def test_a_batch_must_be_shared_out_evenly(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    set_size(monkeypatch, 3)
     with pytest.raises(UserError, match="--batch_size 128 cannot be shared out evenly among 3"):
         data_loader.dataloader("DIGITS", 128)
-    monkeypatch.setenv("WORLD_SIZE", "400")
+    set_size(monkeypatch, 400)
     with pytest.raises(UserError, match="fewer images to evaluate"):
         data_loader.dataloader("DIGITS", 400)
 
@@ -146,7 +162,7 @@ def test_a_batch_must_be_shared_out_evenly(monkeypatch):
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
-    images = make_images(tmp_path_factory.mktemp("data") / "images", per_class=14)
+    images = make_images(tmp_path_factory.mktemp("data") / "images", per_class=46)
     return [*FLAGS, "--log_every", "1", "--data_dir", str(images), "--resume", "auto", "--save_dir"]
 
 
@@ -200,7 +216,7 @@ def test_the_processes_agree_on_the_step(flags, tmp_path):
     assert len(load(folder_of(stopped))["history"]) < 3
     for where in (stopped, whole):
         for training in both(flags, where, "--num_epochs", 3):
-            training.wait()
+            assert training.wait() == 0, training.said()
     ours, theirs = (load(folder_of(where))["state_dict"] for where in (stopped, whole))
     assert all(value.equal(ours[name]) for name, value in theirs.items())
 
@@ -225,8 +241,10 @@ def test_sync_bn_keeps_the_names_of_weights(monkeypatch):
     """What is converted on GPUs: every BatchNorm, with the same state dict."""
     model = models.ONE("resnet8", 10, 3)
     names = list(model.state_dict())
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    set_size(monkeypatch, 2)
     monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda model, **options: model)
     converted = parallel.replicated(model, CPU, sync_bn=True)
     kinds = {type(m).__name__ for m in converted.modules() if "Norm" in type(m).__name__}
     assert kinds == {"SyncBatchNorm"} and list(converted.state_dict()) == names
+    models.count_batches(converted, 3)  # they count for themselves
+    assert not any(v for k, v in converted.state_dict().items() if k.endswith("num_batches_tracked"))

@@ -68,12 +68,13 @@ def test_killed_at_random_moments(method, workers, images, teacher, tmp_path):
     (signal.SIGINT, 2, "attention")])
 def test_a_signal_stops_amid_an_epoch_and_loses_nothing(number, workers, aggregation, flags, tmp_path):
     """Sent to the process or, where there are workers, to all of them."""
-    flags = [*flags, *WORKERS[workers], "--log_every", "1", "--aggregation", aggregation, "--resume", "auto",
-             "--save_dir"]
+    images = make_images(tmp_path / "images", per_class=48)  # epochs long enough to stop in
+    flags = [*flags, *WORKERS[workers], "--log_every", "1", "--aggregation", aggregation, "--data_dir", str(images),
+             "--resume", "auto", "--save_dir"]
     method = "OKDDip" + "-random" * (aggregation == "random")
     stopped, whole = (tmp_path / name / "folder" / method / "resnet8" for name in ("stopped", "whole"))
     training = Training("train_GL", [*flags, tmp_path / "stopped"], tmp_path)
-    training.until(lambda: "epoch 2/4  step 1/3" in training.said())
+    training.until(lambda: "epoch 2/4  step 1/12" in training.said())
     training.signal(number, group=workers > 0)
     assert training.wait() == 128 + number
     state = load(stopped)
@@ -203,6 +204,38 @@ def test_best_is_written_again_where_a_kill_came_between_the_renames(flags, begu
     (begun / "test_best_metrics.json").write_text("{}")
     train_GL.main([*flags, "--resume", str(begun), "--num_epochs", "1"])
     assert_best_agrees(begun)
+
+
+@pytest.mark.parametrize("place", range(1, 11))
+def test_killed_before_each_rename(place, flags, tmp_path):
+    """Of all files, over two epochs; then again, over a third: nothing is missing once it has gone on to its end."""
+    flags = [*flags, "--resume", "auto", "--save_dir"]
+    folders = [tmp_path / name / "folder" / "OKDDip" / "resnet8" for name in ("killed", "whole")]
+    for num_epochs in ("2", "3"):
+        training = Training("train_GL", [*flags, tmp_path / "killed", "--num_epochs", num_epochs], tmp_path,
+                            die_at=place)
+        assert training.wait() in (-signal.SIGKILL, 0), training.said()
+        for where in ("killed", "whole"):
+            training = Training("train_GL", [*flags, tmp_path / where, "--num_epochs", num_epochs], tmp_path)
+            assert training.wait() == 0, training.said()
+        assert_same_run(*folders)
+        summary = json.loads((folders[0] / "summary.json").read_text())
+        assert summary["last"]["epoch"] == int(num_epochs)
+
+
+def test_num_epochs_is_not_lowered(flags, whole):
+    with pytest.raises(UserError, match="was 4: it can be raised, not lowered"):
+        train_GL.main([*flags, "--num_epochs", "3", "--resume", str(whole)])
+
+
+def test_an_older_checkpoint_does_not_undo_the_run(flags, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    state = load(whole)
+    state["history"].pop()
+    del state["digest"]
+    (tmp_path / "run" / "best.pth").write_bytes(checkpoint.serialise(state))
+    with pytest.raises(UserError, match="has gone on since best.pth"):
+        train_GL.main([*flags, "--resume", str(tmp_path / "run" / "best.pth")])
 
 
 def test_save_every(flags, tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ REFUSED = [
     ("train_one", "--MulStu --avg --bpscale", "share no trunk"),
     ("train_GL", "--temperature 1e200", "at most 1e"),
     ("train", "--seed 99999999999999999999", "at most"),
-    ("train_one", "--batch_size 1", "at least 2 images"),
+    ("train_one", "--batch_size 1", "at least 2 images in each process"),
     ("train_GL", "--T_model_path somewhere", "Add --T_model"),
     ("train", "--device meta --dataset DIGITS", "meta.*--device cpu"),
     ("train", "--resume auto --overwrite", "not both"),
