@@ -45,7 +45,7 @@ def command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:  # before the training, which saves what it has
         sys.exit(128 + signal.SIGINT)
     finally:
-        parallel.stop()
+        parallel.leave()
 
 
 def fail(error: Exception | str) -> NoReturn:

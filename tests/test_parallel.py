@@ -84,7 +84,6 @@ def steps_and_figures(method, path, environment):
     figures = engine.evaluate(described, trainer.model, data_loader.Cached(data.test, data, 8, CPU))
     torch.save({"weights": trainer.model.state_dict(), "means": means, "figures": figures, "logits": kept,
                 "state": trainer.tally.state_dict()}, f"{path}{parallel.rank()}")
-    parallel.stop()
 
 
 @pytest.mark.parametrize("method", METHODS)
