@@ -128,8 +128,9 @@ def main_first(function: Callable[[], Result]) -> Result:
 def replicated(model: nn.Module, device: torch.device, sync_bn: bool = False) -> nn.Module:
     """The model as a training step calls it: DistributedDataParallel over the processes, or itself.
 
-    Buffers are not sent before each step: in training BatchNorm does not use its statistics, and before they are used
-    or saved, ``share_buffers`` makes them the first process's. Each parameter gets a gradient in each step.
+    Buffers are not sent before each step: in training BatchNorm does not use its statistics. Before an evaluation,
+    ``share_buffers`` makes them those of the first process, which is also the one that saves. Each parameter gets
+    a gradient in each step.
     """
     if world_size() == 1:
         return model
