@@ -15,19 +15,26 @@ from losses import individual_loss
 from run import Run
 
 
+def build(args, num_classes: int):
+    """The network and what is measured of it: -> model, rows, predict (see engine.Method)."""
+    model = models.create_model(args.model, num_classes, **utils.network_options(args))
+
+    def predict(model, images):
+        return model(images).unsqueeze(1), {}
+
+    return model, {"": "network"}, predict
+
+
 def main(argv: list[str] | None = None) -> None:
     args = utils.parse(utils.parser(__doc__), argv)
     run = Run(args)
-    model = models.create_model(args.model, run.num_classes, **utils.network_options(args))
+    model, rows, predict = build(args, run.num_classes)
 
     def objective(model, images, labels, weight):
         z = model(images)  # [B, C]
         return individual_loss(z, labels), z.unsqueeze(1)
 
-    def predict(model, images):
-        return model(images).unsqueeze(1), {}
-
-    engine.fit(run, model, engine.Method({"": "network"}, objective, predict, best="test_accTop1"))
+    engine.fit(run, model, engine.Method(rows, objective, predict, best="test_accTop1"))
 
 
 if __name__ == "__main__":

@@ -28,24 +28,32 @@ def parse_args(argv: list[str] | None):
     return utils.parse(parser, argv)
 
 
+def measured(z):  # [B, m, C] -> [B, m+1, C]: each network and the ensemble, their mean
+    return torch.cat([z, z.mean(1, keepdim=True)], 1)
+
+
+def build(args, num_classes: int):
+    """The networks and what is measured of them: -> model, rows, predict (see engine.Method)."""
+    model = models.Branches(args.model, num_classes, args.num_branches, network_based=True,
+                            **utils.network_options(args))
+    rows = {f"stu{i}": f"student {i}" for i in range(args.num_branches)} | {"": "ensemble"}
+
+    def predict(model, images):
+        return measured(model(images)), {}
+
+    return model, rows, predict
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     pairwise = args.type == "pairwise"
     run = Run(args, "DML-pairwise" if pairwise else "DML")
-    model = models.Branches(args.model, run.num_classes, args.num_branches, network_based=True,
-                            **utils.network_options(args))
-
-    def measured(z):  # [B, m, C] -> [B, m+1, C]: each network and the ensemble, their mean
-        return torch.cat([z, z.mean(1, keepdim=True)], 1)
+    model, rows, predict = build(args, run.num_classes)
 
     def objective(model, images, labels, weight):
         z = model(images)  # [B, m, C]
         return dml_loss(z, labels, args.temperature, args.loss, pairwise), measured(z)
 
-    def predict(model, images):
-        return measured(model(images)), {}
-
-    rows = {f"stu{i}": f"student {i}" for i in range(args.num_branches)} | {"": "ensemble"}
     engine.fit(run, model, engine.Method(
         rows, objective, predict, best="test_accTop1" if args.choose_E else "mean_test_accTop1"))
 

@@ -47,19 +47,32 @@ def method_name(args) -> str:
     return "OKDDip" + "".join(name for name, on in variants.items() if on)
 
 
+def measured(peers, leader):  # [B, m-1, C], [B, C] -> [B, m+1, C]: the leader, each peer, the peers' ensemble
+    return torch.cat([*([] if leader is None else [leader.unsqueeze(1)]), peers, peers.mean(1, keepdim=True)], 1)
+
+
+def build(args, num_classes: int):
+    """The group and what is measured of it: -> model, rows, predict (see engine.Method)."""
+    model = models.OKDDip(args.model, num_classes, args.num_branches, args.MulStu, args.aggregation,
+                          leader=not args.no_leader, **utils.network_options(args))
+    peers = {f"stu{a}": f"peer {a}" for a in range(args.num_branches - (not args.no_leader))}
+    rows = {**({} if args.no_leader else {"stu_": "leader"}), **peers, "": "ensemble"}
+
+    def predict(model, images):
+        peers, attention, leader = model.attend(images)
+        return measured(peers, leader), {"attention": attention}
+
+    return model, rows, predict
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    peers = args.num_branches - (not args.no_leader)
     run = Run(args, method_name(args))
-    model = models.OKDDip(args.model, run.num_classes, args.num_branches, args.MulStu, args.aggregation,
-                          leader=not args.no_leader, **utils.network_options(args))
+    model, rows, predict = build(args, run.num_classes)
     teacher = load_teacher(args, run) if args.T_model else None
 
-    if peers == 1:
+    if args.num_branches == 2 and not args.no_leader:
         utils.warn("--num_branches 2 leaves one peer, which has nobody but itself to attend to")
-
-    def measured(peers, leader):  # [B, m-1, C], [B, C] -> [B, m+1, C]: the leader, each peer, the peers' ensemble
-        return torch.cat([*([] if leader is None else [leader.unsqueeze(1)]), peers, peers.mean(1, keepdim=True)], 1)
 
     def objective(model, images, labels, weight):
         peers, targets, leader = model(images)
@@ -67,16 +80,10 @@ def main(argv: list[str] | None = None) -> None:
                             teacher=teacher and teacher(images))
         return terms, measured(peers, leader)
 
-    def predict(model, images):
-        peers, attention, leader = model.attend(images)
-        return measured(peers, leader), {"attention": attention}
-
-    leader_row = {} if args.no_leader else {"stu_": "leader"}
-    rows = {**leader_row, **{f"stu{a}": f"peer {a}" for a in range(peers)}, "": "ensemble"}
     engine.fit(run, model, engine.Method(
         rows, objective, predict, best="test_accTop1" if args.choose_E or args.no_leader else "stu_test_accTop1",
         weight=lambda epoch: ramp_up(epoch, run.num_epochs, args.start_consistency, args.length),
-        curves={row: "B" for row in leader_row}))
+        curves={} if args.no_leader else {"stu_": "B"}))
 
 
 if __name__ == "__main__":

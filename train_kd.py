@@ -10,10 +10,10 @@ with train.py's resnet8 of the same 3 epochs as the teacher: test top-1 62.83 %.
 """
 
 import engine
-import models
 import utils
 from losses import kd_loss
 from run import Run, load_teacher
+from train import build
 
 
 def parse_args(argv: list[str] | None):
@@ -27,17 +27,14 @@ def parse_args(argv: list[str] | None):
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     run = Run(args, "KD")
-    model = models.create_model(args.model, run.num_classes, **utils.network_options(args))
+    model, rows, predict = build(args, run.num_classes)  # the baseline's: a plain network
     teacher = load_teacher(args, run)
 
     def objective(model, images, labels, weight):
         t, z = teacher(images), model(images)  # [B, C] each
         return kd_loss(z, t, labels, args.temperature, args.alpha, args.loss), z.unsqueeze(1)
 
-    def predict(model, images):
-        return model(images).unsqueeze(1), {}
-
-    engine.fit(run, model, engine.Method({"": "network"}, objective, predict, best="test_accTop1"))
+    engine.fit(run, model, engine.Method(rows, objective, predict, best="test_accTop1"))
 
 
 if __name__ == "__main__":

@@ -51,57 +51,59 @@ def method_name(args) -> str:
     return f"{name}-N" if args.MulStu else name
 
 
-def with_mean(z):  # [B, m, C] -> [B, m+1, C]: each student and the ensemble, their mean
-    return torch.cat([z, z.mean(1, keepdim=True)], 1)
+def measured(z, e=None):  # [B, m, C], [B, C] -> [B, m+1, C]: each student, their mean; [B, m+2, C] with ONE's e
+    return torch.cat([z, z.mean(1, keepdim=True), *([] if e is None else [e.unsqueeze(1)])], 1)
+
+
+def build(args, num_classes: int):
+    """The group and what is measured of it: -> model, rows, predict (see engine.Method)."""
+    options = {"num_classes": num_classes, "num_branches": args.num_branches, **utils.network_options(args)}
+    rows = {f"stu{i}": f"student {i}" for i in range(args.num_branches)} | {"": "ensemble"}
+
+    if args.ind:
+        model = models.Branches(args.model, network_based=args.MulStu, **options)
+
+        def predict(model, images):
+            return measured(model(images)), {}
+
+    elif args.avg:
+        model = models.CLILR(args.model, rescale=args.bpscale, network_based=args.MulStu, **options)
+
+        def predict(model, images):
+            z, _ = model(images)
+            return measured(z), {}
+
+    else:
+        model = models.ONE(args.model, **options)
+        rows["gate_"] = "gated ensemble"
+
+        def predict(model, images):
+            return measured(*model(images)), {}
+
+    return model, rows, predict
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     run = Run(args, method_name(args))
-    build = {"num_classes": run.num_classes, "num_branches": args.num_branches, **utils.network_options(args)}
+    model, rows, predict = build(args, run.num_classes)
     hyper = (args.temperature, args.alpha, args.loss)
-    rows = {f"stu{i}": f"student {i}" for i in range(args.num_branches)} | {"": "ensemble"}
 
-    if args.ind:
-        model = models.Branches(args.model, network_based=args.MulStu, **build)
+    def individual(model, images, labels, weight):
+        z = model(images)  # [B, m, C]
+        return individual_loss(z, labels), measured(z)
 
-        def forward(model, images):
-            z = model(images)  # [B, m, C]
-            return with_mean(z), z
+    def collaborative(model, images, labels, weight):
+        z, t = model(images)  # [B, m, C] twice
+        return cl_ilr_loss(z, t, labels, weight, *hyper), measured(z)
 
-        def objective(z, labels, weight):
-            return individual_loss(z, labels)
+    def one(model, images, labels, weight):
+        z, e = model(images)  # [B, m, C], [B, C]
+        return one_loss(z, e, labels, weight, *hyper), measured(z, e)
 
-    elif args.avg:
-        model = models.CLILR(args.model, rescale=args.bpscale, network_based=args.MulStu, **build)
-
-        def forward(model, images):
-            z, t = model(images)  # [B, m, C] twice
-            return with_mean(z), z, t
-
-        def objective(z, t, labels, weight):
-            return cl_ilr_loss(z, t, labels, weight, *hyper)
-
-    else:
-        model = models.ONE(args.model, **build)
-        rows["gate_"] = "gated ensemble"
-
-        def forward(model, images):
-            z, e = model(images)  # [B, m, C], [B, C]
-            return torch.cat([with_mean(z), e.unsqueeze(1)], 1), z, e
-
-        def objective(z, e, labels, weight):
-            return one_loss(z, e, labels, weight, *hyper)
-
-    def training_objective(model, images, labels, weight):
-        measured, *outputs = forward(model, images)
-        return objective(*outputs, labels, weight), measured
-
-    def predict(model, images):
-        return forward(model, images)[0], {}
-
+    objective = individual if args.ind else collaborative if args.avg else one
     engine.fit(run, model, engine.Method(
-        rows, training_objective, predict, best="test_accTop1" if args.choose_E else "mean_test_accTop1",
+        rows, objective, predict, best="test_accTop1" if args.choose_E else "mean_test_accTop1",
         weight=lambda epoch: ramp_up(epoch, run.num_epochs, args.start_consistency, args.length)))
 
 
