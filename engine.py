@@ -53,8 +53,8 @@ class Method(NamedTuple):
 # --- figures ------------------------------------------------------------------------------------------------------
 
 
-def hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Top-1 and top-5 hits of each row, counted: logits [B, R, C], labels [B] -> [R, 2].
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the label is the first, and among the first 5, of each row: logits [B, R, C], labels [B] -> [B, R, 2].
 
     The label is among the first k where fewer than k classes are ahead of it, so nothing is sorted. Of equal scores,
     which half precision has many of, the lower class is ahead; a NaN is behind nobody and a miss.
@@ -63,7 +63,12 @@ def hits(logits: Tensor, labels: Tensor) -> Tensor:
     own = logits.gather(-1, labels.expand(-1, logits.shape[1], 1))
     earlier = torch.arange(C, device=logits.device) < labels  # [B, 1, C]
     behind = torch.where(earlier, logits < own, logits <= own).sum(-1)  # [B, R]: the label's own class among them
-    return torch.stack([behind > C - k for k in (1, 5)], -1).sum(0)
+    return torch.stack([behind > C - k for k in (1, 5)], -1)
+
+
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Top-1 and top-5 hits of each row, counted: logits [B, R, C], labels [B] -> [R, 2]."""
+    return right(logits, labels).sum(0)
 
 
 def distance(probabilities: Tensor) -> Tensor:
@@ -264,11 +269,15 @@ def train_epoch(trainer: Trainer, rows: Iterable[str], batches: Iterable, shares
 @torch.inference_mode()
 def evaluate(method: Method, model: nn.Module, loader: Loader, phase: str = "test",
              autocast: torch.autocast | nullcontext = NO_AUTOCAST,
-             watch: Callable[[Iterable], Iterator] = iter) -> dict[str, float]:
+             watch: Callable[[Iterable], Iterator] = iter,
+             further: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]] = lambda log_p, top1, labels: {}
+             ) -> dict[str, float]:
     """Figures over all images of a loader, each image weighing the same: top-1/5 and cross-entropy of each row,
     ``dist`` over the pairs of students, and whatever else the method's ``predict`` reports.
 
     watch: what the batches pass through on their way (``Signals.watch``, which may end the evaluation).
+    further(log_p [B, R, C], top1 [B, R], labels [B]) -> more sums over a batch, whose means are reported under their
+        names; top1: whether the label is a row's first class.
     """
     model.eval()
     students = student_rows(method.rows)
@@ -278,7 +287,8 @@ def evaluate(method: Method, model: nn.Module, loader: Loader, phase: str = "tes
             logits, extras = method.predict(model, images)  # [B, R, C]
         log_p = F.log_softmax(full_precision(logits), dim=-1)
         own = log_p.gather(-1, labels.view(-1, 1, 1).expand(-1, len(method.rows), 1)).squeeze(-1)  # [B, R]
-        sums = {"hits": hits(logits, labels), "cross_entropy": -own.sum(0)}
+        first = right(logits, labels)
+        sums = {"hits": first.sum(0), "cross_entropy": -own.sum(0), **further(log_p, first[..., 0], labels)}
         if len(students) > 1:
             sums["dist"] = distance(log_p[:, students].exp())
         tally.add(len(labels), **sums, **{name: value.sum(0) for name, value in extras.items()})
