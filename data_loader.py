@@ -13,7 +13,7 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -52,10 +52,11 @@ class Split(NamedTuple):
 class Data(NamedTuple):
     """A dataset. mean, std: of each channel, for pixels in 0..1; none: to be measured on the training images.
 
-    flip: mirroring keeps the class. large: 224x224, prepared as ImageNet is, and always streamed.
+    train: None where only the test images were asked for. flip: mirroring keeps the class. large: 224x224, prepared as
+    ImageNet is, and always streamed.
     """
 
-    train: Split
+    train: Split | None
     test: Split
     classes: list[str]
     mean: tuple[float, ...] = ()
@@ -67,28 +68,27 @@ class Data(NamedTuple):
 # --- datasets -------------------------------------------------------------------------------------------------------
 
 
-def cifar(kind: type[datasets.CIFAR10], mean: tuple, std: tuple, root: str) -> Data:
+CONSTANTS = {  # mean, std
+    "CIFAR10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "CIFAR100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def cifar(kind: type[datasets.CIFAR10], root: str, test_only: bool = False) -> Data:
     """CIFAR-10 or -100 through torchvision, which downloads it where it is absent and checks the MD5 sums."""
     try:
-        splits = [kind(root, train=train, download=True) for train in (True, False)]
+        splits = [kind(root, train=train, download=True) for train in ((False,) if test_only else (True, False))]
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"{kind.__name__} is not in {root} and could not be downloaded ({error}): put {kind.filename} from "
             f"{kind.url} there (MD5 {kind.tgz_md5}), or try --dataset DIGITS, which needs no download"
         ) from error
-    train, test = (Split(s.data, np.array(s.targets, dtype=np.int64)) for s in splits)
-    return Data(train, test, splits[0].classes, mean, std)
+    *train, test = (Split(s.data, np.array(s.targets, dtype=np.int64)) for s in splits)
+    return Data(train[0] if train else None, test, splits[0].classes, *CONSTANTS[kind.__name__])
 
 
-def cifar10(root: str) -> Data:
-    return cifar(datasets.CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), root)
-
-
-def cifar100(root: str) -> Data:
-    return cifar(datasets.CIFAR100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), root)
-
-
-def digits(root: str) -> Data:
+def digits(root: str, test_only: bool = False) -> Data:
     """scikit-learn's 1,797 handwritten digits, 8x8 grey levels 0..16 -> 32x32 RGB; 360 of them, stratified, to test.
 
     They come with scikit-learn, so that every command of this project runs where there is no network.
@@ -103,45 +103,48 @@ def digits(root: str) -> Data:
     return Data(Split(x_train, y_train), Split(x_test, y_test), [str(i) for i in range(10)], flip=False)
 
 
-def folder(root: str) -> Data:
+def folder(root: str, test_only: bool = False) -> Data:
     """Any <root>/train/<class>/* with test/ or val/ beside it, resized to 32x32."""
-    return Data(*class_folders(root, "folder", ("test", "val")))
+    return Data(*class_folders(root, "folder", ("test", "val"), test_only))
 
 
-def imagenet(root: str) -> Data:
+def imagenet(root: str, test_only: bool = False) -> Data:
     """<root>/train/<class>/* and <root>/val/<class>/*, as ILSVRC2012 is usually unpacked."""
-    return Data(*class_folders(root, "imagenet", ("val",)), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), large=True)
+    return Data(*class_folders(root, "imagenet", ("val",), test_only), *CONSTANTS["imagenet"], large=True)
 
 
-def class_folders(root: str, name: str, test_names: tuple[str, ...]) -> tuple[Split, Split, list[str]]:
+def class_folders(root: str, name: str, test_names: tuple[str, ...],
+                  test_only: bool) -> tuple[Split | None, Split, list[str]]:
     """-> the files of <root>/train and of the first of ``test_names`` that is there, and their classes' names."""
     train_dir = Path(root, "train")
     test_dir = next((Path(root, n) for n in test_names if Path(root, n).is_dir()), Path(root, test_names[0]))
-    for directory in (train_dir, test_dir):
+    directories = [test_dir] if test_only else [train_dir, test_dir]
+    for directory in directories:
         if not directory.is_dir():
             needed = " or ".join(f"{n}/<class>/*" for n in test_names)
-            raise UserError(f"{directory} does not exist: --dataset {name} needs a --data_dir with train/<class>/* and "
-                            f"{needed} below it; --dataset DIGITS needs no files")
+            needed = needed if test_only else f"train/<class>/* and {needed}"
+            raise UserError(f"{directory} does not exist: --dataset {name} needs a --data_dir with {needed} below it; "
+                            "--dataset DIGITS needs no files")
     try:
         found = [datasets.ImageFolder(directory, is_valid_file=lambda path: not Path(path).name.startswith("."))
-                 for directory in (train_dir, test_dir)]
+                 for directory in directories]
     except OSError as error:
         raise UserError(f"{root}: {error}") from error
-    train_classes, test_classes = (f.classes for f in found)
-    if train_classes != test_classes:
-        differing = ", ".join(sorted(set(train_classes) ^ set(test_classes)))
+    classes = found[0].classes
+    if classes != found[-1].classes:
+        differing = ", ".join(sorted(set(classes) ^ set(found[-1].classes)))
         raise UserError(f"{train_dir} and {test_dir} must hold the same classes; only one of them has {differing}")
-    if len(train_classes) < 2:
-        raise UserError(f"{train_dir} holds one class, {train_classes[0]}: classification needs at least two")
+    if len(classes) < 2:
+        raise UserError(f"{directories[0]} holds one class, {classes[0]}: classification needs at least two")
     # Paths as bytes of one array: workers share its memory, whereas each would soon have its own copy of a list.
-    train, test = (Split(np.array([os.fsencode(path) for path, _ in f.samples]), np.array(f.targets, dtype=np.int64))
-                   for f in found)
-    return train, test, train_classes
+    *train, test = (Split(np.array([os.fsencode(path) for path, _ in f.samples]), np.array(f.targets, dtype=np.int64))
+                    for f in found)
+    return train[0] if train else None, test, classes
 
 
-DATASETS: dict[str, Callable[[str], Data]] = {
-    "CIFAR10": cifar10,
-    "CIFAR100": cifar100,
+DATASETS: dict[str, Callable[..., Data]] = {
+    "CIFAR10": partial(cifar, datasets.CIFAR10),
+    "CIFAR100": partial(cifar, datasets.CIFAR100),
     "DIGITS": digits,
     "folder": folder,
     "imagenet": imagenet,
@@ -481,8 +484,51 @@ def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root
         raise UserError(f"there are fewer images to evaluate than the {processes} processes")
     kind = Cached if cache else partial(Streamed, num_workers=num_workers)
     train_loader = kind(train, data, batch_size, device, seed, augment=True)
-    if device.type == "cuda":  # without gradients there is room for more; on CPUs, larger batches were slower
-        batch_size = max(batch_size, processes * (256 if data.large else 1024))
+    batch_size = evaluation_batch(batch_size, data, device)
     if held_out:
         train_loader.held_out = kind(held_out, data, batch_size, device)
     return train_loader, kind(data.test, data, batch_size, device)
+
+
+def evaluation_batch(batch_size: int, data: Data, device: torch.device) -> int:
+    """The batch of an evaluation: on GPUs there is room for more; on CPUs, larger batches were slower."""
+    least = parallel.world_size() * (256 if data.large else 1024) if device.type == "cuda" else 1
+    return max(batch_size, least)
+
+
+def test_images(data_name: str, batch_size: int = 128, num_workers: int = 8, root: str = "./Data", *, mean: Sequence,
+                std: Sequence, device: str | torch.device = "cpu", cache: bool = True) -> Loader:
+    """``dataloader``'s test_loader alone, normalised by a network's own mean and std: no training image is read, and of
+    class folders train/ need not be there."""
+    data, device = DATASETS[data_name](root, test_only=True), torch.device(device)
+    data = data._replace(mean=tuple(mean), std=tuple(std))
+    batch_size = evaluation_batch(batch_size, data, device)
+    if data.large or not cache:
+        return Streamed(data.test, data, batch_size, device, num_workers=num_workers)
+    return Cached(in_memory(data.test, num_workers), data, batch_size, device)
+
+
+def normalisation(data_name: str, num_workers: int = 8, root: str = "./Data") -> tuple[tuple, tuple]:
+    """-> mean, std that ``dataloader`` normalises a dataset by: its constants, or measured on its training images."""
+    return CONSTANTS.get(data_name) or channel_statistics(DATASETS[data_name](root).train, num_workers)
+
+
+def glimpse(data_name: str, root: str, count: int) -> Tensor | None:
+    """Up to ``count`` of the test images, uint8 [N, H, W, 3], where they are at hand: nothing is downloaded."""
+    try:
+        if data_name in ("CIFAR10", "CIFAR100"):
+            images, large = getattr(datasets, data_name)(root, train=False).data, False
+        else:
+            data = DATASETS[data_name](root, test_only=True)
+            images, large = data.test.images, data.large
+        images = images[np.unique(np.linspace(0, len(images) - 1, count).astype(int))]
+        if images.dtype.kind != "S":
+            return torch.from_numpy(images)
+        return torch.stack([load_image(os.fsdecode(path), large) for path in images])
+    except (UserError, OSError, RuntimeError):  # RuntimeError: torchvision's, where CIFAR is not there
+        return None
+
+
+def load_image(path: str, large: bool) -> Tensor:
+    """An image file, prepared as a test image is -> uint8 [32, 32, 3], or [224, 224, 3] of large images."""
+    return prepare_large(os.fsencode(path)) if large else torch.from_numpy(decode(os.fsencode(path)))
