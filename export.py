@@ -1,0 +1,255 @@
+"""The network that is deployed, in one file: written, checked against the run, loaded back.
+
+    python evaluate.py CIFAR10/OKDDip/resnet32 --export leader.onnx
+
+    .pth           {'state_dict', 'model', 'classes', 'mean', 'std'}; torch.load(weights_only=True) opens it
+    .safetensors   the same weights; what is not a tensor is in the file's metadata
+    .onnx          for onnxruntime and others; the same metadata in metadata_props
+    .pt2           torch.export's; the same metadata in its extra file metadata.json
+
+A network takes images [B, 3, H, W], any B, their pixels in 0..1 normalised by mean and std, and gives logits [B, C].
+In metadata of strings, lists are JSON. ``size``, the images' height and width, is in it only where it is not the usual
+one: 224 for resnet18/34/50, 32 for the others.
+"""
+
+import importlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from checkpoint import load_checkpoint, sync_folder
+from errors import UserError
+from models import create_model
+from models.imagenet import NETWORKS as LARGE
+
+TOLERANCE = 1e-4  # largest difference of two logits, in relation to the largest logit
+
+
+def usual_size(model: str) -> int:
+    return 224 if model in LARGE else 32
+
+
+def about(model: str, classes: list[str], mean: Iterable[float], std: Iterable[float], size: int) -> dict:
+    """What a file says of its network."""
+    metadata = {"model": model, "classes": list(classes), "mean": list(mean), "std": list(std)}
+    return metadata | ({} if size == usual_size(model) else {"size": size})
+
+
+def need(*packages: str) -> list[ModuleType]:
+    """Import what training does without; UserError that says how to install it."""
+    try:
+        return [importlib.import_module(package) for package in packages]
+    except ImportError as error:
+        names = " ".join(package.partition(".")[0] for package in packages)
+        raise UserError(f"this kind of file needs packages that are missing here ({error}): pip install {names}"
+                        ) from error
+
+
+# --- formats ----------------------------------------------------------------------------------------------------------
+
+
+def as_strings(metadata: dict) -> dict[str, str]:
+    return {name: value if name == "model" else json.dumps(value) for name, value in metadata.items()}
+
+
+def from_strings(strings: dict[str, str]) -> dict:
+    return {name: value if name == "model" else json.loads(value) for name, value in strings.items()
+            if name in ("model", "classes", "mean", "std", "size")}
+
+
+def rebuild(weights: dict[str, Tensor], metadata: dict) -> nn.Module:
+    network = create_model(metadata["model"], len(metadata["classes"]))
+    network.load_state_dict(weights)
+    return network
+
+
+class Foreign(nn.Module):
+    """A network that something else computes, on the CPU: images [B, 3, H, W] -> logits [B, C]."""
+
+    def __init__(self, compute: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.compute = compute
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.compute(images.cpu().contiguous()).to(images.device)
+
+
+def write_pth(network: nn.Module, metadata: dict, path: Path) -> None:
+    torch.save({"state_dict": network.state_dict(), **metadata}, path)
+
+
+def read_pth(path: Path) -> tuple[nn.Module, dict]:
+    content = load_checkpoint(path)
+    weights = content.pop("state_dict")
+    return rebuild(weights, content), content
+
+
+def write_safetensors(network: nn.Module, metadata: dict, path: Path) -> None:
+    (library,) = need("safetensors.torch")
+    library.save_file(network.state_dict(), path, as_strings(metadata))
+
+
+def read_safetensors(path: Path) -> tuple[nn.Module, dict]:
+    (library,) = need("safetensors")
+    with library.safe_open(path, "pt") as file:
+        metadata = from_strings(file.metadata())
+        return rebuild({name: file.get_tensor(name) for name in file.keys()}, metadata), metadata
+
+
+def example(metadata: dict) -> tuple[Tensor, dict]:
+    """What a network is traced with: two images, and that their number may be any."""
+    size = metadata.get("size", usual_size(metadata["model"]))
+    return torch.zeros(2, 3, size, size), {"images": {0: torch.export.Dim("batch", min=1)}}
+
+
+def write_onnx(network: nn.Module, metadata: dict, path: Path) -> None:
+    need("onnx", "onnxscript", "onnxruntime")
+    images, shapes = example(metadata)
+    with quiet():
+        program = torch.onnx.export(network, (images,), dynamo=True, dynamic_shapes=shapes, input_names=["images"],
+                                    output_names=["logits"], verbose=False)
+    program.model.metadata_props.update(as_strings(metadata))
+    program.save(path, external_data=False)
+
+
+def read_onnx(path: Path) -> tuple[nn.Module, dict]:
+    (library,) = need("onnxruntime")
+    options = library.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = library.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def compute(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    return Foreign(compute), from_strings(session.get_modelmeta().custom_metadata_map)
+
+
+def write_pt2(network: nn.Module, metadata: dict, path: Path) -> None:
+    images, shapes = example(metadata)
+    program = torch.export.export(network, (images,), dynamic_shapes=shapes)
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
+
+
+def read_pt2(path: Path) -> tuple[nn.Module, dict]:
+    extra = {"metadata.json": ""}
+    network = torch.export.load(path, extra_files=extra).module()
+    return Foreign(lambda images: network(images)), json.loads(extra["metadata.json"])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The exporter warns of what is not in our hands."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+class Format(NamedTuple):
+    """write(network, metadata, path); read(path) -> network, metadata; the packages that writing needs."""
+
+    write: Callable[[nn.Module, dict, Path], None]
+    read: Callable[[Path], tuple[nn.Module, dict]]
+    packages: tuple[str, ...] = ()
+
+
+FORMATS = {
+    ".pth": Format(write_pth, read_pth),
+    ".safetensors": Format(write_safetensors, read_safetensors, ("safetensors",)),
+    ".onnx": Format(write_onnx, read_onnx, ("onnx", "onnxscript", "onnxruntime")),
+    ".pt2": Format(write_pt2, read_pt2),
+}
+
+
+# --- reading and writing ----------------------------------------------------------------------------------------------
+
+
+def load(path: str | Path) -> nn.Module:
+    """The network of an exported file, in evaluation mode: images float32 [B, 3, size, size] -> logits [B, C].
+
+    It has what the file says besides: .name, .classes, .mean, .std, .size. UserError where the file is missing, damaged
+    or not an exported one, or where a package is missing that opens it. .pt2 files are opened by torch.export.load,
+    which promises nothing about files of strangers; the others run no code.
+    """
+    path = Path(path)
+    kind = format_of(path)
+    if not path.is_file():
+        raise UserError(f"there is no file at {path}")
+    try:
+        network, metadata = kind.read(path)
+        network.name, network.classes = metadata["model"], metadata["classes"]
+        network.mean, network.std = metadata["mean"], metadata["std"]
+        network.size = metadata.get("size", usual_size(network.name))
+    except UserError:
+        raise
+    except Exception as error:  # each library raises what it likes
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not a file that --export has written, or is damaged: {type(error).__name__}, "
+                        f"{reason[:200]}") from error
+    return network.eval()
+
+
+def format_of(path: Path) -> Format:
+    if path.suffix not in FORMATS:
+        raise UserError(f"{path} has none of the endings {', '.join(FORMATS)}, which say what kind of file it is")
+    return FORMATS[path.suffix]
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """UserError where nothing can be written there, before any work is done."""
+    need(*format_of(path).packages)
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is not a folder: make it first, or export to another place")
+    if path.is_dir() or path.exists() and not overwrite:
+        raise UserError(f"{path} is there already: take another name, or replace it with --overwrite")
+
+
+def plain(network: nn.Module, classes: int) -> nn.Module:
+    """A copy in evaluation mode whose weights are contiguous: in training they are in channels_last."""
+    copy = create_model(network.name, classes)
+    copy.load_state_dict(network.state_dict())
+    return copy.eval()
+
+
+@torch.no_grad()
+def difference(a: Callable[[Tensor], Tensor], b: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Tensor:
+    """-> [2]: the largest difference of two networks' logits, and the largest logit of the second."""
+    found = [(a(images), b(images)) for images in batches]
+    return torch.stack([torch.stack([(x - y).abs().max(), y.abs().max()]) for x, y in found]).amax(0)
+
+
+def export(path: Path, network: nn.Module, metadata: dict, logits: Callable[[Tensor], Tensor],
+           batches: Iterable[Tensor]) -> float:
+    """Write ``network``, a plain one, to ``path``; -> the largest difference that was found.
+
+    It is written beside its place, loaded back, compared on ``batches`` [B, 3, H, W] with ``logits``, what the run
+    computes, and renamed only where they agree. UserError, and no file, where they do not or it cannot be written.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")  # libraries look at the ending
+    try:
+        format_of(path).write(plain(network, len(metadata["classes"])), metadata, temporary)
+        worst, scale = difference(load(temporary), logits, batches).tolist()
+        if not worst <= TOLERANCE * scale:  # a NaN is no agreement
+            raise UserError(f"{path} is not written: its logits differ by {worst:.3g} from the run's, which reach "
+                            f"{scale:.3g}; please report this")
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return worst
