@@ -1,3 +1,4 @@
+import importlib
 import os
 import subprocess
 import sys
@@ -8,6 +9,18 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+METHODS = {  # a run's folder -> script and flags
+    "": ["train"],
+    "KD": ["train_kd", "--T_model", "resnet8"],
+    "OKDDip": ["train_GL", "--num_epochs", "2"],
+    "OKDDip-N": ["train_GL", "--MulStu", "--num_branches", "3"],
+    "OKDDip-entropy-no_leader+KD": ["train_GL", "--aggregation", "entropy", "--no_leader", "--T_model", "resnet8"],
+    "ONE": ["train_one"],
+    "CL-N": ["train_one", "--avg", "--MulStu", "--num_branches", "2"],
+    "CL-ILR": ["train_one", "--avg", "--bpscale"],
+    "Ind": ["train_one", "--ind"],
+    "DML-pairwise": ["train_DML", "--type", "pairwise", "--num_branches", "2"],
+}
 
 
 def pytest_collection_modifyitems(items):
@@ -43,3 +56,22 @@ def image_folder(tmp_path):
         return root
 
     return make
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A short training by each of METHODS on a few of the digits, which are all that there are while it is used."""
+    import data_loader
+
+    def few(root, test_only=False):
+        data = data_loader.digits(root)
+        return data._replace(train=data.train.take(np.arange(128)), test=data.test.take(np.arange(60)))
+
+    root = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(data_loader.DATASETS, "DIGITS", few)
+        for script, *flags in METHODS.values():
+            importlib.import_module(script).main([
+                "--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "32", "--lr", "0.05", "--device", "cpu",
+                "--num_epochs", "1", "--save_dir", str(root), *flags])
+        yield root / "DIGITS"

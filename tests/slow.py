@@ -27,3 +27,25 @@ DIVERGENCE = {"KL": kl, "CE": soft_cross_entropy}
 
 def mean(vectors):
     return [sum(values) / len(vectors) for values in zip(*vectors, strict=True)]
+
+
+def calibration_error(logits, labels, bins=15):
+    """sum_m |B_m| / n |acc(B_m) - conf(B_m)|, B_m the images with confidence in ((m - 1) / M, m / M] (Guo et al. 2017,
+    equation 3)."""
+    members = [[] for _ in range(bins)]
+    for z, y in zip(logits, labels, strict=True):
+        p = softmax(z)
+        m = next(m for m in range(1, bins + 1) if (m - 1) / bins < max(p) <= m / bins)
+        members[m - 1].append((max(p), p.index(max(p)) == y))
+    error = 0.0
+    for block in filter(None, members):
+        accuracy = sum(right for _, right in block) / len(block)
+        confidence = sum(p for p, _ in block) / len(block)
+        error += len(block) / len(labels) * abs(accuracy - confidence)
+    return error
+
+
+def accuracy_of_class(logits, labels, c):
+    """In %, None without images."""
+    right = [z.index(max(z)) == y for z, y in zip(logits, labels, strict=True) if y == c]
+    return 100 * sum(right) / len(right) if right else None
