@@ -2,6 +2,7 @@ import importlib
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -58,20 +59,34 @@ def image_folder(tmp_path):
     return make
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A short training by each of METHODS on a few of the digits, which are all that there are while it is used."""
+@contextmanager
+def few_digits():
+    """While entered, --dataset DIGITS has 128 training and 60 test images."""
     import data_loader
 
     def few(root, test_only=False):
         data = data_loader.digits(root)
         return data._replace(train=data.train.take(np.arange(128)), test=data.test.take(np.arange(60)))
 
-    root = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(data_loader.DATASETS, "DIGITS", few)
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A short training by each of METHODS."""
+    root = tmp_path_factory.mktemp("runs")
+    with few_digits():
         for script, *flags in METHODS.values():
             importlib.import_module(script).main([
                 "--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "32", "--lr", "0.05", "--device", "cpu",
                 "--num_epochs", "1", "--save_dir", str(root), *flags])
-        yield root / "DIGITS"
+    return root / "DIGITS"
+
+
+@pytest.fixture(scope="module")
+def runs(trained):
+    """The runs of METHODS, and their few digits for the tests of a module."""
+    with few_digits():
+        yield trained

@@ -331,6 +331,7 @@ def test_a_refusal_by_the_command_itself(script, tmp_path):
     assert done.returncode == 2 and re.fullmatch(r"error: there is no checkpoint at .*\n", done.stderr)
 
 
-def test_help(script):
-    done = script("evaluate.py", "--help")
-    assert done.returncode == 0 and "python evaluate.py leader.onnx --images a.png b.jpg" in done.stdout
+def test_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--help"])
+    assert end.value.code == 0 and "python evaluate.py leader.onnx --images a.png b.jpg" in capsys.readouterr().out

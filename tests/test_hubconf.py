@@ -1,0 +1,44 @@
+"""hubconf.py through torch.hub, as from another project."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+import export
+import hubconf
+import models
+
+
+def test_entry_points():
+    """What torch.hub.list lists: all that is callable and has no underscore in front."""
+    names = {name for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")}
+    assert names == {*models.NETWORKS, "okddip"}
+    assert all(getattr(hubconf, name).__doc__ for name in names)
+
+
+@pytest.mark.parametrize(("name", "options"), [("resnet8", {}), ("resnet20", {"num_classes": 7}),
+                                               ("densenetd40k12", {"efficient": True}), ("vgg16", {"dropout": 0.5})])
+def test_networks(name, options):
+    network = torch.hub.load(str(ROOT), name, source="local", **options)
+    with torch.no_grad():
+        assert network.eval()(torch.randn(2, 3, 32, 32)).shape == (2, options.get("num_classes", 10))
+    assert network.state_dict().keys() == models.create_model(name, 10).state_dict().keys()
+
+
+def test_exported_files(tmp_path):
+    network, x = models.create_model("resnet8", 3).eval(), torch.ones(1, 3, 32, 32)
+    metadata = export.about("resnet8", ["a", "b", "c"], (0.1, 0.2, 0.3), (1, 2, 3), 32)
+    for file in ("leader.pth", "leader.safetensors"):
+        export.export(tmp_path / file, network, metadata, network, [torch.randn(2, 3, 32, 32)])
+    code = ("import sys, torch\nfor file in sys.argv[2:]:\n"
+            "    network = torch.hub.load(sys.argv[1], 'okddip', file, source='local')\n"
+            "    assert not network.training\n    print(network.classes, network.mean, network.std)\n"
+            "    torch.save(network(torch.ones(1, 3, 32, 32)), file + '.logits')")
+    command = [sys.executable, "-c", code, ROOT, "leader.pth", "leader.safetensors"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == 2 * "['a', 'b', 'c'] [0.1, 0.2, 0.3] [1, 2, 3]\n", done.stderr
+    for file in command[-2:]:
+        assert torch.load(tmp_path / f"{file}.logits").allclose(network(x), atol=1e-6)
