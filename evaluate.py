@@ -37,7 +37,7 @@ import train_GL
 import train_kd
 import train_one
 import utils
-from checkpoint import load_checkpoint, whose
+from checkpoint import load_checkpoint
 from errors import UserError
 
 # A method's name up to the first - or + -> the script that has its build(). "" is the baseline.
@@ -88,7 +88,7 @@ def parse_args(argv: list[str] | None) -> Namespace:
     g.add_argument("--gpu_id", default=0, type=utils.number(int, 0), help="which GPU, where there are several "
                                                                           "(default: 0)")
     g.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: the GPU where there is one, else the CPU; "
-                                    "--export always works on the CPU)")
+                                    "--export, .onnx and .pt2 always work on the CPU)")
     p.set_defaults(sync_bn=False)  # a flag of training that pick_device looks at
     return p.parse_args(argv)
 
@@ -196,8 +196,8 @@ def original(path: Path, weights: dict[str, Tensor], args: Namespace) -> Subject
             models.load_official_state_dict(model, weights)
     except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} holds {whose({})}, which does not fit the {args.method or 'network or group'} of "
-                        f"{name} that it was taken for: {reason}; say what it is with --model and --method") from error
+        raise UserError(f"{path} does not hold the weights of a {name}, or of a group of them, under the authors' "
+                        f"names ({reason}): say what it is with --model and --method") from error
     mean, std = data_loader.normalisation(flags.dataset, flags.num_workers, flags.data_dir)
     return Subject(path, method or "baseline", model.eval(), rows, predict, flags, num_classes, None, mean, std,
                    image_size(flags.dataset))
@@ -249,6 +249,10 @@ def plain_network(subject: Subject, row: str) -> nn.Module:
     return subject.model.student(-1 if row == "stu_" else int(row.removeprefix("stu")))
 
 
+def device_of(subject: Subject, args: Namespace) -> torch.device:
+    return torch.device("cpu") if isinstance(subject.model, export.Foreign) else utils.pick_device(args)
+
+
 def class_names(subject: Subject) -> list[str]:
     return subject.classes or [str(c) for c in range(subject.num_classes)]
 
@@ -291,7 +295,7 @@ def measure(subject: Subject, args: Namespace) -> dict:
     if image_size(flags.dataset) != subject.size:
         raise UserError(f"{subject.path} takes images of {subject.size}x{subject.size} pixels, --dataset "
                         f"{flags.dataset} has others: folder is 32x32, imagenet 224x224, of any class folders")
-    device = utils.pick_device(args)
+    device = device_of(subject, args)
     loader = data_loader.test_images(flags.dataset, flags.batch_size, flags.num_workers, flags.data_dir,
                                      mean=subject.mean, std=subject.std, device=device, cache=flags.cache == "on")
     check_classes(subject, loader.classes)
@@ -408,7 +412,7 @@ def speed_lines(result: dict) -> list[str]:
 @torch.inference_mode()
 def ask(subject: Subject, args: Namespace) -> dict:
     """The first --top classes of each of --images, as --json prints them; prepared as test images are."""
-    device, row = utils.pick_device(args), deployed_row(subject, args.branch)
+    device, row = device_of(subject, args), deployed_row(subject, args.branch)
     row = "" if row is None else row
     utils.set_precision(subject.flags.tf32)
     model = subject.model.to(device, memory_format=torch.channels_last)

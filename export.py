@@ -13,12 +13,13 @@ one: 224 for resnet18/34/50, 32 for the others.
 """
 
 import importlib
+import io
 import json
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -83,8 +84,10 @@ class Foreign(nn.Module):
         return self.compute(images.cpu().contiguous()).to(images.device)
 
 
-def write_pth(network: nn.Module, metadata: dict, path: Path) -> None:
-    torch.save({"state_dict": network.state_dict(), **metadata}, path)
+def write_pth(network: nn.Module, metadata: dict) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"state_dict": network.state_dict(), **metadata}, buffer)
+    return buffer.getvalue()
 
 
 def read_pth(path: Path) -> tuple[nn.Module, dict]:
@@ -93,9 +96,9 @@ def read_pth(path: Path) -> tuple[nn.Module, dict]:
     return rebuild(weights, content), content
 
 
-def write_safetensors(network: nn.Module, metadata: dict, path: Path) -> None:
+def write_safetensors(network: nn.Module, metadata: dict) -> bytes:
     (library,) = need("safetensors.torch")
-    library.save_file(network.state_dict(), path, as_strings(metadata))
+    return library.save(network.state_dict(), as_strings(metadata))
 
 
 def read_safetensors(path: Path) -> tuple[nn.Module, dict]:
@@ -111,14 +114,14 @@ def example(metadata: dict) -> tuple[Tensor, dict]:
     return torch.zeros(2, 3, size, size), {"images": {0: torch.export.Dim("batch", min=1)}}
 
 
-def write_onnx(network: nn.Module, metadata: dict, path: Path) -> None:
+def write_onnx(network: nn.Module, metadata: dict) -> bytes:
     need("onnx", "onnxscript", "onnxruntime")
     images, shapes = example(metadata)
     with quiet():
         program = torch.onnx.export(network, (images,), dynamo=True, dynamic_shapes=shapes, input_names=["images"],
                                     output_names=["logits"], verbose=False)
     program.model.metadata_props.update(as_strings(metadata))
-    program.save(path, external_data=False)
+    return program.model_proto.SerializeToString()
 
 
 def read_onnx(path: Path) -> tuple[nn.Module, dict]:
@@ -133,10 +136,12 @@ def read_onnx(path: Path) -> tuple[nn.Module, dict]:
     return Foreign(compute), from_strings(session.get_modelmeta().custom_metadata_map)
 
 
-def write_pt2(network: nn.Module, metadata: dict, path: Path) -> None:
+def write_pt2(network: nn.Module, metadata: dict) -> bytes:
     images, shapes = example(metadata)
-    program = torch.export.export(network, (images,), dynamic_shapes=shapes)
-    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(network, (images,), dynamic_shapes=shapes), buffer,
+                      extra_files={"metadata.json": json.dumps(metadata)})
+    return buffer.getvalue()
 
 
 def read_pt2(path: Path) -> tuple[nn.Module, dict]:
@@ -158,9 +163,9 @@ def quiet() -> Iterator[None]:
 
 
 class Format(NamedTuple):
-    """write(network, metadata, path); read(path) -> network, metadata; the packages that writing needs."""
+    """write(network, metadata) -> the file's content; read(path) -> network, metadata; packages that writing needs."""
 
-    write: Callable[[nn.Module, dict, Path], None]
+    write: Callable[[nn.Module, dict], bytes]
     read: Callable[[Path], tuple[nn.Module, dict]]
     packages: tuple[str, ...] = ()
 
@@ -237,19 +242,23 @@ def export(path: Path, network: nn.Module, metadata: dict, logits: Callable[[Ten
     It is written beside its place, loaded back, compared on ``batches`` [B, 3, H, W] with ``logits``, what the run
     computes, and renamed only where they agree. UserError, and no file, where they do not or it cannot be written.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")  # libraries look at the ending
+    content = format_of(path).write(plain(network, len(metadata["classes"])), metadata)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")  # load looks at the ending
     try:
-        format_of(path).write(plain(network, len(metadata["classes"])), metadata, temporary)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         worst, scale = difference(load(temporary), logits, batches).tolist()
         if not worst <= TOLERANCE * scale:  # a NaN is no agreement
             raise UserError(f"{path} is not written: its logits differ by {worst:.3g} from the run's, which reach "
                             f"{scale:.3g}; please report this")
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error})") from error
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): export to another place, or make "
+                        "room there") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
     return worst

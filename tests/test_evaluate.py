@@ -314,7 +314,7 @@ def wrong(kind, runs, tmp_path):
     ("no such folder", "no is not a folder"), ("there already", "there.onnx is there already.*--overwrite"),
     ("branch out of range", "branches 0 to 3, not 4"), ("branch of one network", "holds one network"),
     ("no leader", "group without a leader.*--branch"), ("not an image", "broken.png does not decode"),
-    ("no image", "none.png does not decode"), ("other network", "does not fit.*resnet8.*--model"),
+    ("no image", "none.png does not decode"), ("other network", "not hold the weights of a resnet8.*--model"),
     ("says what it is", "its model is resnet8: leave out --model resnet14"), ("other data", "images of 32x32"),
     ("exported", "name it with --data_dir"), ("two things", "--images: not allowed with")])
 def test_refusals(kind, said, runs, tmp_path, capsys):
