@@ -13,6 +13,7 @@ one: 224 for resnet18/34/50, 32 for the others.
 """
 
 import importlib
+import inspect
 import io
 import json
 import logging
@@ -114,8 +115,22 @@ def example(metadata: dict) -> tuple[Tensor, dict]:
     return torch.zeros(2, 3, size, size), {"images": {0: torch.export.Dim("batch", min=1)}}
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Exporters warn of what is not in our hands."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
 def write_onnx(network: nn.Module, metadata: dict) -> bytes:
     need("onnx", "onnxscript", "onnxruntime")
+    if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
+        raise UserError(f".onnx files need a newer torch than {torch.__version__}: pip install --upgrade torch")
     images, shapes = example(metadata)
     with quiet():
         program = torch.onnx.export(network, (images,), dynamo=True, dynamic_shapes=shapes, input_names=["images"],
@@ -139,27 +154,17 @@ def read_onnx(path: Path) -> tuple[nn.Module, dict]:
 def write_pt2(network: nn.Module, metadata: dict) -> bytes:
     images, shapes = example(metadata)
     buffer = io.BytesIO()
-    torch.export.save(torch.export.export(network, (images,), dynamic_shapes=shapes), buffer,
-                      extra_files={"metadata.json": json.dumps(metadata)})
+    with quiet():
+        program = torch.export.export(network, (images,), dynamic_shapes=shapes)
+        torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
     return buffer.getvalue()
 
 
 def read_pt2(path: Path) -> tuple[nn.Module, dict]:
     extra = {"metadata.json": ""}
-    network = torch.export.load(path, extra_files=extra).module()
+    with quiet():
+        network = torch.export.load(path, extra_files=extra).module()
     return Foreign(lambda images: network(images)), json.loads(extra["metadata.json"])
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """The exporter warns of what is not in our hands."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.ERROR)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
 
 
 class Format(NamedTuple):
@@ -200,9 +205,9 @@ def load(path: str | Path) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # each library raises what it likes
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not a file that --export has written, or is damaged: {type(error).__name__}, "
-                        f"{reason[:200]}") from error
+        reason = f"{type(error).__name__}, {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{path} is not a file that --export has written with these versions, or is damaged: {reason}"
+                        ) from error
     return network.eval()
 
 

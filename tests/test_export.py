@@ -270,3 +270,9 @@ def test_the_check_sees_real_images(image_folder, tmp_path):
         assert data_loader.glimpse(name, str(tmp_path / "nowhere"), 8) is None
     assert not (tmp_path / "nowhere").exists()
     assert np.unique([len(data_loader.glimpse("folder", str(root), n)) for n in (60, 99)]) == [60]
+
+
+def test_a_torch_that_is_too_old_says_so(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.onnx, "export", lambda model, args, dynamo=False: None)
+    with pytest.raises(UserError, match="newer torch"):
+        exported(runs / "resnet8", tmp_path / "x.onnx")
