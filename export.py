@@ -136,7 +136,11 @@ def write_onnx(network: nn.Module, metadata: dict) -> bytes:
         program = torch.onnx.export(network, (images,), dynamo=True, dynamic_shapes=shapes, input_names=["images"],
                                     output_names=["logits"], verbose=False)
     program.model.metadata_props.update(as_strings(metadata))
-    return program.model_proto.SerializeToString()
+    content = program.model_proto
+    graph = content.graph
+    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]  # where in this machine's files each of them comes from
+    return content.SerializeToString()
 
 
 def read_onnx(path: Path) -> tuple[nn.Module, dict]:
@@ -156,6 +160,8 @@ def write_pt2(network: nn.Module, metadata: dict) -> bytes:
     buffer = io.BytesIO()
     with quiet():
         program = torch.export.export(network, (images,), dynamic_shapes=shapes)
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # the paths of this machine's files
         torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
     return buffer.getvalue()
 

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,6 +114,12 @@ def test_elsewhere_it_gives_the_runs_logits(method, ending, runs, files, images,
         logits = subject.predict(subject.model, images)[0][:, list(subject.rows).index(row)]
     there = found[str(files[method, ending])]
     assert there["logits"].shape == (17, 10) and (there["logits"] - logits).abs().max() < 1e-4
+
+
+def test_no_file_tells_where_it_was_made(files):
+    for file in files.values():
+        content = file.read_bytes()
+        assert all(str(place).encode() not in content for place in (ROOT, torch.__path__[0], Path.home()))
 
 
 def test_all_say_the_same(files, found, runs):
