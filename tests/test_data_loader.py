@@ -311,6 +311,11 @@ def test_cifar_files(tmp_path, monkeypatch, kind, key):
     streamed, _ = dataloader(kind.__name__, 10, 0, tmp_path, cache=False)
     assert same(train, streamed)
 
+    alone = data_loader.test_images(kind.__name__, 10, 0, tmp_path, mean=MEAN, std=STD)
+    assert alone.images.equal(test.images) and alone.classes == classes and alone.mean == MEAN
+    assert data_loader.glimpse(kind.__name__, tmp_path, 3).equal(test.images[[0, 9, 19]])
+    assert data_loader.normalisation(kind.__name__) == (train.mean, train.std)
+
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     (folder / names[0]).write_bytes(b"changed")
     with pytest.raises(UserError, match="MD5"):

@@ -170,6 +170,24 @@ def test_no_training_image_is_needed(image_folder, ask, tmp_path):
         ask(run, "--data_dir", tmp_path / "elsewhere")
 
 
+@pytest.mark.parametrize(("workers", "dataset"), [(0, "imagenet"), (2, "folder")])
+def test_data_of_an_exported_file_by_its_size(workers, dataset, image_folder, ask, tmp_path, monkeypatch):
+    """--data_dir alone: images of 224x224 are prepared as ImageNet's are, those of 32x32 as a folder's."""
+    monkeypatch.setattr(evaluate, "timed", lambda *_: 1)
+    name, large = ("resnet18", True) if dataset == "imagenet" else ("resnet8", False)
+    network, root = models.create_model(name, 2).eval(), image_folder(train=0, test=3)
+    (root / "test").rename(root / "val")
+    torch.save({"state_dict": network.state_dict(), "model": name, "classes": ["blue", "red"], "mean": (0.5,) * 3,
+                "std": (0.2,) * 3}, tmp_path / "network.pth")
+    result = ask(tmp_path / "network.pth", "--data_dir", root, "--batch_size", "4", "--num_workers", workers)
+    files = sorted((root / "val").rglob("*.*"))
+    pixels = torch.stack([data_loader.load_image(str(file), large) for file in files])
+    x = data_loader.Normalise((0.5,) * 3, (0.2,) * 3, torch.device("cpu"))(pixels)
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(network(x), torch.tensor([0, 0, 0, 1, 1, 1]))
+    assert result["dataset"] == dataset and result["figures"]["test_loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
 # --- the authors' parameter names, as the project's design page lists them
 
 
