@@ -228,7 +228,9 @@ def check_target(path: Path, overwrite: bool) -> None:
     need(*format_of(path).packages)
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is not a folder: make it first, or export to another place")
-    if path.is_dir() or path.exists() and not overwrite:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: take another name")
+    if path.exists() and not overwrite:
         raise UserError(f"{path} is there already: take another name, or replace it with --overwrite")
 
 
