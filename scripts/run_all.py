@@ -1,0 +1,92 @@
+"""Runs the command lines of its standard input, one at a time or, with --gpus, one at a time on each GPU.
+
+Runs that need a teacher wait for all that do not. One that fails does not stop the others, unless none has succeeded
+before it. SIGINT, SIGTERM and SIGHUP are passed on once: the trainings save their step, and --resume auto continues.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+
+
+class Queue:
+    """Commands for as many workers as there are GPUs, and what became of them."""
+
+    def __init__(self, commands: list[list[str]], gpus: list[str]):
+        self.total, self.gpus = len(commands), gpus
+        self.waiting: deque[list[str]] = deque()
+        self.running: set[subprocess.Popen] = set()
+        self.failed: list[list[str]] = []
+        self.started, self.succeeded, self.stopped_by = 0, 0, 0
+        self.change = threading.RLock()  # a signal's handler may come while the main thread holds it
+
+    def run(self, commands: list[list[str]]) -> None:
+        """All of them; returns when the last has ended."""
+        self.waiting.extend(commands)
+        workers = [threading.Thread(target=self.work, args=(gpu,)) for gpu in self.gpus or [None]]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            while worker.is_alive():
+                worker.join(0.2)  # so that the main thread can take signals
+
+    def work(self, gpu: str | None) -> None:
+        while process := self.start_next(gpu):
+            _, said = process.communicate()
+            with self.change:
+                self.running.discard(process)
+                if process.returncode == 0:
+                    self.succeeded += 1
+                elif not self.stopped_by:
+                    self.failed.append(process.args)
+                    print(f"failed with exit code {process.returncode}: {shlex.join(process.args)}\n{said or ''}",
+                          file=sys.stderr, flush=True)
+
+    def start_next(self, gpu: str | None) -> subprocess.Popen | None:
+        with self.change:
+            if not self.waiting or self.stopped_by or (self.failed and not self.succeeded):
+                return None
+            command = [*self.waiting.popleft(), *(["--gpu_id", gpu] if gpu else [])]
+            self.started += 1
+            print(f"[{self.started}/{self.total}] {shlex.join(command)}", flush=True)
+            several = len(self.gpus) > 1  # then their lines would be mixed; each has its train.log
+            process = subprocess.Popen(command, text=True, stdin=subprocess.DEVNULL, start_new_session=True,
+                                       stdout=subprocess.DEVNULL if several else None,
+                                       stderr=subprocess.PIPE if several else None)
+            self.running.add(process)
+            return process
+
+    def stop(self, number: int, frame: object) -> None:
+        with self.change:
+            self.stopped_by = number
+            for process in self.running:
+                process.send_signal(signal.SIGTERM)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--gpus", nargs="+", default=[], help="which GPUs")
+    gpus = parser.parse_args().gpus
+    commands = [shlex.split(line) for line in sys.stdin if line.strip()]
+    for command in commands:
+        command[0] = os.environ.get("PYTHON") or sys.executable
+    queue = Queue(commands, gpus)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, queue.stop)
+    for taught in (False, True):
+        queue.run([command for command in commands if ("--T_model_path" in command) is taught])
+    if queue.stopped_by:
+        print("stopped: start the script again, and it goes on here", file=sys.stderr)
+        sys.exit(128 + queue.stopped_by)
+    print(f"{queue.succeeded} of {queue.total} runs are complete")
+    if queue.failed:
+        sys.exit(f"{len(queue.failed)} runs failed; what is mended runs when the script is started again")
+
+
+if __name__ == "__main__":
+    main()
