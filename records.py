@@ -1,0 +1,141 @@
+"""The records of finished runs, for report.py and figures.py: read, and grouped by everything but the seed."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from errors import UserError
+from run import FREE_FLAGS
+
+# What may differ within a group: the seed, where a run is and how it was started, and what follows from the rest.
+WITHIN = (FREE_FLAGS - {"num_epochs"}) | {"seed", "command", "environment", "starts", "weights", "schedule"}
+DATA = ("dataset", "classes", "mean", "std")
+RECIPE = ("num_epochs", "batch_size", "lr", "milestones", "wd", "val_size", "amp", "compile", "tf32", "sync_bn")
+CELL = ("model", "method", "num_branches")
+METHODS = {"baseline": "Baseline", "KD": "KD", "Ind": "Ind", "DML": "DML", "CL-ILR": "CL-ILR", "ONE": "ONE",
+           "OKDDip-N": "OKDDip-N", "OKDDip": "OKDDip-B"}
+NETWORKS = {"densenetd40k12": "DenseNet-40-12", "densenetd100k12": "DenseNet-100-12", "wide_resnet20_8": "WRN-20-8"}
+
+
+class Recorded(NamedTuple):
+    """A run folder's parameters.json and metrics.jsonl."""
+
+    folder: Path
+    flags: dict
+    history: list[dict]
+
+    @property
+    def measured(self) -> str:
+        """The row that stands for the method in a table: leader, mean of the students, or the only network."""
+        names = self.history[-1]
+        return next(row for row in ("stu_", "mean_", "") if f"{row}test_accTop1" in names)
+
+    def error(self, epoch: str, row: str) -> tuple[float, int]:
+        """-> top-1 error in %, and its epoch: the "last", or the "best" by that row (by the held-out images where
+        there are some), a tie going to the later."""
+        by = f"{row}{'val' if self.flags['val_size'] else 'test'}_accTop1"
+        record = self.history[-1] if epoch == "last" else max(self.history, key=lambda r: (r[by], r["epoch"]))
+        return 100 - record[f"{row}test_accTop1"], record["epoch"]
+
+
+class Group(NamedTuple):
+    """Runs that differ in nothing but the seed. flags: those that they share."""
+
+    flags: dict
+    runs: list[Recorded]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.flags["seed"] for run in self.runs]
+
+    def matches(self, wanted: dict) -> bool:
+        return all(self.flags.get(name, 4 if name == "num_branches" else None) == value
+                   for name, value in wanted.items())
+
+
+def read_run(folder: Path) -> Recorded:
+    """UserError where the folder holds no run, or one that is not over."""
+    try:
+        flags = json.loads((folder / "parameters.json").read_text())
+        history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        needed = [flags[name] for name in (*DATA, *RECIPE, "model", "method", "seed")]
+        epochs = [record["epoch"] for record in history]
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is left out: it has no {Path(error.filename).name}") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder} is left out: its records are not a run's of this project "
+                        f"({type(error).__name__}: {error})") from error
+    planned = flags["num_epochs"]
+    if epochs != list(range(1, len(epochs) + 1)) or len(epochs) < planned or not needed:
+        raise UserError(f"{folder} is left out: it has {len(epochs)} of {planned} epochs, --resume continues it")
+    run = Recorded(folder, flags, history)
+    try:
+        for epoch in ("best", "last"):
+            run.error(epoch, run.measured)
+    except (LookupError, StopIteration, TypeError) as error:
+        raise UserError(f"{folder} is left out: its figures have no top-1 accuracy in every epoch") from error
+    return run
+
+
+def find_runs(paths: Iterable[Path]) -> tuple[list[Recorded], list[str]]:
+    """-> the finished runs in and below ``paths``, and a sentence about whatever else is there."""
+    runs, notes = [], []
+    for path in paths:
+        files = [f for name in ("parameters.json", "metrics.jsonl") for f in sorted(path.rglob(name))]
+        folders = sorted({f.parent for f in files})
+        if not folders:
+            notes.append(f"{path} {'holds no run' if path.exists() else 'does not exist'}")
+        for folder in folders:
+            if any(folder.samefile(run.folder) for run in runs):
+                continue
+            try:
+                runs.append(read_run(folder))
+            except UserError as error:
+                notes.append(str(error))
+    return runs, notes
+
+
+def group(runs: Iterable[Recorded]) -> tuple[list[Group], list[str]]:
+    """By everything but the seed; -> the groups, and a sentence about every seed that stands alone or comes twice."""
+    found: dict[str, Group] = {}
+    notes = []
+    for run in runs:
+        flags = {name: value for name, value in run.flags.items() if name not in WITHIN}
+        members = found.setdefault(json.dumps(flags, sort_keys=True), Group(flags, [])).runs
+        twin = next((other for other in members if other.flags["seed"] == run.flags["seed"]), None)
+        if twin:
+            notes.append(f"{run.folder} is left out: it has the flags and the seed of {twin.folder}")
+        else:
+            members.append(run)
+    for key, members in found.items():
+        found[key] = Group(members.flags, sorted(members.runs, key=lambda run: run.flags["seed"]))
+        if len(members.runs) == 1:
+            notes.append(f"{members.runs[0].folder} is the only seed of its group: no standard deviation")
+    return list(found.values()), notes
+
+
+def by(groups: Iterable[Group], names: Iterable[str]) -> Iterator[list[Group]]:
+    """The groups that agree in these flags, together."""
+    together: dict[str, list[Group]] = {}
+    for g in groups:
+        together.setdefault(json.dumps([g.flags.get(name) for name in names]), []).append(g)
+    yield from together.values()
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def title_of(model: str) -> str:
+    return NETWORKS.get(model) or model.replace("resnet", "ResNet-").replace("vgg", "VGG-")
+
+
+def recipe_in_words(recipe: dict) -> str:
+    steps = " and ".join(map(str, recipe["milestones"]))
+    words = [f"{recipe['num_epochs']} epoch{'s' * (recipe['num_epochs'] > 1)}", f"batches of {recipe['batch_size']}",
+             f"learning rate {recipe['lr']:g}, a tenth from epochs {steps} on", f"weight decay {recipe['wd']:g}"]
+    if recipe["val_size"]:
+        words.append(f"best epoch chosen on {recipe['val_size']} held-out training images")
+    words += [f"--{name}" for name in ("compile", "tf32", "sync_bn") if recipe[name]]
+    words += [f"--amp {recipe['amp']}"] if recipe["amp"] != "off" else []
+    return "; ".join(words)

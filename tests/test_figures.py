@@ -1,0 +1,96 @@
+"""Which pictures there are, what is in them, and the page that holds them."""
+
+import base64
+import io
+import re
+
+import made_up
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+import figures
+import records
+import report
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """OKDDip with three and four students, ONE and a baseline, two seeds each."""
+    for seed in (0, 1):
+        epochs = [{"stu_test_accTop1": 60.0 + e + seed, "stu0test_accTop1": 58.0, "stu1test_accTop1": 59.0,
+                   "dist": 0.3 - e / 100, "attention": [[0.75, 0.25], [0.5, 0.5]]} for e in range(5)]
+        made_up.run(tmp_path, "OKDDip", seed, epochs)
+        made_up.run(tmp_path, "OKDDip", seed, epochs, num_branches=3)
+        made_up.run(tmp_path, "ONE", seed, [50.0, 45.0, 40.0, 40.0, 40.0])
+        made_up.run(tmp_path, "baseline", seed, [50.0, 45.0, 40.0, 40.0, 40.0])
+    return tmp_path
+
+
+@pytest.fixture
+def groups(runs):
+    return records.group(records.find_runs([runs])[0])[0]
+
+
+def lines(ax):
+    return {line.get_label(): line.get_ydata() for line in ax.get_lines()}
+
+
+def test_learning_curves(groups):
+    drawn = figures.learning_curves([g for g in groups if g.flags["method"] != "ONE"])
+    panels = {ax.get_title(): ax for ax in drawn.axes}
+    network = lines(panels["Baseline, 2 seeds"])["network"]
+    assert network == pytest.approx([50, 45, 40, 40, 40])
+    (ours, *_) = [lines(ax) for title, ax in panels.items() if title.startswith("OKDDip-B")]
+    assert ours["leader"] == pytest.approx([39.5, 38.5, 37.5, 36.5, 35.5])
+    assert ours["each student"] == pytest.approx([42] * 5) and ours["ensemble"] == pytest.approx([40] * 5)
+
+
+def test_a_band_is_one_standard_deviation(groups):
+    (leader,) = [g for g in groups if g.flags["method"] == "OKDDip" and g.flags["num_branches"] == 4]
+    (ax,) = figures.learning_curves([leader]).axes
+    edges = [c.get_paths()[0].vertices[:, 1] for c in ax.collections]
+    deviation = np.std([0, 1], ddof=1)
+    assert any(e.max() == pytest.approx(39.5 + deviation) and e.min() == pytest.approx(35.5 - deviation) for e in edges)
+
+
+def test_diversity_and_group_size(groups):
+    (ax,) = figures.diversity(groups).axes
+    assert lines(ax)["ONE"] == pytest.approx([0.25] * 5)
+    (ax,) = figures.group_size(groups).axes
+    (container,) = ax.containers
+    assert container.get_label() == "OKDDip-B"
+    assert container.lines[0].get_xdata().tolist() == [3, 4]
+    assert container.lines[0].get_ydata() == pytest.approx([35.5, 35.5])
+    assert figures.group_size([g for g in groups if g.flags.get("num_branches") != 3]) is None
+    assert figures.diversity([g for g in groups if g.flags["method"] == "baseline"]) is None
+
+
+def test_attention(groups):
+    g = next(g for g in groups if g.flags["method"] == "OKDDip")
+    *matrices, itself = figures.attention(g).axes
+    assert [ax.images[0].get_array().tolist() for ax in matrices] == [[[0.75, 0.25], [0.5, 0.5]]] * 5
+    assert lines(itself)["itself"] == pytest.approx([0.625] * 5)
+    assert figures.attention(next(g for g in groups if g.flags["method"] == "ONE")) is None
+
+
+def test_files_and_page(runs, tmp_path, capsys):
+    report.main([str(runs), "--html", str(tmp_path / "page.html"), "--figures", str(tmp_path / "figures")])
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    kinds = ("curves", "diversity", "group_size", "attention_OKDDip")
+    assert names == {f"{kind}_CIFAR100_resnet32.png" for kind in kinds}
+    page = (tmp_path / "page.html").read_text()
+    embedded = [base64.b64decode(code) for code in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
+    assert set(embedded) == {path.read_bytes() for path in (tmp_path / "figures").iterdir()}
+    for image in embedded:
+        pixels = imread(io.BytesIO(image))
+        assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.02
+    assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
+    assert "<td>35.00</td>" not in page and "35.50 ± 0.71 (2)" in page and "<h3>Figure 3" in page
+
+
+def test_every_method_looks_different(groups):
+    methods = [*records.METHODS, "CL", "OKDDip-mean", "OKDDip-random"]
+    styles = figures.styles_of([groups[0]._replace(flags={**groups[0].flags, "method": m}) for m in methods])
+    assert len(set(styles)) == len(methods)
+    assert len({style[1:] for style in styles}) == len(methods)  # in grey, too

@@ -1,0 +1,86 @@
+"""Which runs are read, what is said of the others, and which of them belong together."""
+
+import json
+
+import made_up
+import pytest
+
+import records
+import run
+
+
+def test_the_best_epoch_and_the_last(tmp_path):
+    made_up.run(tmp_path, "ONE", 0, [30.0, 20.0, 20.0, 25.0])
+    (found,), notes = records.find_runs([tmp_path])
+    assert notes == [] and found.measured == "mean_"
+    assert found.error("best", "mean_") == (20, 3) and found.error("last", "mean_") == (25, 4)  # a tie: the later
+    assert found.error("best", "") == (40, 4)
+
+
+def test_held_out_images_choose(tmp_path):
+    epochs = [{"val_accTop1": 80.0, "test_accTop1": 70.0}, {"val_accTop1": 79.0, "test_accTop1": 75.0}]
+    made_up.run(tmp_path, "baseline", 0, epochs, val_size=100)
+    (found,), _ = records.find_runs([tmp_path])
+    assert found.error("best", "") == (30, 1) and found.error("last", "") == (25, 2)
+
+
+def test_everything_else_is_named_and_nothing_is_fatal(tmp_path):
+    good = made_up.run(tmp_path, "ONE", 0, [30.0, 20.0])
+    unfinished = made_up.run(tmp_path, "ONE", 1, [30.0, 20.0], num_epochs=300)
+    gap = made_up.run(tmp_path, "ONE", 2, [30.0, 20.0])
+    (gap / "metrics.jsonl").write_text((gap / "metrics.jsonl").read_text().replace('"epoch": 2', '"epoch": 3'))
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "parameters.json").write_text('{"learning_rate": 1}')
+    (foreign / "metrics.jsonl").write_text("{}\n")
+    lonely, broken, listed, figureless, binary = (tmp_path / name for name in (
+        "lonely", "broken", "listed", "figureless", "binary"))
+    for folder in (lonely, broken, listed, figureless, binary):
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
+    (broken / "parameters.json").write_text('{"model": ')
+    (listed / "parameters.json").write_text("[1, 2]")
+    (figureless / "parameters.json").write_text((good / "parameters.json").read_text())
+    (binary / "parameters.json").write_bytes(b"\xff\xfe\x00")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    runs, notes = records.find_runs([tmp_path, empty, tmp_path / "nowhere", good])
+    assert [found.folder for found in runs] == [good]
+    for folder, reason in [(unfinished, "2 of 300 epochs"), (gap, "epochs"), (foreign, "not a run's of this project"),
+                           (lonely, "no parameters.json"), (broken, "not a run's"), (listed, "not a run's"),
+                           (figureless, "no top-1"), (binary, "not a run's"), (empty, "holds no run"),
+                           (tmp_path / "nowhere", "does not exist")]:
+        (note,) = [note for note in notes if note.startswith(f"{folder} ")]
+        assert reason in note
+    assert len(notes) == 10
+
+
+@pytest.mark.parametrize("flag, value", [("length", 2.0), ("num_epochs", 3), ("dropout", 0.5), ("amp", "bf16"),
+                                         ("num_branches", 5), ("std", [0.3] * 3)])
+def test_other_flags_make_another_group(tmp_path, flag, value):
+    for seed in (0, 1):
+        made_up.run(tmp_path, "ONE", seed, [30.0, 20.0])
+        epochs = [30.0] * (value if flag == "num_epochs" else 2)
+        made_up.run(tmp_path / "b", "ONE", seed, epochs, **({flag: value} if flag != "num_epochs" else {}))
+    groups, notes = records.group(records.find_runs([tmp_path])[0])
+    assert len(groups) == 2 and [g.seeds for g in groups] == [[0, 1]] * 2 and notes == []
+
+
+@pytest.mark.parametrize("flag", sorted(run.FREE_FLAGS - {"num_epochs"}) + ["command", "environment", "starts"])
+def test_what_does_not_change_a_result_does_not_part_a_group(tmp_path, flag):
+    made_up.run(tmp_path, "ONE", 0, [30.0, 20.0])
+    folder = made_up.run(tmp_path, "ONE", 1, [30.0, 20.0])
+    flags = json.loads((folder / "parameters.json").read_text())
+    (folder / "parameters.json").write_text(json.dumps({**flags, flag: "something else"}))
+    groups, _ = records.group(records.find_runs([tmp_path])[0])
+    assert [g.seeds for g in groups] == [[0, 1]]
+
+
+def test_one_seed_and_the_same_seed_twice_are_named(tmp_path):
+    first = made_up.run(tmp_path / "a", "ONE", 0, [30.0])
+    second = made_up.run(tmp_path / "b", "ONE", 0, [40.0])
+    (g,), notes = records.group(records.find_runs([tmp_path])[0])
+    assert [run.folder for run in g.runs] == [first]
+    assert any(str(second) in note and str(first) in note for note in notes)
+    assert any("only seed" in note for note in notes)
