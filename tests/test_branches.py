@@ -121,3 +121,14 @@ def test_students_differ_from_the_start():
     assert not z[:, 0].allclose(z[:, 1], atol=0.1)
 
 
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_trunk_and_head_runs_once(method):
+    build, objective = METHODS[method]
+    model, calls = build(3), []
+    parts = [*model.trunks, *model.heads]
+    for part in parts:
+        part.register_forward_hook(lambda part, *_: calls.append(part))
+    objective(model)
+    assert len(calls) == len(parts) and set(map(id, calls)) == set(map(id, parts))

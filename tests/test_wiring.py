@@ -131,6 +131,16 @@ def test_kd(handed_over, teacher):
     assert not answer.requires_grad
 
 
+@pytest.mark.parametrize("name", ["vgg16", "densenetd40k12"])
+def test_teachers_of_other_families(name, handed_over, tmp_path):
+    network = models.create_model(name, 10).eval()
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "teacher.pth")
+    _, model, method = handed_over(train_kd, "--T_model", name, "--T_model_path", str(tmp_path / "teacher.pth"))
+    expected = losses.kd_loss(model(X), network(X), LABELS)
+    found = method.objective(model, X, LABELS, 1.0)[0]
+    assert found.group.item() == pytest.approx(expected.group.item(), rel=1e-3)  # the teacher is in channels_last
+
+
 def test_baseline(handed_over):
     run, model, method = handed_over(train)
     z = model(X)
