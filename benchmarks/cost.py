@@ -87,12 +87,13 @@ def forward(model: str, classes: int, size: int) -> float:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    p.add_argument("scripts", nargs="*", default=SCRIPTS, metavar="SCRIPT", help=f"{', '.join(SCRIPTS)} (default: all)")
     p.add_argument("--tflops", type=float, default=2.0, help="10^12 operations that a GPU sustains in a second")
     args = p.parse_args()
     print(f"| script | runs | of them new | 10^18 operations | GPU hours at {args.tflops:g} * 10^12 / s |\n"
           "| --- | ---: | ---: | ---: | ---: |")
     seen: set[str] = set()
-    for script in SCRIPTS:
+    for script in args.scripts:
         lines = commands(script)
         new = [line for line in lines if line not in seen]
         seen.update(new)

@@ -26,7 +26,7 @@ METHODS = {  # a run's folder -> script and flags
 
 def pytest_collection_modifyitems(items):
     """The files that take longest first: files are shared out, and none should be left to one core at the end."""
-    items.sort(key=lambda item: item.path.name not in ("test_scripts.py", "test_tables.py"))
+    items.sort(key=lambda item: item.path.name not in ("test_readme.py", "test_tables.py"))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import losses
-from benchmarks import compare, evaluate, loader, step
+from benchmarks import compare, cost, evaluate, loader, step
 
 CPU = torch.device("cpu")
 
@@ -131,3 +131,24 @@ def test_a_benchmark_prints_its_table(script, name):
     assert len({line.rfind("MiB") for line in done.stdout.splitlines() if "MiB" in line}) == 1
     if name == "step.py":
         assert re.search(r"forward [\d.]+ ms, backward [\d.]+ ms, optimizer [\d.]+ ms, metrics [\d.]+ ms", done.stdout)
+
+
+def test_operations_of_a_network():
+    """resnet8 by hand: two operations for each weight of a convolution at each of its output's places."""
+    convolutions = [(3, 16, 3, 32), (16, 16, 3, 32), (16, 16, 3, 32), (16, 32, 3, 16), (32, 32, 3, 16), (16, 32, 1, 16),
+                    (32, 64, 3, 8), (64, 64, 3, 8), (32, 64, 1, 8)]  # in, out, kernel, output's height and width
+    by_hand = sum(2 * i * o * k * k * size**2 for i, o, k, size in convolutions) + 2 * 64 * 10
+    assert cost.forward("resnet8", 10, 32) == by_hand
+    line = "python train.py --model resnet8 --dataset CIFAR10 --num_epochs 2 --seed {}"
+    backward = 2 * by_hand - 2 * 3 * 16 * 9 * 32**2  # of weights and of inputs, but not of the images
+    assert cost.operations(line.format(0)) == 2 * (50_000 * (by_hand + backward) + 10_000 * by_hand)
+    assert cost.operations(line.format(1)) == cost.operations(line.format(0))
+
+
+def test_costs_are_listed(script):
+    done = script("benchmarks/cost.py", "table5", "table5", "--tflops", "4")
+    assert done.returncode == 0, done.stderr
+    _, _, five, again = [line.split("|")[1:-1] for line in done.stdout.splitlines()]
+    assert [cell.strip() for cell in five[:3]] == ["table5.sh", "18", "18"] and float(five[3]) > 0
+    assert [cell.strip() for cell in again] == ["table5.sh", "18", "0", "0.0", "0"]
+    assert float(five[4]) == pytest.approx(float(five[3]) * 1e18 / 4e12 / 3600, rel=0.3)
