@@ -26,7 +26,7 @@ def build(args, num_classes: int):
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = utils.parse(utils.parser(__doc__), argv)
+    args = utils.parse(utils.Parser(__doc__), argv)
     run = Run(args)
     model, rows, predict = build(args, run.num_classes)
 

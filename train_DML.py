@@ -20,7 +20,7 @@ from run import Run
 
 
 def parse_args(argv: list[str] | None):
-    parser = utils.parser(__doc__)
+    parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "deep mutual learning")
     utils.group_flags(g, "networks", network_based=True)
     g.add_argument("--type", default="ensemble", choices=("ensemble", "pairwise"),

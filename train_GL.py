@@ -23,7 +23,7 @@ from run import Run, load_teacher
 
 
 def parse_args(argv: list[str] | None):
-    parser = utils.parser(__doc__)
+    parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "OKDDip")
     utils.ramp_up_flags(g)
     utils.group_flags(g, "students, the leader among them")

@@ -17,7 +17,7 @@ from train import build
 
 
 def parse_args(argv: list[str] | None):
-    parser = utils.parser(__doc__)
+    parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "knowledge distillation")
     g.add_argument("--alpha", default=1.0, type=utils.number(float, 0), help="weight of the distillation loss")
     utils.teacher_flags(g, "resnet110", "teacher network")

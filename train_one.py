@@ -25,7 +25,7 @@ from run import Run
 
 
 def parse_args(argv: list[str] | None):
-    parser = utils.parser(__doc__)
+    parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "ONE, CL-ILR, individual branches")
     utils.ramp_up_flags(g)
     utils.group_flags(g, "branches")

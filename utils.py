@@ -59,8 +59,25 @@ def fail(error: Exception | str) -> NoReturn:
 # --- command line -----------------------------------------------------------------------------------------------
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Formulas as they are written, and defaults where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        nothing = action.default is None or action.default is False
+        return action.help if nothing else super()._get_help_string(action)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        kind = getattr(action.type, "__name__", "")
+        return {"int value": "N", "num_branches": "N", "float value": "X"}.get(kind, "NAME")
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line."""
+    """argparse, but a mistake is one line, and --help is read by people."""
+
+    def __init__(self, description: str):
+        """description: the script's docstring, of which --help shows what is not about measured results."""
+        super().__init__(description=description.partition("\nMeasured")[0].strip(), formatter_class=Help,
+                         usage="%(prog)s [--flag VALUE ...]")
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n" if parallel.is_main() else None)
@@ -81,9 +98,8 @@ def number(kind: type, low: float, open_end: bool = False, high: float = math.in
     return parse
 
 
-def parser(description: str) -> Parser:
-    """The flags of every script, under their original names and with their original defaults."""
-    p = Parser(description=description.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def recipe_flags(p: Parser) -> None:
+    """What is trained on what, and how, in every script; original names and defaults."""
     g = p.add_argument_group("recipe")
     g.add_argument("--model", default="resnet32", choices=NETWORKS, metavar="NAME",
                    help=f"network: {', '.join(NETWORKS)}")
@@ -109,6 +125,10 @@ def parser(description: str) -> Parser:
     g.add_argument("--tf32", action="store_true", help="TF32 in convolutions and matrix products, on GPUs that have it")
     g = p.add_argument_group("several GPUs (torchrun --standalone --nproc_per_node=N train....py)")
     g.add_argument("--sync_bn", action="store_true", help="BatchNorm over the images of all processes")
+
+
+def run_flags(p: Parser) -> None:
+    """Where a run's files are, and what it runs on."""
     g = p.add_argument_group("run")
     g.add_argument("--data_dir", default="./Data", help="where the data is, or is downloaded to")
     g.add_argument("--save_dir", default=".", help="where <dataset>/<run> is made")
@@ -129,7 +149,6 @@ def parser(description: str) -> Parser:
                                                                     "processes have one each, the first ones")
     g.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: the GPU where there is one, else the CPU)")
     g.add_argument("--log_every", default=100, type=number(int, 1), help="steps between two updates of the progress")
-    return p
 
 
 def distillation_flags(p: Parser, title: str) -> argparse._ArgumentGroup:
@@ -178,7 +197,9 @@ def warn(message: str) -> None:
 
 
 def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
-    """Parse, and check what argparse cannot."""
+    """Add the flags of every script to the method's own, parse, and check what argparse cannot."""
+    recipe_flags(p)
+    run_flags(p)
     args = p.parse_args(argv)
     if args.schedule and any(a >= b for a, b in zip(args.schedule, args.schedule[1:], strict=False)):
         p.error(f"argument --schedule: epochs must increase, not {' '.join(map(str, args.schedule))}")

@@ -44,7 +44,7 @@ def parse(command: str) -> tuple[str, Namespace]:
     """-> the script's module, its flags."""
     name, *flags = shlex.split(command)[1:]
     module = importlib.import_module(name.removesuffix(".py"))
-    return module.__name__, (utils.parse(utils.parser(""), flags) if module is train else module.parse_args(flags))
+    return module.__name__, (utils.parse(utils.Parser(""), flags) if module is train else module.parse_args(flags))
 
 
 def operations(command: str) -> float:

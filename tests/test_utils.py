@@ -1,4 +1,5 @@
 import ast
+import re
 import subprocess
 import sys
 
@@ -84,7 +85,7 @@ def test_a_mistake_is_one_line_for_a_real_process(script, tmp_path):
 
 @pytest.mark.parametrize("name", MAIN)
 def test_original_flags_and_defaults(name):
-    parsed = {"train": lambda argv: utils.parse(utils.parser(train.__doc__), argv)}.get(
+    parsed = {"train": lambda argv: utils.parse(utils.Parser(train.__doc__), argv)}.get(
         name, getattr(MAIN[name], "parse_args", None))([])
     expected = {"model": "resnet32", "dataset": "CIFAR10", "num_epochs": 300, "batch_size": 128, "lr": 0.1, "wd": 5e-4,
                 "dropout": 0, "efficient": False, "resume": None, "version": "V0", "num_workers": 8, "gpu_id": 0,
@@ -103,7 +104,13 @@ def test_original_flags_and_defaults(name):
 @pytest.mark.parametrize("name", MAIN)
 def test_help(name):
     done = subprocess.run([sys.executable, ROOT / f"{name}.py", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and "--num_epochs" in done.stdout
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: {name}.py [--flag VALUE ...]")
+    groups = re.findall(r"^(\S.*):$", done.stdout, re.MULTILINE)
+    assert groups[-4][:6] == "recipe" and groups[-1] == "run"
+    assert name == "train" or groups[1:-4] and done.stdout.index("--loss") < done.stdout.index("--model NAME")
+    for default in ("300", "0.0005", "V0", "0.1"):
+        assert f"(default: {default})" in " ".join(done.stdout.split())
+    assert "default: None" not in done.stdout and " = " in done.stdout and "Measured" not in done.stdout
 
 
 def test_no_file_is_trusted():
@@ -119,7 +126,7 @@ def test_no_file_is_trusted():
 
 
 def arguments(tmp_path, *flags):
-    return utils.parse(utils.parser("a description"), ["--save_dir", str(tmp_path), *flags])
+    return utils.parse(utils.Parser("a description"), ["--save_dir", str(tmp_path), *flags])
 
 
 def test_run_folder(tmp_path):
