@@ -114,7 +114,7 @@ def learning_curves(groups: list[Group]) -> Figure:
     """A panel for each method: test error of leader, each peer, their mean and their ensemble over the epochs."""
     columns = min(4, len(groups))
     rows = math.ceil(len(groups) / columns)
-    figure = Figure(figsize=(2.1 * columns + 0.6, 2.0 * rows + 0.7))
+    figure = Figure(figsize=(2.1 * columns + 0.6, 2.0 * rows + 0.8))
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for ax, g, label in zip(axes.flat, groups, labels_of(groups), strict=False):
         draw_group(ax, g)
@@ -127,7 +127,8 @@ def learning_curves(groups: list[Group]) -> Figure:
         ax.set_xlabel("epoch")
         ax.tick_params(labelbottom=True)
     lines = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(6, len(lines)))
+    fitting = int(figure.get_figwidth() / 1.6)  # inches that the longest of these names takes
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(fitting, len(lines)))
     return figure
 
 
@@ -138,7 +139,7 @@ def draw_group(ax: Axes, g: Group) -> None:
         return
     students = [name for name in names if re.fullmatch(r"stu\d+test_accTop1", name)]
     for i, name in enumerate(students):
-        ax.plot(epochs_of(g), curve(g, name, error=True).mean(0), color="#777777", linewidth=0.6, zorder=3,
+        ax.plot(epochs_of(g), curve(g, name, error=True).mean(0), color="#777777", linewidth=0.6, zorder=1.5,
                 label="each student" if i == 0 else None)
     for row, (label, colour, line) in ROWS.items():
         if f"{row}test_accTop1" in names:
