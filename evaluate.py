@@ -12,7 +12,6 @@ figures have the names and, on the same machine, the values that they have in th
     ..test_accPerClass   top-1 in % of each class's images, null where there are none
 """
 
-import argparse
 import json
 import re
 import statistics
@@ -51,8 +50,7 @@ BINS = 15  # of confidence, as in Guo et al. (2017)
 
 
 def parse_args(argv: list[str] | None) -> Namespace:
-    p = utils.Parser(description=__doc__.partition("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter,
-                     epilog="\n".join(__doc__.splitlines()[2:5]))
+    p = utils.Parser(__doc__)
     p.add_argument("file", metavar="RUN", help="run folder (its best.pth is taken), checkpoint of a run or of the "
                                                "authors' code, or exported file")
     p.add_argument("--json", action="store_true", help="print JSON instead of text")
@@ -66,8 +64,7 @@ def parse_args(argv: list[str] | None) -> Namespace:
     g.add_argument("--branch", type=utils.number(int, 0), metavar="I",
                    help="student I of a group, from 0 (default: the leader where there is one; without, --export wants "
                         "one, and --images asks the ensemble)")
-    g.add_argument("--top", type=utils.number(int, 1), default=5, metavar="N", help="classes that --images prints "
-                                                                                   "(default: 5)")
+    g.add_argument("--top", type=utils.number(int, 1), default=5, metavar="N", help="classes that --images prints")
     g.add_argument("--overwrite", action="store_true", help="let --export replace a file")
     g = p.add_argument_group("data")
     g.add_argument("--data_dir", metavar="DIR", help="where the data is (default: the run's own; else ./Data)")
@@ -85,8 +82,7 @@ def parse_args(argv: list[str] | None) -> Namespace:
                                                                    "on a GPU at least 1024, of large images 256)")
     g.add_argument("--num_workers", type=utils.number(int, 0), help="threads or processes that decode image files "
                                                                     "(default: the run's own; else 8)")
-    g.add_argument("--gpu_id", default=0, type=utils.number(int, 0), help="which GPU, where there are several "
-                                                                          "(default: 0)")
+    g.add_argument("--gpu_id", default=0, type=utils.number(int, 0), help="which GPU, where there are several")
     g.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: the GPU where there is one, else the CPU; "
                                     "--export, .onnx and .pt2 always work on the CPU)")
     p.set_defaults(sync_bn=False)  # a flag of training that pick_device looks at
