@@ -54,6 +54,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def as_json(value: object) -> bytes:
+    """A JSON file's content."""
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
@@ -150,6 +151,7 @@ def random_state(device: torch.device) -> dict:
 
 
 def set_random_state(state: dict, device: torch.device) -> None:
+    """Go back to what ``random_state`` returned."""
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
     np.random.set_state(tuple(state["numpy"]))

@@ -43,9 +43,11 @@ class Split(NamedTuple):
 
     @property
     def in_files(self) -> bool:
+        """Whether ``images`` are paths."""
         return self.images.dtype.kind == "S"
 
     def take(self, rows: np.ndarray) -> "Split":
+        """The images and labels of these rows."""
         return Split(self.images[rows], self.labels[rows])
 
 
@@ -203,11 +205,13 @@ def in_blocks(split: Split, num_workers: int, function: Callable[[np.ndarray], n
 
 
 def at_most_all_cores(num_workers: int) -> int:
+    """No more workers than cores that this process may use."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return min(num_workers, len(cores))
 
 
 def in_memory(split: Split, num_workers: int) -> Split:
+    """The split with its files decoded, by ``num_workers`` threads; UserError where one cannot be."""
     if not split.in_files:
         return split
     return Split(np.concatenate(in_blocks(split, num_workers, np.asarray)), split.labels)
@@ -272,6 +276,7 @@ class Loader:
         return len(self.bounds())
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, whose draws the next batches follow."""
         self.epoch = epoch
 
     def draws(self) -> tuple[Tensor, ...]:

@@ -86,6 +86,7 @@ class Tally:
         self.reset()
 
     def reset(self) -> None:
+        """Forget the epoch, and start its clock."""
         self.images, self.steps, self.sums = 0, 0, {}
         self.before, self.start = 0.0, time.perf_counter()
 
@@ -173,10 +174,12 @@ class Trainer:
         self.tally, self.read_at, self.uncounted = Tally(device), 0, 0
 
     def autocast(self) -> torch.autocast:
+        """The context in which networks compute, in half precision with --amp."""
         return torch.autocast(self.device.type, **self.precision)
 
     @property
     def lr(self) -> float:
+        """The learning rate of the epoch under way."""
         return self.scheduler.get_last_lr()[0]
 
     def step(self, images: Tensor, labels: Tensor, weight: float | Tensor, share: float = 1.0) -> None:
@@ -205,6 +208,7 @@ class Trainer:
         return means
 
     def diverged(self, what: str, steps: str) -> UserError:
+        """The error that ends a training whose ``what`` is no finite number."""
         epoch = self.scheduler.last_epoch + (self.tally.steps > 0)  # the one under way, or the one that is just over
         error = UserError(
             f"the training diverged: {what} is not finite, epoch {epoch}, between {steps}, learning rate "
@@ -213,6 +217,7 @@ class Trainer:
         return error
 
     def next_epoch(self) -> None:
+        """Start an epoch: empty sums, and the learning rate of the schedule."""
         self.tally.reset()
         self.read_at = 0
         with warnings.catch_warnings():  # it misses an optimizer step where an epoch is resumed after its last one
@@ -400,6 +405,7 @@ def row_of(figure: str) -> str:
 
 
 def summary_line(record: dict, method: Method) -> str:
+    """An epoch's record as a line of the log."""
     name = method.best.replace("test", "{phase}")
     train, test = (record[name.format(phase=phase)] for phase in ("train", "test"))
     text = f"loss {record['train_loss']:.4f}  train {train:.2f} %  test {test:.2f} %"

@@ -250,6 +250,7 @@ def device_of(subject: Subject, args: Namespace) -> torch.device:
 
 
 def class_names(subject: Subject) -> list[str]:
+    """The classes' names, their numbers where the file does not say them."""
     return subject.classes or [str(c) for c in range(subject.num_classes)]
 
 
@@ -310,6 +311,7 @@ def measure(subject: Subject, args: Namespace) -> dict:
 
 
 def check_classes(subject: Subject, classes: list[str]) -> None:
+    """UserError where the data has other classes than the network."""
     data = f"--dataset {subject.flags.dataset} in {subject.flags.data_dir}"
     if len(classes) != subject.num_classes:
         raise UserError(f"{subject.path} tells {subject.num_classes} classes apart and {data} has {len(classes)}: name "

@@ -69,6 +69,7 @@ def from_strings(strings: dict[str, str]) -> dict:
 
 
 def rebuild(weights: dict[str, Tensor], metadata: dict) -> nn.Module:
+    """The network that the weights belong to."""
     network = create_model(metadata["model"], len(metadata["classes"]))
     network.load_state_dict(weights)
     return network
@@ -218,6 +219,7 @@ def load(path: str | Path) -> nn.Module:
 
 
 def format_of(path: Path) -> Format:
+    """UserError where the ending is none of FORMATS."""
     if path.suffix not in FORMATS:
         raise UserError(f"{path} has none of the endings {', '.join(FORMATS)}, which say what kind of file it is")
     return FORMATS[path.suffix]

@@ -61,6 +61,7 @@ def draw_all(groups: list[Group]) -> dict[str, Picture]:
 
 
 def order(g: Group) -> tuple:
+    """Methods in the order of the tables, then by size."""
     method = g.flags["method"]
     return (list(METHODS).index(method) if method in METHODS else len(METHODS), method, g.flags.get("num_branches", 4))
 
@@ -78,6 +79,7 @@ def labels_of(groups: list[Group]) -> list[str]:
 
 
 def styles_of(groups: list[Group]) -> list[tuple]:
+    """Colour, line and marker of each group; two of the same method do not share them."""
     others = iter(OTHER_STYLES * len(groups))
     seen = set()
     styles = []
@@ -133,6 +135,7 @@ def learning_curves(groups: list[Group]) -> Figure:
 
 
 def draw_group(ax: Axes, g: Group) -> None:
+    """A panel's lines."""
     names = g.runs[0].history[-1]
     if "mean_test_accTop1" not in names:
         band(ax, epochs_of(g), curve(g, "test_accTop1", error=True), BLACK, "-", "network")

@@ -34,6 +34,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
+    """The number of processes, 1 without torchrun."""
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 

@@ -50,6 +50,7 @@ class Group(NamedTuple):
         return [run.flags["seed"] for run in self.runs]
 
     def matches(self, wanted: dict) -> bool:
+        """Whether the flags are these; a run without ``num_branches`` passes for one of 4."""
         return all(self.flags.get(name, 4 if name == "num_branches" else None) == value
                    for name, value in wanted.items())
 
@@ -127,10 +128,12 @@ def by(groups: Iterable[Group], names: Iterable[str]) -> Iterator[list[Group]]:
 
 
 def title_of(model: str) -> str:
+    """A network's name as the paper writes it."""
     return NETWORKS.get(model) or model.replace("resnet", "ResNet-").replace("vgg", "VGG-")
 
 
 def recipe_in_words(recipe: dict) -> str:
+    """The flags of RECIPE as a heading."""
     steps = " and ".join(map(str, recipe["milestones"]))
     words = [f"{recipe['num_epochs']} epoch{'s' * (recipe['num_epochs'] > 1)}", f"batches of {recipe['batch_size']}",
              f"learning rate {recipe['lr']:g}, a tenth from epochs {steps} on", f"weight decay {recipe['wd']:g}"]

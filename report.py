@@ -32,6 +32,7 @@ BESIDES = {"stu_": "leader", "mean_": "mean of the students or peers", "": "ense
 
 
 def mean_and_deviation(values: list[float]) -> list[float | None]:
+    """-> the mean, and the standard deviation over n - 1 where there are two or more."""
     return [statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None]
 
 
@@ -117,6 +118,7 @@ def sections(groups: list[Group], published: dict) -> list[dict]:
 
 
 def runs_of(table: dict) -> set[str]:
+    """The folders of all runs in a table."""
     return {run for row in table["rows"] for c in row["cells"] for g in c["groups"] for run in g["runs"]}
 
 
@@ -149,6 +151,7 @@ def blocks(report: list[dict], source: str) -> list[Block]:
 
 
 def table_blocks(table: dict) -> list[Block]:
+    """A table: its cells by row and line, what groups measured besides, and the commands."""
     rows = [["", "", *table["columns"]]]
     commands, besides = [], []
     for row in table["rows"]:
@@ -200,6 +203,7 @@ def seeds_in_words(g: dict) -> str:
 
 
 def markdown(content: list[Block]) -> str:
+    """The blocks as Markdown."""
     out = []
     for kind, value in content:
         if kind.startswith("h"):
@@ -236,6 +240,7 @@ def html(content: list[Block], pictures: Mapping[str, tuple[str, bytes]]) -> str
 
 
 def element(block: Block) -> str:
+    """A block as HTML."""
     kind, value = block
     if kind == "code":
         return f"<pre>{escape(chr(10).join(value))}</pre>"

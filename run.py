@@ -153,6 +153,7 @@ class Run:
         self.checkpoint = None
 
     def best_is_saved(self) -> bool:
+        """Whether best.pth is whole, and of the best epoch."""
         try:
             return load_checkpoint(self.folder / "best.pth")["history"][-1] == self.best()
         except (UserError, LookupError):
@@ -189,6 +190,7 @@ class Run:
         self.open_log()
 
     def open_records(self, curves: Mapping[str, str]) -> None:
+        """Write what is known before the first epoch, and draw the curves that a resumed run had."""
         from torch.utils.tensorboard import SummaryWriter
 
         files = {"parameters.json": as_json(self.parameters)}
@@ -257,9 +259,11 @@ class Run:
         parallel.on_main(self.write_records)
 
     def json_lines(self) -> bytes:
+        """metrics.jsonl: a line for each epoch."""
         return "".join(json.dumps(line) + "\n" for line in self.history).encode()
 
     def write_records(self) -> None:
+        """metrics.jsonl and the curves, after an epoch."""
         save({self.folder / "metrics.jsonl": self.json_lines()})
         self.draw(self.history[-1])
         for writer in self.writers.values():
@@ -304,6 +308,7 @@ class Run:
         return best, last
 
     def close(self) -> None:
+        """Close log and curves, and let another process train here."""
         if not parallel.is_main():
             return
         for writer in self.writers.values():
@@ -318,6 +323,7 @@ class Run:
 
 
 def remove_curves(folder: Path) -> None:
+    """TensorBoard's files of a run."""
     for events in folder.glob("events.out.tfevents.*"):
         events.unlink()
     shutil.rmtree(folder / "B", ignore_errors=True)

@@ -26,6 +26,7 @@ def build(args, num_classes: int):
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Train with the flags ``argv`` (default: the command line's); UserError where they, data or a file are wrong."""
     args = utils.parse(utils.Parser(__doc__), argv)
     run = Run(args)
     model, rows, predict = build(args, run.num_classes)

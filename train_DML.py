@@ -20,6 +20,7 @@ from run import Run
 
 
 def parse_args(argv: list[str] | None):
+    """The flags of this script; exit code 2 with one line where they contradict each other."""
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "deep mutual learning")
     utils.group_flags(g, "networks", network_based=True)
@@ -45,6 +46,7 @@ def build(args, num_classes: int):
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Train with the flags ``argv`` (default: the command line's); UserError where they, data or a file are wrong."""
     args = parse_args(argv)
     pairwise = args.type == "pairwise"
     run = Run(args, "DML-pairwise" if pairwise else "DML")

@@ -17,6 +17,7 @@ from train import build
 
 
 def parse_args(argv: list[str] | None):
+    """The flags of this script; exit code 2 with one line where they contradict each other."""
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "knowledge distillation")
     g.add_argument("--alpha", default=1.0, type=utils.number(float, 0), help="weight of the distillation loss")
@@ -25,6 +26,7 @@ def parse_args(argv: list[str] | None):
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Train with the flags ``argv`` (default: the command line's); UserError where they, data or a file are wrong."""
     args = parse_args(argv)
     run = Run(args, "KD")
     model, rows, predict = build(args, run.num_classes)  # the baseline's: a plain network

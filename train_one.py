@@ -25,6 +25,7 @@ from run import Run
 
 
 def parse_args(argv: list[str] | None):
+    """The flags of this script; exit code 2 with one line where they contradict each other."""
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "ONE, CL-ILR, individual branches")
     utils.ramp_up_flags(g)
@@ -84,6 +85,7 @@ def build(args, num_classes: int):
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Train with the flags ``argv`` (default: the command line's); UserError where they, data or a file are wrong."""
     args = parse_args(argv)
     run = Run(args, method_name(args))
     model, rows, predict = build(args, run.num_classes)

@@ -160,6 +160,7 @@ def distillation_flags(p: Parser, title: str) -> argparse._ArgumentGroup:
 
 
 def ramp_up_flags(g: argparse._ArgumentGroup) -> None:
+    """alpha, and w(e) (``losses.ramp_up``)."""
     g.add_argument("--alpha", default=1.0, type=number(float, 0), help="weight of the group loss")
     g.add_argument("--start_consistency", default=0.0, type=number(float, 0),
                    help="share of the training after which the ramp-up w(e) begins")
@@ -167,6 +168,7 @@ def ramp_up_flags(g: argparse._ArgumentGroup) -> None:
 
 
 def num_branches(text: str) -> int:
+    """An argparse type."""
     value = int(text)
     if value < 2:
         raise argparse.ArgumentTypeError(f"a group needs at least 2 students, not {text}")
@@ -174,6 +176,7 @@ def num_branches(text: str) -> int:
 
 
 def group_flags(g: argparse._ArgumentGroup, students: str, network_based: bool = False) -> None:
+    """The number of students, and what they are."""
     g.add_argument("--num_branches", default=4, type=num_branches, help=f"m, the number of {students}")
     if not network_based:
         g.add_argument("--MulStu", action="store_true", help="network-based: whole networks instead of branches")
@@ -181,6 +184,7 @@ def group_flags(g: argparse._ArgumentGroup, students: str, network_based: bool =
 
 
 def teacher_flags(g: argparse._ArgumentGroup, default: str | None, help: str) -> None:
+    """Which pre-trained network, and where it is."""
     g.add_argument("--T_model", default=default, choices=NETWORKS, metavar="NAME", help=help)
     g.add_argument("--T_model_path", metavar="RUN", help="the teacher's run folder or checkpoint file (default: "
                                                          "<save_dir>/<dataset>/<T_model>)")
@@ -192,6 +196,7 @@ def network_options(args: argparse.Namespace) -> dict:
 
 
 def warn(message: str) -> None:
+    """A line on standard error, of the first process."""
     if parallel.is_main():
         print(f"warning: {message}", file=sys.stderr)
 
@@ -246,6 +251,7 @@ def set_precision(tf32: bool) -> None:
 
 
 def seed_everything(seed: int) -> None:
+    """Python's, NumPy's and PyTorch's generators, on all devices."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

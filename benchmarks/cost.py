@@ -35,6 +35,7 @@ DATA = {"CIFAR10": (50_000, 10_000, 10, 32), "CIFAR100": (50_000, 10_000, 100, 3
 
 
 def commands(script: str) -> list[str]:
+    """The command lines of a script."""
     done = subprocess.run(["sh", ROOT / "scripts" / f"{script}.sh"], check=True, capture_output=True, text=True,
                           env=os.environ | {"DRY_RUN": "1"})
     return done.stdout.splitlines()
@@ -80,6 +81,7 @@ def per_image(build: tuple, classes: int, size: int) -> tuple[float, float]:
 
 @cache
 def forward(model: str, classes: int, size: int) -> float:
+    """Operations of one network's forward pass, for each image."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         models.create_model(model, classes).eval()(torch.empty(2, 3, size, size))
     return counter.get_total_flops() / 2

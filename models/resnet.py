@@ -28,6 +28,7 @@ def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential 
 
 
 class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and the shortcut around them: [B, in, H, W] -> [B, channels, H/stride, W/stride]."""
     expansion = 1
 
     def __init__(self, in_channels: int, channels: int, stride: int):
@@ -47,6 +48,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions and the shortcut: [B, in, H, W] -> [B, 4 * channels, H/stride, W/stride]."""
     expansion = 4
 
     def __init__(self, in_channels: int, channels: int, stride: int, widen: int = 1):
