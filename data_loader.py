@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import datasets
@@ -175,6 +175,9 @@ def read(path: bytes) -> Image.Image:
     """An image file -> RGB image; UserError naming it where it does not decode."""
     try:
         with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)  # cameras do not turn the pixels
+            if image.mode == "F":
+                raise ValueError("its pixels are floating-point numbers of unknown range, save it with 8 bits")
             if image.mode.startswith("I"):  # 16 bits of grey, which convert would clip
                 image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
             return image.convert("RGB")

@@ -296,7 +296,9 @@ def evaluate(method: Method, model: nn.Module, loader: Loader, phase: str = "tes
         sums = {"hits": first.sum(0), "cross_entropy": -own.sum(0), **further(log_p, first[..., 0], labels)}
         if len(students) > 1:
             sums["dist"] = distance(log_p[:, students].exp())
-        tally.add(len(labels), **sums, **{name: value.sum(0) for name, value in extras.items()})
+        for name, value in extras.items():  # half precision with --amp
+            sums[name] = value.sum(0, dtype=torch.float64)
+        tally.add(len(labels), **sums)
     means = tally.means()
     named = figures(means, method.rows, phase)
     return named | {k: v for k, v in means.items() if k not in ("hits", "cross_entropy")}

@@ -38,6 +38,7 @@ import train_one
 import utils
 from checkpoint import load_checkpoint
 from errors import UserError
+from losses import full_precision
 
 # A method's name up to the first - or + -> the script that has its build(). "" is the baseline.
 SCRIPTS = {"": train, "KD": train_kd, "OKDDip": train_GL, "ONE": train_one, "CL": train_one, "Ind": train_one,
@@ -50,7 +51,8 @@ BINS = 15  # of confidence, as in Guo et al. (2017)
 
 
 def parse_args(argv: list[str] | None) -> Namespace:
-    p = utils.Parser(__doc__)
+    """The flags; exit code 2 with one line where they are wrong."""
+    p = utils.Parser(__doc__, "RUN")
     p.add_argument("file", metavar="RUN", help="run folder (its best.pth is taken), checkpoint of a run or of the "
                                                "authors' code, or exported file")
     p.add_argument("--json", action="store_true", help="print JSON instead of text")
@@ -148,16 +150,22 @@ def run(path: Path, checkpoint: dict, args: Namespace) -> Subject:
     try:
         own, classes, mean, std, weights = (checkpoint[k] for k in ("flags", "classes", "mean", "std", "state_dict"))
         prefix = re.split("[-+]", own["method"])[0]
+        if prefix not in SCRIPTS:
+            raise UserError(f"{path} is of a method that evaluate.py does not know, {own['method']}: put its script "
+                            "into SCRIPTS there")
         flags = given(args, **own)
+        if flags.dataset not in data_loader.DATASETS:
+            raise UserError(f"{path} is of no data set that is known here, {flags.dataset}: name one with --dataset")
+        size, epoch = image_size(own["dataset"]), (checkpoint.get("history") or [{}])[-1].get("epoch")
+        export.check_normalisation(mean, std)
         model, rows, predict = SCRIPTS[prefix].build(flags, len(classes))
         model.load_state_dict(weights)
     except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not a checkpoint of a run that can be rebuilt ({type(error).__name__}: "
                         f"{' '.join(str(error).split())[:200]})") from error
     refuse_other(path, args, model=flags.model, method=prefix or "baseline")
-    epoch = checkpoint["history"][-1]["epoch"] if checkpoint.get("history") else None
     return Subject(path, own["method"] or "baseline", model.eval(), rows, predict, flags, len(classes), classes, mean,
-                   std, image_size(own["dataset"]), epoch)
+                   std, size, epoch)
 
 
 def exported(path: Path, args: Namespace) -> Subject:
@@ -170,8 +178,10 @@ def exported(path: Path, args: Namespace) -> Subject:
     def predict(model, images):
         return model(images).unsqueeze(1), {}
 
-    return Subject(path, "exported", network, {"": "network"}, predict, flags, len(network.classes), network.classes,
-                   network.mean, network.std, network.size)
+    count = len(network.classes)
+    classes = None if network.classes == numbers(count) else network.classes  # of a checkpoint of the authors' code
+    return Subject(path, "exported", network, {"": "network"}, predict, flags, count, classes, network.mean,
+                   network.std, network.size)
 
 
 def original(path: Path, weights: dict[str, Tensor], args: Namespace) -> Subject:
@@ -191,6 +201,9 @@ def original(path: Path, weights: dict[str, Tensor], args: Namespace) -> Subject
         else:
             models.load_official_state_dict(model, weights)
     except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        if any(key.startswith("trunks.") for key in weights):
+            raise UserError(f"{path} holds the bare weights of a group of this project: evaluate the run's folder or "
+                            "its best.pth, which say which") from error
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} does not hold the weights of a {name}, or of a group of them, under the authors' "
                         f"names ({reason}): say what it is with --model and --method") from error
@@ -251,7 +264,18 @@ def device_of(subject: Subject, args: Namespace) -> torch.device:
 
 def class_names(subject: Subject) -> list[str]:
     """The classes' names, their numbers where the file does not say them."""
-    return subject.classes or [str(c) for c in range(subject.num_classes)]
+    return subject.classes or numbers(subject.num_classes)
+
+
+def numbers(num_classes: int) -> list[str]:
+    """What classes are called that have no names."""
+    return [str(c) for c in range(num_classes)]
+
+
+def autocast(subject: Subject, device: torch.device) -> torch.autocast:
+    """As the run measured itself."""
+    amp = engine.AMP.get(subject.flags.amp)
+    return torch.autocast(device.type, dtype=amp, enabled=amp is not None)
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -263,8 +287,8 @@ def further_sums(log_p: Tensor, top1: Tensor, labels: Tensor) -> dict[str, Tenso
     log_p [B, R, C], top1 [B, R], labels [B] -> gaps [R, BINS]: hits minus confidence of the images in each bin
     ((k - 1) / BINS, k / BINS] of confidence; class_hits [R, C]; class_images [C].
     """
-    confidence = log_p.exp().amax(-1).double().nan_to_num()  # [B, R]
-    bins = F.one_hot((confidence * BINS).ceil().long().clamp(1, BINS) - 1, BINS)  # [B, R, BINS]
+    confidence = log_p.exp().amax(-1).double()  # [B, R]; of a NaN the error is NaN
+    bins = F.one_hot((confidence.nan_to_num() * BINS).ceil().long().clamp(1, BINS) - 1, BINS)  # [B, R, BINS]
     classes = F.one_hot(labels, log_p.shape[-1]).double()  # [B, C]
     top1 = top1.double()
     return {"gaps": ((top1 - confidence).unsqueeze(-1) * bins).sum(0), "class_hits": top1.mT @ classes,
@@ -298,15 +322,14 @@ def measure(subject: Subject, args: Namespace) -> dict:
     check_classes(subject, loader.classes)
     utils.set_precision(flags.tf32)
     model = subject.model.to(device, memory_format=torch.channels_last)
-    # as the run measured itself
-    autocast = torch.autocast(device.type, dtype=engine.AMP.get(flags.amp), enabled=flags.amp in engine.AMP)
-    figures = engine.evaluate(subject, model, loader, autocast=autocast, further=further_sums)
+    precision = autocast(subject, device)
+    figures = engine.evaluate(subject, model, loader, autocast=precision, further=further_sums)
     return {
         "file": str(subject.path), "epoch": subject.epoch, "method": subject.method, "model": flags.model,
         "dataset": flags.dataset, "data_dir": flags.data_dir, "images": loader.num_images, "classes": loader.classes,
         "device": str(device), "rows": subject.rows, "deployed": row,
         "figures": name_further(figures, subject.rows),
-        "speed": speed(subject, row, loader.batch_size, device, autocast),
+        "speed": speed(subject, row, loader.batch_size, device, precision),
     }
 
 
@@ -323,7 +346,7 @@ def check_classes(subject: Subject, classes: list[str]) -> None:
 
 
 @torch.inference_mode()
-def speed(subject: Subject, row: str | None, batch_size: int, device: torch.device, autocast: torch.autocast) -> dict:
+def speed(subject: Subject, row: str | None, batch_size: int, device: torch.device, precision: torch.autocast) -> dict:
     """images/s and parameters of what is deployed, alone, and of the group: medians of forward passes of one batch,
     taking turns, so that what else the machine does meets both."""
     images = torch.randn(batch_size, 3, subject.size, subject.size, device=device)
@@ -335,18 +358,18 @@ def speed(subject: Subject, row: str | None, batch_size: int, device: torch.devi
     start = time.perf_counter()
     while len(seconds["deployed"]) < 4 or len(seconds["deployed"]) < 8 and time.perf_counter() - start < 10:
         for name, network in networks.items():
-            seconds[name].append(timed(network, images, autocast))
+            seconds[name].append(timed(network, images, precision))
     return {"batch_size": batch_size} | {
         name: {"images_per_second": batch_size / statistics.median(seconds[name][1:]),  # the first one warms up
                "parameters": parameters(network, subject)} for name, network in networks.items()}
 
 
-def timed(network: nn.Module, images: Tensor, autocast: torch.autocast) -> float:
+def timed(network: nn.Module, images: Tensor, precision: torch.autocast) -> float:
     """Seconds of one forward pass."""
     wait = torch.cuda.synchronize if images.is_cuda else lambda: None
     wait()
     start = time.perf_counter()
-    with autocast:
+    with precision:
         network(images)
     wait()
     return time.perf_counter() - start
@@ -415,16 +438,20 @@ def ask(subject: Subject, args: Namespace) -> dict:
     utils.set_precision(subject.flags.tf32)
     model = subject.model.to(device, memory_format=torch.channels_last)
     normalise = data_loader.Normalise(subject.mean, subject.std, device)
-    names, answers = class_names(subject), []
+    names, found = class_names(subject), []
     for first in range(0, len(args.images), subject.flags.batch_size):
         files = args.images[first:first + subject.flags.batch_size]
         pixels = torch.stack([data_loader.load_image(file, subject.size == 224) for file in files])
-        logits = subject.predict(model, normalise(pixels.to(device)))[0][:, list(subject.rows).index(row)]
-        top = logits.softmax(-1).topk(min(args.top, len(names)))
+        with autocast(subject, device):
+            logits = subject.predict(model, normalise(pixels.to(device)))[0][:, list(subject.rows).index(row)]
+        if not logits.isfinite().all():
+            raise UserError(f"{subject.path} answers with what is not a number: its weights are damaged, or of a "
+                            "training that diverged")
+        top = full_precision(logits).softmax(-1).topk(min(args.top, len(names)))
         for file, values, indices in zip(files, top.values.tolist(), top.indices.tolist(), strict=True):
-            answers.append({"file": file, "top": [{"class": names[c], "probability": p}
-                                                  for c, p in zip(indices, values, strict=True)]})
-    return {"file": str(subject.path), "network": subject.rows[row], "images": answers}
+            found.append({"file": file, "top": [{"class": names[c], "probability": p}
+                                                for c, p in zip(indices, values, strict=True)]})
+    return {"file": str(subject.path), "network": subject.rows[row], "images": found}
 
 
 def answers(result: dict) -> str:
@@ -449,9 +476,11 @@ def export_network(subject: Subject, args: Namespace) -> dict:
     def logits(images: Tensor) -> Tensor:
         return subject.predict(subject.model, images)[0][:, list(subject.rows).index(row)]
 
-    worst = export.export(args.export, plain_network(subject, row), metadata, logits, check_batches(subject))
+    batches = check_batches(subject)
+    worst = export.export(args.export, plain_network(subject, row), metadata, logits, batches)
     return {"file": str(args.export), "bytes": args.export.stat().st_size, "of": str(subject.path),
-            "network": subject.rows[row], "model": subject.flags.model, "largest_difference": worst}
+            "network": subject.rows[row], "model": subject.flags.model, "largest_difference": worst,
+            "compared_on": "random images" if len(batches) == 2 else "random and test images"}
 
 
 def check_batches(subject: Subject) -> list[Tensor]:
@@ -468,7 +497,7 @@ def check_batches(subject: Subject) -> list[Tensor]:
 def said(result: dict) -> str:
     """A result of ``export_network`` as text."""
     return (f"{result['file']}: {result['network']} of {result['of']}, {result['model']}, {result['bytes']:,} bytes; "
-            f"its logits differ from the run's by at most {result['largest_difference']:.1e}")
+            f"logits on {result['compared_on']} differ from the run's by at most {result['largest_difference']:.1e}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -476,6 +505,8 @@ def main(argv: list[str] | None = None) -> None:
     if parallel.world_size() > 1:
         raise UserError("evaluate.py works in one process: start it without torchrun")
     if args.export:
+        if args.export.name in utils.FILES and (args.export.parent / "parameters.json").exists():
+            raise UserError(f"{args.export} belongs to a run, which would be lost: export under another name")
         export.check_target(args.export, args.overwrite)
     work, text = (export_network, said) if args.export else (ask, answers) if args.images else (measure, table)
     result = work(read(args), args)

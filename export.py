@@ -17,9 +17,10 @@ import inspect
 import io
 import json
 import logging
+import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +34,7 @@ from errors import UserError
 from models import create_model
 from models.imagenet import NETWORKS as LARGE
 
-TOLERANCE = 1e-4  # largest difference of two logits, in relation to the largest logit
+TOLERANCE = 1e-4, 5e-6  # largest difference of two logits: absolute, or in relation to the largest logit
 
 
 def usual_size(model: str) -> int:
@@ -207,8 +208,10 @@ def load(path: str | Path) -> nn.Module:
     try:
         network, metadata = kind.read(path)
         network.name, network.classes = metadata["model"], metadata["classes"]
-        network.mean, network.std = metadata["mean"], metadata["std"]
+        network.mean, network.std = check_normalisation(metadata["mean"], metadata["std"])
         network.size = metadata.get("size", usual_size(network.name))
+        if network.size not in (32, 224):
+            raise ValueError(f"images of size {network.size!r}")
     except UserError:
         raise
     except Exception as error:  # each library raises what it likes
@@ -216,6 +219,13 @@ def load(path: str | Path) -> nn.Module:
         raise UserError(f"{path} is not a file that --export has written with these versions, or is damaged: {reason}"
                         ) from error
     return network.eval()
+
+
+def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+    """Both as they are; ValueError where they are not three numbers each that pixels can be normalised by."""
+    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0:
+        raise ValueError(f"mean {mean!r} and std {std!r} are not three numbers each, std above 0")
+    return mean, std
 
 
 def format_of(path: Path) -> Format:
@@ -265,7 +275,8 @@ def export(path: Path, network: nn.Module, metadata: dict, logits: Callable[[Ten
             file.flush()
             os.fsync(file.fileno())
         worst, scale = difference(load(temporary), logits, batches).tolist()
-        if not worst <= TOLERANCE * scale:  # a NaN is no agreement
+        absolute, relative = TOLERANCE
+        if not worst <= max(absolute, relative * scale):  # a NaN is no agreement
             raise UserError(f"{path} is not written: its logits differ by {worst:.3g} from the run's, which reach "
                             f"{scale:.3g}; please report this")
         os.replace(temporary, path)

@@ -6,10 +6,35 @@
 Every network of ``models.NETWORKS`` is an entry point.
 """
 
-import export as _export
-import models as _models
+import sys as _sys
+from pathlib import Path as _Path
 
-dependencies = ["torch", "torchvision"]
+_HERE = _Path(__file__).resolve().parent
+
+
+def _own_modules():
+    """This project's modules export and models, without a trace in sys.modules: whoever calls torch.hub.load may have
+    a ``models`` or ``utils`` of their own, before or after."""
+    names = {path.stem for path in _HERE.glob("*.py")} | {"models"}
+
+    def of_these_names():
+        return {name: _sys.modules.pop(name) for name in list(_sys.modules) if name.partition(".")[0] in names}
+
+    theirs = of_these_names()
+    _sys.path.insert(0, str(_HERE))
+    try:
+        import export
+        import models
+
+        return export, models
+    finally:
+        _sys.path.remove(str(_HERE))
+        of_these_names()
+        _sys.modules.update(theirs)
+
+
+_export, _models = _own_modules()
+dependencies = ["torch", "torchvision", "numpy"]
 
 
 def okddip(file: str):

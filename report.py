@@ -288,7 +288,7 @@ def flat(g: dict) -> dict:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    p = utils.Parser(__doc__)
+    p = utils.Parser(__doc__, "RUNS ...")
     p.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run folders, or folders that they are in")
     g = p.add_mutually_exclusive_group()
     g.add_argument("--csv", action="store_true", help="print a line for each group instead of tables")

@@ -68,16 +68,17 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         kind = getattr(action.type, "__name__", "")
-        return {"int value": "N", "num_branches": "N", "float value": "X"}.get(kind, "NAME")
+        return {"int": "N", "num_branches": "N", "float": "X"}.get(kind, "NAME")
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line, and --help is read by people."""
 
-    def __init__(self, description: str):
-        """description: the script's docstring, of which --help shows what is not about measured results."""
+    def __init__(self, description: str, operands: str = ""):
+        """description: the script's docstring, of which --help shows what is not about measured results; operands: what
+        it takes besides flags."""
         super().__init__(description=description.partition("\nMeasured")[0].strip(), formatter_class=Help,
-                         usage="%(prog)s [--flag VALUE ...]")
+                         usage=f"%(prog)s {operands} [--flag VALUE ...]".replace("  ", " "))
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n" if parallel.is_main() else None)
@@ -94,7 +95,7 @@ def number(kind: type, low: float, open_end: bool = False, high: float = math.in
             raise argparse.ArgumentTypeError(f"must be at most {high:g}, not {text}")
         return value
 
-    parse.__name__ = f"{kind.__name__} value"
+    parse.__name__ = kind.__name__  # argparse: "invalid int value"
     return parse
 
 

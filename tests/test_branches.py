@@ -132,3 +132,37 @@ def test_every_trunk_and_head_runs_once(method):
         part.register_forward_hook(lambda part, *_: calls.append(part))
     objective(model)
     assert len(calls) == len(parts) and set(map(id, calls)) == set(map(id, parts))
+
+
+def moved_by_its_bias(output, model, i):
+    """d output[0, ..., 0] / d (bias of student i's first class), which moves z_i alone and no feature."""
+    return torch.autograd.grad(output, model.heads[i].fc.bias, retain_graph=True)[0][0]
+
+
+@pytest.mark.parametrize("network_based", [False, True])
+def test_targets_move_with_every_peer(network_based):
+    """d t_a / d z_b = alpha_ab: no target is detached."""
+    torch.manual_seed(0)
+    model = models.OKDDip("resnet8", C, 4, network_based).eval()
+    _, targets, _ = model(IMAGES)
+    _, attention, _ = model.attend(IMAGES)
+    for a in range(3):
+        for b in range(3):
+            assert moved_by_its_bias(targets[0, a, 0], model, b).item() == pytest.approx(attention[0, a, b].item())
+
+
+def test_ones_ensemble_moves_with_every_branch():
+    torch.manual_seed(0)
+    model = models.ONE("resnet8", C, 3).eval()
+    _, ensemble = model(IMAGES)
+    g = model.gate(model.trunks[0](IMAGES))
+    for i in range(3):
+        assert moved_by_its_bias(ensemble[0, 0], model, i).item() == pytest.approx(g[0, i].item())
+
+
+def test_cl_targets_move_with_the_others():
+    model = models.CLILR("resnet8", C, 3).eval()
+    _, targets = model(IMAGES)
+    for a in range(3):
+        moved = [moved_by_its_bias(targets[0, a, 0], model, b).item() for b in range(3)]
+        assert moved == pytest.approx([0 if b == a else 0.5 for b in range(3)])

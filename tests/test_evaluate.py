@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import slow
 import torch
-from conftest import METHODS
+from conftest import METHODS, few_digits
 from PIL import Image
 
 import data_loader
@@ -17,7 +17,9 @@ import engine
 import evaluate
 import models
 import train
+import train_GL
 import utils
+from checkpoint import serialise
 
 
 @pytest.fixture
@@ -72,6 +74,32 @@ def test_a_file_means_that_file(runs, ask, tmp_path):
         assert figures["stu_test_loss"] == record["stu_test_loss"]
 
 
+def test_a_run_means_its_best_epoch(runs, ask, tmp_path):
+    """best.pth, whose weights are others here than last.pth's."""
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "OKDDip" / "resnet8", folder)
+    best = checkpoint(folder / "best.pth")
+    del best["digest"]
+    best["state_dict"]["heads.3.fc.bias"][2] += 100
+    (folder / "best.pth").write_bytes(serialise(best))
+    figures = ask(folder)["figures"]
+    assert figures["stu_test_accPerClass"] == [100 * (c == 2) for c in range(10)]
+    assert ask(folder / "last.pth")["figures"]["stu_test_accPerClass"] != figures["stu_test_accPerClass"]
+
+
+def test_half_precision_is_measured_as_the_run_did(ask, tmp_path, pictures):
+    with few_digits():
+        train_GL.main(["--model", "resnet8", "--dataset", "DIGITS", "--num_epochs", "1", "--batch_size", "64", "--amp",
+                       "bf16", "--device", "cpu", "--save_dir", str(tmp_path)])
+        folder = tmp_path / "DIGITS" / "OKDDip" / "resnet8"
+        figures, record = ask(folder)["figures"], json.loads((folder / "test_best_metrics.json").read_text())
+        answer = ask(folder, "--images", pictures[0][0])["images"][0]["top"]
+    assert record["stu_test_loss"] == figures["stu_test_loss"] and record["attention"] == figures["attention"]
+    assert np.array(record["attention"]).sum(1) == pytest.approx([1] * 3, abs=2e-3)  # each weight has 8 bits
+    logits = [math.log(top["probability"]) for top in answer]
+    assert len(answer) == 5 and logits == sorted(logits, reverse=True)
+
+
 def test_other_figures_by_the_formulas(runs, ask):
     folder = runs / "OKDDip" / "resnet8"
     z, labels = logits_and_labels(folder)
@@ -123,7 +151,7 @@ def test_calibration_within_a_bin_cancels_between_bins_adds():
 
 def test_speed_and_parameters(runs, ask, monkeypatch):
     """The median of what the group takes for a batch, and of what its leader takes, measured in turns."""
-    seconds = {"Network": [9, 2, 1, 4, 2, 2, 2, 2], "OKDDip": [99, 4, 4, 8, 4, 1, 4, 5]}
+    seconds = {"Network": [9, 1, 2, 3, 1, 2, 4, 3], "OKDDip": [99, 5, 2, 4, 6, 3, 5, 4]}
     turns = []
 
     def timed(network, images, autocast):
@@ -134,7 +162,7 @@ def test_speed_and_parameters(runs, ask, monkeypatch):
         patch.setattr(evaluate, "timed", timed)
         speed = ask(runs / "OKDDip" / "resnet8")["speed"]
     assert turns == ["Network", "OKDDip"] * 8
-    assert (speed["deployed"]["images_per_second"], speed["group"]["images_per_second"]) == (16, 8)
+    assert (speed["deployed"]["images_per_second"], speed["group"]["images_per_second"]) == (16, 8)  # 32 in 2 and 4
     assert speed["deployed"]["parameters"] == sum(p.numel() for p in models.create_model("resnet8", 10).parameters())
     assert speed["group"]["parameters"] == sum(p.numel() for p in models.OKDDip("resnet8", 10).parameters())
     alone = ask(runs / "resnet8")["speed"]
@@ -270,6 +298,32 @@ def test_the_classes_are_the_networks(runs, ask, pictures):
                 assert image["top"][0]["class"] == str(p.argmax().item())
 
 
+def test_more_images_than_a_batch(runs, ask, pictures):
+    files, _ = pictures
+    whole, parts = (ask(runs / "OKDDip" / "resnet8", "--images", *files, "--batch_size", size) for size in (128, 2))
+    assert [image["file"] for image in parts["images"]] == [str(file) for file in files]
+    for a, b in zip(whole["images"], parts["images"], strict=True):
+        assert [top["class"] for top in a["top"]] == [top["class"] for top in b["top"]]
+
+
+def test_a_camera_s_orientation_is_heeded(runs, ask, pictures, tmp_path):
+    image = Image.open(pictures[0][0])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its left side
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    upright, turned = ask(runs / "resnet8", "--images", pictures[0][0], tmp_path / "turned.png")["images"]
+    assert upright["top"] == turned["top"]
+
+
+def test_classes_without_names_fit_any(ask, image_folder, tmp_path):
+    """A file exported from a checkpoint of the authors' code, which does not name its classes."""
+    root = image_folder()
+    torch.save({"state_dict": models.create_model("resnet8", 2).state_dict(), "model": "resnet8", "classes": ["0", "1"],
+                "mean": [0.5] * 3, "std": [0.25] * 3}, tmp_path / "unnamed.pth")
+    result = ask(tmp_path / "unnamed.pth", "--data_dir", root)
+    assert result["classes"] == ["blue", "red"] and result["images"] == 14
+
+
 def test_a_group_without_leader_answers_as_one(runs, pictures, capsys):
     evaluate.main([str(runs / "ONE" / "resnet8"), "--images", str(pictures[0][0]), "--top", "3", "--device", "cpu"])
     header, _, file, *tops = capsys.readouterr().out.splitlines()
@@ -304,6 +358,23 @@ def wrong(kind, runs, tmp_path):
         torch.save(models.create_model("resnet14", 10).state_dict(), file)
     elif kind == "there already":
         (tmp_path / "there.onnx").write_text("mine")
+    elif kind.startswith("exported with"):
+        content = {"state_dict": models.create_model("resnet8", 2).state_dict(), "model": "resnet8",
+                   "classes": ["a", "b"], "mean": [0.5] * 3, "std": [0.25] * 3}
+        content |= {"exported with one mean": {"mean": [0.5]}, "exported with std 0": {"std": [0.0, 1.0, 1.0]},
+                    "exported with a size": {"size": "big"}, "exported with NaN": {}}[kind]
+        content["state_dict"]["head.fc.bias"] += math.nan if "NaN" in kind else 0
+        torch.save(content, file)
+        Image.new("RGB", (32, 32)).save(tmp_path / "black.png")
+    elif kind in ("unknown method", "unknown data"):
+        content = checkpoint(group / "best.pth")
+        del content["digest"]
+        content["flags"] |= {"method": "Mean"} if kind == "unknown method" else {"dataset": "SVHN"}
+        file.write_bytes(serialise(content))
+    elif kind == "bare group":
+        torch.save(models.ONE("resnet8", 10, 4).state_dict(), file)
+    elif kind == "float image":
+        Image.fromarray(np.random.default_rng(0).random((32, 32), dtype=np.float32)).save(tmp_path / "float.tiff")
     elif kind == "exported":
         evaluate.main([str(runs / "resnet8"), "--export", str(file)])
     return {
@@ -319,6 +390,15 @@ def wrong(kind, runs, tmp_path):
         "not an image": [group, "--images", tmp_path / "broken.png"],
         "no image": [group, "--images", tmp_path / "none.png"],
         "other network": [file, "--model", "resnet8"],
+        "the run itself": [group, "--branch", "0", "--export", group / "best.pth", "--overwrite"],
+        "exported with one mean": [file, "--images", tmp_path / "black.png"],
+        "exported with std 0": [file, "--images", tmp_path / "black.png"],
+        "exported with a size": [file, "--images", tmp_path / "black.png"],
+        "exported with NaN": [file, "--images", tmp_path / "black.png"],
+        "unknown method": [file],
+        "unknown data": [file],
+        "bare group": [file, "--model", "resnet8"],
+        "float image": [group, "--images", tmp_path / "float.tiff"],
         "says what it is": [group, "--model", "resnet14"],
         "other data": [group, "--dataset", "imagenet"],
         "exported": [file],
@@ -327,6 +407,10 @@ def wrong(kind, runs, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "said"), [
+    ("the run itself", "belongs to a run"), ("exported with one mean", "mean.*are not three numbers"),
+    ("exported with std 0", "std above 0"), ("exported with a size", "images of size 'big'"),
+    ("exported with NaN", "not a number"), ("unknown method", "SCRIPTS"), ("unknown data", "no data set.*SVHN"),
+    ("bare group", "bare weights of a group"), ("float image", "floating-point"),
     ("missing", "there is no checkpoint at .*nothing"), ("folder without a run", "no checkpoint at .*best.pth"),
     ("damaged", "file.pth is damaged|file.pth is not a checkpoint"), ("unknown ending", r"x.tflite .*\.safetensors"),
     ("no such folder", "no is not a folder"), ("there already", "there.onnx is there already.*--overwrite"),

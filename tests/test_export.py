@@ -160,8 +160,8 @@ def test_files_without_weights_are_not_exported(files, tmp_path):
 def test_what_is_said(runs, tmp_path, capsys):
     exported(runs / "OKDDip" / "resnet8", tmp_path / "leader.pth")
     said = capsys.readouterr().out
-    assert re.fullmatch(r".*leader.pth: leader of .*best.pth, resnet8, [\d,]+ bytes; its logits differ from the run's "
-                        r"by at most \d\.\de[-+]\d\d\n", said)
+    assert re.fullmatch(r".*leader.pth: leader of .*best.pth, resnet8, [\d,]+ bytes; logits on random and test images "
+                        r"differ from the run's by at most \d\.\de[-+]\d\d\n", said)
     network = torch.load(tmp_path / "leader.pth", weights_only=True)
     assert network.keys() == {"state_dict", "model", "classes", "mean", "std"}
     assert all(value.is_contiguous() for value in network["state_dict"].values())
@@ -266,6 +266,18 @@ def test_training_imports_none_of_it():
     code = "import sys, train_GL, run; print({'onnx', 'onnxruntime', 'safetensors', 'export'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_what_is_compared(runs, image_folder, tmp_path):
+    """Random images, and the run's own test images where they are at hand."""
+    subject = evaluate.read(evaluate.parse_args([str(runs / "resnet8")]))
+    noise, one, real = evaluate.check_batches(subject)
+    assert len(noise) == 5 and len(one) == 1
+    digits = torch.from_numpy(data_loader.digits("").test.images)
+    normalised = data_loader.Normalise(subject.mean, subject.std, torch.device("cpu"))(digits)
+    assert all((normalised == image).flatten(1).all(1).any() for image in real)
+    subject.flags.dataset, subject.flags.data_dir = "folder", str(tmp_path / "nowhere")
+    assert len(evaluate.check_batches(subject)) == 2
 
 
 def test_the_check_sees_real_images(image_folder, tmp_path):

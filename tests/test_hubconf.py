@@ -28,6 +28,19 @@ def test_networks(name, options):
     assert network.state_dict().keys() == models.create_model(name, 10).state_dict().keys()
 
 
+@pytest.mark.parametrize("first", ["theirs", "ours"])
+def test_modules_of_the_same_names(first, tmp_path):
+    """A user's own models, export and utils stay what they are, whichever comes first."""
+    for name in ("models", "export", "utils"):
+        (tmp_path / f"{name}.py").write_text("MINE = True")
+    theirs = "import models, export, utils; assert models.MINE and export.MINE and utils.MINE"
+    ours = f"network = torch.hub.load({str(ROOT)!r}, 'resnet8', source='local')"
+    code = "\n".join(["import torch", *((theirs, ours) if first == "theirs" else (ours, theirs)), theirs,
+                      "print(network(torch.ones(2, 3, 32, 32)).shape)"])
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "torch.Size([2, 10])\n", done.stderr
+
+
 def test_exported_files(tmp_path):
     network, x = models.create_model("resnet8", 3).eval(), torch.ones(1, 3, 32, 32)
     metadata = export.about("resnet8", ["a", "b", "c"], (0.1, 0.2, 0.3), (1, 2, 3), 32)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import engine
 import models
 import train
 import train_DML
@@ -65,6 +66,22 @@ def test_held_out_images_choose_the_epoch(tmp_path):
     assert json.loads((folder / "summary.json").read_text())["chosen_by"] == "stu_val_accTop1"
     assert (record["stu_val_accTop1"] * 1.37) == pytest.approx(round(record["stu_val_accTop1"] * 1.37), abs=1e-9)
     assert "1300 training and 360 test images" in (folder / "train.log").read_text()
+
+
+def test_the_best_on_held_out_images_need_not_be_the_best_on_test_images(tmp_path, monkeypatch):
+    """Evaluations whose figures a test chooses: held-out images prefer epoch 1, test images epoch 2."""
+    real, figures = engine.evaluate, iter([("val", 90.0), ("test", 50.0), ("val", 80.0), ("test", 60.0)])
+
+    def evaluate(method, model, loader, phase, *args):
+        expected, value = next(figures)
+        assert phase == expected
+        return real(method, model, loader, phase, *args) | {f"stu_{phase}_accTop1": value}
+
+    monkeypatch.setattr(engine, "evaluate", evaluate)
+    train_GL.main([*TINY, "--save_dir", str(tmp_path), "--val_size", "137", "--num_epochs", "2"])
+    summary = json.loads((tmp_path / "DIGITS" / "OKDDip" / "resnet8" / "summary.json").read_text())
+    assert summary["best"]["epoch"] == 1 and summary["best"]["stu_test_accTop1"] == 50
+    assert summary["last"]["epoch"] == 2 and summary["last"]["stu_test_accTop1"] == 60
 
 
 def test_attention_and_diversity_are_drawn(tmp_path):

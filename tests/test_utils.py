@@ -89,7 +89,7 @@ def test_original_flags_and_defaults(name):
         name, getattr(MAIN[name], "parse_args", None))([])
     expected = {"model": "resnet32", "dataset": "CIFAR10", "num_epochs": 300, "batch_size": 128, "lr": 0.1, "wd": 5e-4,
                 "dropout": 0, "efficient": False, "resume": None, "version": "V0", "num_workers": 8, "gpu_id": 0,
-                "seed": 0, "data_dir": "./Data", "save_dir": "."}
+                "seed": 0, "data_dir": "./Data", "save_dir": ".", "schedule": None}
     if name != "train":
         expected |= {"loss": "KL", "temperature": 3.0}
     if name in ("train_GL", "train_one"):
@@ -99,6 +99,15 @@ def test_original_flags_and_defaults(name):
     if name == "train_kd":
         expected |= {"T_model": "resnet110", "alpha": 1.0}
     assert {key: getattr(parsed, key) for key in expected} == expected
+
+
+def test_every_flag_is_read():
+    """As args.<flag> somewhere, in the method's script or in what all of them share."""
+    shared = "".join((ROOT / f"{name}.py").read_text() for name in ("utils", "run", "engine"))
+    for name in MAIN:
+        text = shared + (ROOT / f"{name}.py").read_text()
+        argv = MAIN[name].parse_args([]) if name != "train" else utils.parse(utils.Parser(""), [])
+        assert [flag for flag in vars(argv) if not re.search(rf"\bargs\.{flag}\b", text)] == []
 
 
 @pytest.mark.parametrize("name", MAIN)
