@@ -42,6 +42,9 @@ def test_everything_else_is_named_and_nothing_is_fatal(tmp_path):
     (listed / "parameters.json").write_text("[1, 2]")
     (figureless / "parameters.json").write_text((good / "parameters.json").read_text())
     (binary / "parameters.json").write_bytes(b"\xff\xfe\x00")
+    nan = made_up.run(tmp_path, "ONE", 3, [30.0, float("nan")])
+    varying = made_up.run(tmp_path, "ONE", 4, [30.0, {"mean_test_accTop1": 70.0, "attention": [[1.0]]}])
+    longer = made_up.run(tmp_path, "ONE", 5, [30.0, 20.0, 10.0], num_epochs=2)
     empty = tmp_path / "empty"
     empty.mkdir()
 
@@ -49,11 +52,13 @@ def test_everything_else_is_named_and_nothing_is_fatal(tmp_path):
     assert [found.folder for found in runs] == [good]
     for folder, reason in [(unfinished, "2 of 300 epochs"), (gap, "epochs"), (foreign, "not a run's of this project"),
                            (lonely, "no parameters.json"), (broken, "not a run's"), (listed, "not a run's"),
-                           (figureless, "no top-1"), (binary, "not a run's"), (empty, "holds no run"),
+                           (figureless, "no test_accTop1"), (nan, "not a number from 0"),
+                           (varying, "not all of them the same"), (longer, "3 of 2 epochs"),
+                           (binary, "not a run's"), (empty, "holds no run"),
                            (tmp_path / "nowhere", "does not exist")]:
         (note,) = [note for note in notes if note.startswith(f"{folder} ")]
         assert reason in note
-    assert len(notes) == 10
+    assert len(notes) == 13
 
 
 @pytest.mark.parametrize("flag, value", [("length", 2.0), ("num_epochs", 3), ("dropout", 0.5), ("amp", "bf16"),
