@@ -174,7 +174,7 @@ def hold_out(split: Split, size: int, seed: int) -> tuple[Split, Split]:
 def read(path: bytes) -> Image.Image:
     """An image file -> RGB image; UserError naming it where it does not decode."""
     try:
-        with Image.open(path) as image:
+        with Image.open(os.fsdecode(path)) as image:
             image = ImageOps.exif_transpose(image)  # cameras do not turn the pixels
             if image.mode == "F":
                 raise ValueError("its pixels are floating-point numbers of unknown range, save it with 8 bits")

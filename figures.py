@@ -99,6 +99,7 @@ def curve(g: Group, name: str, error: bool = False) -> np.ndarray:
 def band(ax: Axes, x: Iterable, values: np.ndarray, colour: str, line: object, label: str, marker: str = "") -> None:
     """The mean over seeds of values [seeds, len(x)]; where there are several, within a standard deviation's band."""
     mean = values.mean(0)
+    marker = marker or ("." if len(mean) == 1 else "")  # a line through one point is nothing
     ax.plot(x, mean, color=colour, linestyle=line, marker=marker, label=label, markevery=max(1, len(mean) // 12))
     if len(values) > 1:
         deviation = values.std(0, ddof=1)

@@ -59,14 +59,14 @@ line() {
     [ "${branches:-4}" = 4 ] || script="$script --num_branches $branches"
     version=seed$seed
     [ "${branches:-4}" = 4 ] || version=m${branches}_$version
-    echo "python $script --model $model --dataset $dataset${EPOCHS:+ --num_epochs $EPOCHS}${recipe:-} --seed $seed" \
-        "--version $version$(quote --data_dir "$DATA_DIR" --save_dir "$SAVE_DIR") --resume auto$passed_on"
+    what="--model $model --dataset $dataset${EPOCHS:+ --num_epochs $EPOCHS}${recipe:-} --seed $seed --version $version"
+    printf '%s\n' "python $script $what$(quote --data_dir "$DATA_DIR" --save_dir "$SAVE_DIR") --resume auto$passed_on"
 }
 
 # execute LINES: print them, or become what runs them, so that a signal to the script reaches it
 execute() {
     if [ -n "${DRY_RUN:-}" ]; then
-        echo "$1"
+        printf '%s\n' "$1"
     else
         exec "${PYTHON:-python}" scripts/run_all.py ${GPUS:+--gpus $GPUS} <<LINES
 $1
