@@ -142,6 +142,7 @@ def refuse_other(path: Path, args: Namespace, **known: str) -> None:
 
 
 def image_size(dataset: str) -> int:
+    """Height and width of a data set's images."""
     return 224 if dataset == "imagenet" else 32
 
 
@@ -259,6 +260,7 @@ def plain_network(subject: Subject, row: str) -> nn.Module:
 
 
 def device_of(subject: Subject, args: Namespace) -> torch.device:
+    """Where it computes; what is not PyTorch's own, on the CPU."""
     return torch.device("cpu") if isinstance(subject.model, export.Foreign) else utils.pick_device(args)
 
 
@@ -376,6 +378,7 @@ def timed(network: nn.Module, images: Tensor, precision: torch.autocast) -> floa
 
 
 def parameters(network: nn.Module, subject: Subject) -> int:
+    """How many weights a network has."""
     if isinstance(network, export.Foreign):  # which keeps them to itself
         network = models.create_model(network.name, subject.num_classes)
     return sum(p.numel() for p in network.parameters())
@@ -420,6 +423,7 @@ def class_lines(result: dict) -> list[str]:
 
 
 def speed_lines(result: dict) -> list[str]:
+    """images/s and parameters as text."""
     speed, row = dict(result["speed"]), result["deployed"]
     title = f"in batches of {speed.pop('batch_size')}"
     names = {"deployed": "one student" if row is None else result["rows"][row], "group": "the group"}
@@ -501,6 +505,7 @@ def said(result: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Measure, export or ask, and print; UserError where the file, the data or a flag is wrong."""
     args = parse_args(argv)
     if parallel.world_size() > 1:
         raise UserError("evaluate.py works in one process: start it without torchrun")

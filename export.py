@@ -38,6 +38,7 @@ TOLERANCE = 1e-4, 5e-6  # largest difference of two logits: absolute, or in rela
 
 
 def usual_size(model: str) -> int:
+    """Height and width of the images that a network of ``models.NETWORKS`` is made for."""
     return 224 if model in LARGE else 32
 
 
@@ -61,10 +62,12 @@ def need(*packages: str) -> list[ModuleType]:
 
 
 def as_strings(metadata: dict) -> dict[str, str]:
+    """Metadata for formats that know strings alone: lists as JSON."""
     return {name: value if name == "model" else json.dumps(value) for name, value in metadata.items()}
 
 
 def from_strings(strings: dict[str, str]) -> dict:
+    """What ``as_strings`` was given; other entries are not ours."""
     return {name: value if name == "model" else json.loads(value) for name, value in strings.items()
             if name in ("model", "classes", "mean", "std", "size")}
 
@@ -88,23 +91,27 @@ class Foreign(nn.Module):
 
 
 def write_pth(network: nn.Module, metadata: dict) -> bytes:
+    """A dictionary of the weights and the metadata."""
     buffer = io.BytesIO()
     torch.save({"state_dict": network.state_dict(), **metadata}, buffer)
     return buffer.getvalue()
 
 
 def read_pth(path: Path) -> tuple[nn.Module, dict]:
+    """-> network, metadata of a .pth file."""
     content = load_checkpoint(path)
     weights = content.pop("state_dict")
     return rebuild(weights, content), content
 
 
 def write_safetensors(network: nn.Module, metadata: dict) -> bytes:
+    """The weights, and the metadata as strings."""
     (library,) = need("safetensors.torch")
     return library.save(network.state_dict(), as_strings(metadata))
 
 
 def read_safetensors(path: Path) -> tuple[nn.Module, dict]:
+    """-> network, metadata of a .safetensors file."""
     (library,) = need("safetensors")
     with library.safe_open(path, "pt") as file:
         metadata = from_strings(file.metadata())
@@ -130,6 +137,7 @@ def quiet() -> Iterator[None]:
 
 
 def write_onnx(network: nn.Module, metadata: dict) -> bytes:
+    """A graph from "images" to "logits", for any batch size."""
     need("onnx", "onnxscript", "onnxruntime")
     if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
         raise UserError(f".onnx files need a newer torch than {torch.__version__}: pip install --upgrade torch")
@@ -146,6 +154,7 @@ def write_onnx(network: nn.Module, metadata: dict) -> bytes:
 
 
 def read_onnx(path: Path) -> tuple[nn.Module, dict]:
+    """-> network, metadata of an .onnx file; onnxruntime computes it."""
     (library,) = need("onnxruntime")
     options = library.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -158,6 +167,7 @@ def read_onnx(path: Path) -> tuple[nn.Module, dict]:
 
 
 def write_pt2(network: nn.Module, metadata: dict) -> bytes:
+    """torch.export's program, for any batch size."""
     images, shapes = example(metadata)
     buffer = io.BytesIO()
     with quiet():
@@ -169,6 +179,7 @@ def write_pt2(network: nn.Module, metadata: dict) -> bytes:
 
 
 def read_pt2(path: Path) -> tuple[nn.Module, dict]:
+    """-> network, metadata of a .pt2 file."""
     extra = {"metadata.json": ""}
     with quiet():
         network = torch.export.load(path, extra_files=extra).module()

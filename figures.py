@@ -107,6 +107,7 @@ def band(ax: Axes, x: Iterable, values: np.ndarray, colour: str, line: object, l
 
 
 def epochs_of(g: Group) -> range:
+    """1, 2, ... as the axis shows them."""
     return range(1, g.flags["num_epochs"] + 1)
 
 
@@ -215,6 +216,7 @@ def attention(g: Group, shown: int = 5) -> Figure | None:
 
 
 def png(figure: Figure) -> bytes:
+    """A figure as a file's content."""
     FigureCanvasAgg(figure)
     file = io.BytesIO()
     figure.savefig(file, format="png")

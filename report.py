@@ -76,6 +76,7 @@ def paper_table(name: str, layout: dict, groups: list[Group]) -> dict:
 
 
 def without(mapping: dict, *names: str) -> dict:
+    """The mapping but for these names."""
     return {name: value for name, value in mapping.items() if name not in names}
 
 
@@ -134,6 +135,7 @@ well as the code."""
 
 
 def number(mean: float, deviation: float | None, n: int | None = None, digits: int = 2) -> str:
+    """"mean ± deviation (n)", what is None left out."""
     text = f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
     return text if n is None else f"{text} ({n})"
 
@@ -177,6 +179,7 @@ def table_blocks(table: dict) -> list[Block]:
 
 
 def besides_in_words(g: dict) -> list[str]:
+    """The cells of BESIDES."""
     return [number(*g["besides"][name], digits=3 if name == "dist" else 2) if name in g["besides"] else "–"
             for name in BESIDES]
 
@@ -198,6 +201,7 @@ def difference(g: dict, groups: list[dict]) -> str:
 
 
 def seeds_in_words(g: dict) -> str:
+    """A group's seeds and the best epoch of each."""
     seeds, epochs = (" ".join(map(str, g[name])) for name in ("seeds", "best_epochs"))
     return f"seeds {seeds}; best epochs {epochs}"
 
@@ -253,6 +257,7 @@ def element(block: Block) -> str:
 
 
 def cell_text(text: str) -> str:
+    """A cell as HTML; ``<br>`` stays a line break."""
     return escape(text).replace("&lt;br&gt;", "<br>")
 
 
@@ -276,6 +281,7 @@ def as_csv(report: list[dict]) -> str:
 
 
 def flat(g: dict) -> dict:
+    """A group as cells of a CSV line."""
     if not g["n"]:
         return g
     lists = {name: " ".join(map(str, g[name])) for name in ("seeds", "best_epochs")}
@@ -288,6 +294,7 @@ def flat(g: dict) -> dict:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The flags; exit code 2 with one line where they are wrong."""
     p = utils.Parser(__doc__, "RUNS ...")
     p.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run folders, or folders that they are in")
     g = p.add_mutually_exclusive_group()
@@ -299,6 +306,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Print the report and write its files; UserError where there is no run."""
     args = parse_args(argv)
     runs, notes = find_runs(args.runs)
     groups, more_notes = group(runs)

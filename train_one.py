@@ -48,6 +48,7 @@ def parse_args(argv: list[str] | None):
 
 
 def method_name(args) -> str:
+    """The folder of the method's runs."""
     name = "Ind" if args.ind else "CL-ILR" if args.bpscale else "CL" if args.avg else "ONE"
     return f"{name}-N" if args.MulStu else name
 

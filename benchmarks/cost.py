@@ -88,6 +88,7 @@ def forward(model: str, classes: int, size: int) -> float:
 
 
 def main() -> None:
+    """Print the table."""
     p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     p.add_argument("scripts", nargs="*", default=SCRIPTS, metavar="SCRIPT", help=f"{', '.join(SCRIPTS)} (default: all)")
     p.add_argument("--tflops", type=float, default=2.0, help="10^12 operations that a GPU sustains in a second")

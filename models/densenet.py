@@ -141,6 +141,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def architecture(layers: int) -> Architecture:
+    """``layers`` in each of three dense blocks."""
     return Architecture(
         trunk=partial(Trunk, layers),
         head=partial(Head, layers),

@@ -45,6 +45,7 @@ class Head(nn.Module):
 
 
 def architecture(build: Callable[..., ResNet]) -> Architecture:
+    """torchvision's network that ``build`` makes."""
     return Architecture(
         trunk=partial(Trunk, build),
         head=partial(Head, build),

@@ -29,6 +29,7 @@ def find(name: str, *, dropout: float = 0.0, efficient: bool = False) -> Archite
 
 
 def has_option(architecture: Architecture, option: str) -> bool:
+    """Whether its trunk or head takes the option."""
     return option in architecture.trunk_options + architecture.head_options
 
 

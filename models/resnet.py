@@ -13,10 +13,12 @@ from .architecture import Architecture, BatchNorm
 
 
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """[B, in, H, W] -> [B, out, H/stride, W/stride], no bias."""
     return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """The same, padded by 1."""
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
 
 
@@ -79,6 +81,7 @@ def stage(block, in_channels: int, channels: int, blocks: int, stride: int) -> n
 
 
 def expansion(block) -> int:
+    """How many times wider than its stage a block's output is."""
     return getattr(block, "func", block).expansion
 
 
@@ -121,6 +124,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def architecture(block, blocks: int) -> Architecture:
+    """``blocks`` of one kind in each of three stages."""
     return Architecture(
         trunk=partial(Trunk, block, blocks),
         head=partial(Head, block, blocks),

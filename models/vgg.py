@@ -16,6 +16,7 @@ WIDTH = 512  # channels of the last two stages, units of the classifier
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """[B, in, H, W] -> [B, out, H, W], with a bias."""
     return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
 
@@ -84,6 +85,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def architecture(convolutions: int) -> Architecture:
+    """``convolutions`` in each of the last three stages."""
     return Architecture(
         trunk=partial(Trunk, convolutions),
         head=partial(Head, convolutions),

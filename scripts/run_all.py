@@ -36,6 +36,7 @@ class Queue:
                 worker.join(0.2)  # so that the main thread can take signals
 
     def work(self, gpu: str | None) -> None:
+        """Run what is waiting, one after another."""
         while process := self.start_next(gpu):
             _, said = process.communicate()
             with self.change:
@@ -48,6 +49,7 @@ class Queue:
                           file=sys.stderr, flush=True)
 
     def start_next(self, gpu: str | None) -> subprocess.Popen | None:
+        """-> the next command's process; None where there is none, or no use in it."""
         with self.change:
             if not self.waiting or self.stopped_by or (self.failed and not self.succeeded):
                 return None
@@ -62,6 +64,7 @@ class Queue:
             return process
 
     def stop(self, number: int, frame: object) -> None:
+        """A signal's handler: nothing starts any more, and what runs is told."""
         with self.change:
             self.stopped_by = number
             for process in self.running:
@@ -69,6 +72,7 @@ class Queue:
 
 
 def main() -> None:
+    """Exit code 0 where all runs are complete, 1 where some failed, 128 + the signal after one."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--gpus", nargs="+", default=[], help="which GPUs")
     gpus = parser.parse_args().gpus
