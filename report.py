@@ -12,6 +12,7 @@ import base64
 import csv
 import io
 import json
+import re
 import statistics
 import sys
 from collections.abc import Mapping
@@ -60,8 +61,8 @@ def besides(g: Group) -> dict[str, list]:
     return {name: mean_and_deviation(values) for name, values in (errors | diversity).items()}
 
 
-def paper_table(name: str, layout: dict, groups: list[Group]) -> dict:
-    """One of published.json's tables, its cells filled from ``groups``."""
+def paper_table(name: str, layout: dict, groups: list[Group], usual: dict) -> dict:
+    """One of published.json's tables, its cells filled from ``groups``. usual: the method's flags behind it."""
     rows = []
     for row in layout["rows"]:
         cells = []
@@ -70,6 +71,8 @@ def paper_table(name: str, layout: dict, groups: list[Group]) -> dict:
                       **without(column, "name", "measured")}
             found = [g for g in groups if g.matches(wanted)]
             cells.append(cell(found, column.get("measured"), published))
+            for g in cells[-1]["groups"]:
+                g["unusual"] = [flag for flag, value in usual.items() if g["flags"].get(flag, value) != value]
         rows.append({"name": row["name"], "cells": cells, "others": row.get("others", [])})
     return {"name": name, "title": layout["title"], "note": layout.get("note", ""),
             "columns": [column["name"] for column in layout["columns"]], "rows": rows}
@@ -88,14 +91,18 @@ def other_table(groups: list[Group]) -> dict:
 
     also = sorted({g.flags["method"] for g in groups} - METHODS.keys())
     columns = {method: METHODS.get(method, method) for method in (*METHODS, *also)}
-    names = sorted({row_name(g) for g in groups}, key=lambda name: [int(n) if n.isdigit() else n
-                                                                    for n in name.replace(",", "-").split("-")])
+    names = sorted({row_name(g) for g in groups}, key=by_number)
     rows = [{"name": name, "others": [], "cells": [
         cell([g for g in groups if row_name(g) == name and g.flags["method"] == method], None, None)
         for method in columns]} for name in names]
     flags = groups[0].flags
     return {"name": "", "title": f"{flags['dataset']} ({len(flags['classes'])} classes)", "note": "",
             "columns": list(columns.values()), "rows": rows}
+
+
+def by_number(name: str) -> list[str | int]:
+    """A key that puts ResNet-8 before ResNet-20."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def sections(groups: list[Group], published: dict) -> list[dict]:
@@ -105,7 +112,7 @@ def sections(groups: list[Group], published: dict) -> list[dict]:
     for same_recipe in by(groups, RECIPE):
         tables, shown = [], set()
         for name, layout in published["tables"].items():
-            table = paper_table(name, layout, same_recipe)
+            table = paper_table(name, layout, same_recipe, published["method"])
             runs = runs_of(table)
             if not runs <= shown:
                 tables.append(table)
@@ -185,19 +192,16 @@ def besides_in_words(g: dict) -> list[str]:
 
 
 def groups_in_words(c: dict, epoch: str) -> str:
-    """A cell's line: usually one number; several, with the flags that tell them apart, where flags differ."""
-    if not c["groups"]:
-        return "not run"
-    several = len(c["groups"]) > 1
-    return "<br>".join(number(*g[epoch], g["n"]) + (f" [{difference(g, c['groups'])}]" if several else "")
-                       for g in c["groups"])
+    """A cell's line: a number for each group, with the flags that tell it from another or from the paper's."""
+    return "<br>".join(number(*g[epoch], g["n"]) + flags_in_words(g, c["groups"]) for g in c["groups"]) or "not run"
 
 
-def difference(g: dict, groups: list[dict]) -> str:
-    """The flags in which one of a cell's groups differs from another."""
+def flags_in_words(g: dict, groups: list[dict]) -> str:
+    """The flags in which one of a cell's groups differs from another, or from what the paper's methods have."""
     names = {name for other in groups for name in (*g["flags"], *other["flags"])
-             if g["flags"].get(name) != other["flags"].get(name)}
-    return ", ".join(f"{name} {g['flags'].get(name)}" for name in sorted(names))
+             if g["flags"].get(name) != other["flags"].get(name)}.union(g.get("unusual", []))
+    words = ", ".join(f"{name} {g['flags'].get(name)}" for name in sorted(names))
+    return words and f" [{words}]"
 
 
 def seeds_in_words(g: dict) -> str:

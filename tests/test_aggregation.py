@@ -103,9 +103,9 @@ def test_gate_is_a_distribution_over_branches():
         pooled = [sum(sum(row) for row in channel) / 16 for channel in x[b].tolist()]
         scores = []
         for i in range(3):
-            s = sum(w * v for w, v in zip(gate.linear.weight[i].tolist(), pooled, strict=True)) + gate.linear.bias[i]
-            s = (s - gate.norm.running_mean[i]) / math.sqrt(gate.norm.running_var[i] + gate.norm.eps)
-            scores.append(math.exp(max(0.0, float(s))))
+            s = sum(w * v for w, v in zip(gate.linear.weight[i].tolist(), pooled, strict=True))
+            s += gate.linear.bias[i].item() - gate.norm.running_mean[i].item()
+            scores.append(math.exp(max(0.0, s / math.sqrt(gate.norm.running_var[i] + gate.norm.eps))))
         assert g[b].tolist() == pytest.approx([s / sum(scores) for s in scores], rel=1e-10)
 
 

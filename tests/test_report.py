@@ -99,6 +99,20 @@ def test_one_cell_two_recipes_of_the_method(tmp_path, printed):
         "30.00 (1) [length 2.0]<br>31.00 (1) [length 80.0]")
 
 
+def test_flags_that_the_paper_did_not_have_are_told(tmp_path, printed):
+    made_up.run(tmp_path, "OKDDip", 0, [30.0], alpha=0.5, temperature=3.0)
+    cells = table(printed(tmp_path), "Table 2")
+    assert cells["ResNet-32", "best epoch"]["OKDDip-B"] == "30.00 (1) [alpha 0.5]"
+
+
+def test_networks_of_any_name_are_sorted(tmp_path, printed):
+    names = ["my-net-a", "my-net-3", "resnet8", "tiny"]
+    for name in names:
+        made_up.run(tmp_path, "ONE", 0, [30.0], model=name)
+    cells = table(printed(tmp_path), "CIFAR100 (2 classes)")
+    assert {row for row, _ in cells} == {"my-net-a", "my-net-3", "ResNet-8", "tiny"}
+
+
 def test_another_recipe_is_another_section(tmp_path, printed):
     made_up.run(tmp_path, "ONE", 0, [30.0])
     made_up.run(tmp_path, "DML", 0, [40.0], batch_size=64)
