@@ -63,9 +63,9 @@ def kill_and_compare(method, workers, images, teacher, root, kills, seed=0):
         training = Training(script, argv, root, slow_disk=True)
         training.until(lambda: epochs(folders[1]) >= kill)  # noqa: B023
         time.sleep(rng.uniform(0, epoch))
-        amid_save += any(file.stat().st_mtime > training.started for file in folders[1].glob("*.tmp"))
         training.signal(signal.SIGKILL)
         assert training.wait() == -signal.SIGKILL, "killed after it had finished"
+        amid_save += any(file.stat().st_mtime > training.started for file in folders[1].glob("*.tmp"))
         assert kill <= epochs(folders[1]) < num_epochs
     last = Training(script, argv, root)
     assert last.wait(60 + 30 * num_epochs) == 0, last.said()
