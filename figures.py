@@ -1,7 +1,7 @@
 """The pictures of report.py: learning curves, diversity, group size, attention.
 
-Colours are Okabe and Ito's, which the colour-blind can tell apart; line styles and markers say the same in grey. A band
-is the mean over seeds +- their standard deviation.
+Colours are Okabe and Ito's (the yellow darker), which the colour-blind can tell apart; line styles and markers say the
+same in grey. A band is the mean over seeds +- their standard deviation.
 """
 
 import io
@@ -23,7 +23,8 @@ STYLES = {  # of a method, the same in every figure: colour, line, marker
     "baseline": (BLACK, ":", ""), "KD": (YELLOW, (0, (1, 1)), "P"), "Ind": (BLACK, "-", "x"),
     "DML": (PURPLE, "--", "s"), "CL-ILR": (GREEN, "-.", "^"), "ONE": (ORANGE, "--", "D"),
     "OKDDip-N": (SKY, "-", "v"), "OKDDip": (BLUE, "-", "o")}
-OTHER_STYLES = [(RED, line, marker) for line, marker in (("-", "*"), ("--", "p"), ("-.", "h"), (":", "<"), ("-", ">"))]
+OTHER_STYLES = [(RED, "-", "*"), (PURPLE, "-.", "p"), (GREEN, "--", "h"), (ORANGE, ":", "<"), (SKY, "--", ">"),
+                (BLACK, "--", "8"), (YELLOW, "-.", "d"), (RED, ":", "X")]
 ROWS = {  # of a group's learning curves: what it is called, colour, line
     "stu_": ("leader", BLUE, "-"), "mean_": ("mean of the students", ORANGE, "--"), "": ("ensemble", GREEN, "-."),
     "gate_": ("gated ensemble", PURPLE, (0, (1, 1)))}
@@ -50,7 +51,8 @@ def draw_all(groups: list[Group]) -> dict[str, Picture]:
         for same in by(groups, (*RECIPE, *DATA, "model")):
             same = sorted(same, key=order)
             flags = same[0].flags
-            four = [g for g in same if g.flags.get("num_branches", 4) == 4] or same
+            sizes = {(g.flags["method"], g.flags.get("num_branches", 4)) for g in same}
+            four = [g for g in same if g.flags.get("num_branches", 4) == 4 or (g.flags["method"], 4) not in sizes]
             add("curves", flags, "Learning curves", learning_curves(four))
             add("diversity", flags, "Diversity (the paper's Figure 4)", diversity(four))
             add("group_size", flags, "Error against group size (the paper's Figure 3)", group_size(same))
@@ -189,7 +191,7 @@ def group_size(groups: list[Group]) -> Figure | None:
 def attention(g: Group, shown: int = 5) -> Figure | None:
     """The attention matrix, its mean over the test images, at some epochs of the first seed; and over all epochs and
     seeds, how much a peer attends to itself."""
-    if any("attention" not in record for run in g.runs for record in run.history):
+    if not all(record.get("attention") for run in g.runs for record in run.history):
         return None
     last = g.flags["num_epochs"]
     chosen = sorted({round(1 + i * (last - 1) / max(1, shown - 1)) for i in range(shown)})

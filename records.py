@@ -9,7 +9,10 @@ from errors import UserError
 from run import FREE_FLAGS
 
 # What may differ within a group: the seed, where a run is and how it was started, and what follows from the rest.
-WITHIN = (FREE_FLAGS - {"num_epochs"}) | {"seed", "command", "environment", "starts", "weights", "schedule"}
+# choose_E: the best epoch is found here, for each table its own.
+WITHIN = (FREE_FLAGS - {"num_epochs"}) | {"seed", "command", "environment", "starts", "weights", "schedule", "choose_E"}
+TYPES = {"num_epochs": int, "seed": int, "batch_size": int, "lr": int | float, "wd": int | float, "val_size": int,
+         "milestones": list, "classes": list, "model": str, "method": str, "dataset": str, "command": str}
 DATA = ("dataset", "classes", "mean", "std")
 RECIPE = ("num_epochs", "batch_size", "lr", "milestones", "wd", "val_size", "amp", "compile", "tf32", "sync_bn")
 CELL = ("model", "method", "num_branches")
@@ -60,7 +63,9 @@ def read_run(folder: Path) -> Recorded:
     try:
         flags = json.loads((folder / "parameters.json").read_text())
         history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        needed = [flags[name] for name in (*DATA, *RECIPE, "model", "method", "seed")]
+        wrong = [name for name in (*DATA, *RECIPE, *TYPES) if not isinstance(flags[name], TYPES.get(name, object))]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {flags[wrong[0]]!r}")
         epochs = [record["epoch"] for record in history]
     except FileNotFoundError as error:
         raise UserError(f"{folder} is left out: it has no {Path(error.filename).name}") from error
@@ -68,10 +73,11 @@ def read_run(folder: Path) -> Recorded:
         raise UserError(f"{folder} is left out: its records are not a run's of this project "
                         f"({type(error).__name__}: {error})") from error
     planned = flags["num_epochs"]
-    if epochs != list(range(1, planned + 1)) or not needed:
+    if epochs != list(range(1, planned + 1)):
         raise UserError(f"{folder} is left out: it has {len(epochs)} of {planned} epochs, --resume continues it")
     accuracies = [name for name in history[-1] if name.endswith("test_accTop1")]
-    if not accuracies or any(record.keys() != history[-1].keys() for record in history):
+    group_has_no_mean = "num_branches" in flags and "mean_test_accTop1" not in accuracies
+    if not accuracies or group_has_no_mean or any(record.keys() != history[-1].keys() for record in history):
         raise UserError(f"{folder} is left out: its epochs have no test_accTop1, or not all of them the same figures")
     if not all(isinstance(record[name], int | float) and 0 <= record[name] <= 100
                for record in history for name in accuracies):

@@ -37,7 +37,7 @@ DATA = {"CIFAR10": (50_000, 10_000, 10, 32), "CIFAR100": (50_000, 10_000, 100, 3
 def commands(script: str) -> list[str]:
     """The command lines of a script."""
     done = subprocess.run(["sh", ROOT / "scripts" / f"{script}.sh"], check=True, capture_output=True, text=True,
-                          env=os.environ | {"DRY_RUN": "1"})
+                          env={"PATH": os.environ["PATH"], "DRY_RUN": "1"})
     return done.stdout.splitlines()
 
 
@@ -87,10 +87,18 @@ def forward(model: str, classes: int, size: int) -> float:
     return counter.get_total_flops() / 2
 
 
+def known(script: str) -> str:
+    """An argparse type."""
+    if script not in SCRIPTS:
+        raise argparse.ArgumentTypeError(f"unknown script {script!r}")
+    return script
+
+
 def main() -> None:
     """Print the table."""
     p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    p.add_argument("scripts", nargs="*", default=SCRIPTS, metavar="SCRIPT", help=f"{', '.join(SCRIPTS)} (default: all)")
+    p.add_argument("scripts", nargs="*", default=SCRIPTS, metavar="SCRIPT", type=known,
+                   help=f"{', '.join(SCRIPTS)} (default: all)")
     p.add_argument("--tflops", type=float, default=2.0, help="10^12 operations that a GPU sustains in a second")
     args = p.parse_args()
     print(f"| script | runs | of them new | 10^18 operations | GPU hours at {args.tflops:g} * 10^12 / s |\n"

@@ -1,7 +1,8 @@
 """Runs the command lines of its standard input, one at a time or, with --gpus, one at a time on each GPU.
 
-Runs that need a teacher wait for all that do not. One that fails does not stop the others, unless none has succeeded
-before it. SIGINT, SIGTERM and SIGHUP are passed on once: the trainings save their step, and --resume auto continues.
+Runs that need a teacher wait for all that do not, and are not started where the teacher's failed. A run that fails does
+not stop the others, unless none has succeeded before it. SIGINT, SIGTERM and SIGHUP (but under nohup) are passed on as
+SIGTERM: the trainings save their step, and --resume auto continues.
 """
 
 import argparse
@@ -38,6 +39,8 @@ class Queue:
     def work(self, gpu: str | None) -> None:
         """Run what is waiting, one after another."""
         while process := self.start_next(gpu):
+            if isinstance(process, str):  # why it could not be started
+                continue
             _, said = process.communicate()
             with self.change:
                 self.running.discard(process)
@@ -48,18 +51,25 @@ class Queue:
                     print(f"failed with exit code {process.returncode}: {shlex.join(process.args)}\n{said or ''}",
                           file=sys.stderr, flush=True)
 
-    def start_next(self, gpu: str | None) -> subprocess.Popen | None:
-        """-> the next command's process; None where there is none, or no use in it."""
+    def start_next(self, gpu: str | None) -> subprocess.Popen | str | None:
+        """-> the next command's process, a word where it cannot be started; None where there is no other, or no use."""
         with self.change:
             if not self.waiting or self.stopped_by or (self.failed and not self.succeeded):
                 return None
             command = [*self.waiting.popleft(), *(["--gpu_id", gpu] if gpu else [])]
             self.started += 1
-            print(f"[{self.started}/{self.total}] {shlex.join(command)}", flush=True)
             several = len(self.gpus) > 1  # then their lines would be mixed; each has its train.log
-            process = subprocess.Popen(command, text=True, stdin=subprocess.DEVNULL, start_new_session=True,
-                                       stdout=subprocess.DEVNULL if several else None,
-                                       stderr=subprocess.PIPE if several else None)
+            try:
+                if any(flag(command, "--T_model_path") == folder_of(other) for other in self.failed):
+                    raise OSError("its teacher's run has failed")
+                print(f"[{self.started}/{self.total}] {shlex.join(command)}", flush=True)
+                process = subprocess.Popen(command, text=True, stdin=subprocess.DEVNULL, start_new_session=True,
+                                           stdout=subprocess.DEVNULL if several else None,
+                                           stderr=subprocess.PIPE if several else None)
+            except OSError as error:
+                self.failed.append(command)
+                print(f"not started ({error}): {shlex.join(command)}", file=sys.stderr, flush=True)
+                return "not started"
             self.running.add(process)
             return process
 
@@ -69,6 +79,17 @@ class Queue:
             self.stopped_by = number
             for process in self.running:
                 process.send_signal(signal.SIGTERM)
+
+
+def flag(command: list[str], name: str) -> str | None:
+    """The value of a flag."""
+    return command[command.index(name) + 1] if name in command[:-1] else None
+
+
+def folder_of(command: list[str]) -> str:
+    """Where train.py makes the run of a command line."""
+    place = "/".join(flag(command, name) or "" for name in ("--save_dir", "--dataset", "--model"))
+    return f"{place}_{flag(command, '--version')}"
 
 
 def main() -> None:
@@ -81,14 +102,15 @@ def main() -> None:
         command[0] = os.environ.get("PYTHON") or sys.executable
     queue = Queue(commands, gpus)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, queue.stop)
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup's SIGHUP
+            signal.signal(number, queue.stop)
     for taught in (False, True):
         queue.run([command for command in commands if ("--T_model_path" in command) is taught])
     if queue.stopped_by:
         print("stopped: start the script again, and it goes on here", file=sys.stderr)
         sys.exit(128 + queue.stopped_by)
     print(f"{queue.succeeded} of {queue.total} runs are complete")
-    if queue.failed:
+    if queue.succeeded < queue.total:
         sys.exit(f"{len(queue.failed)} runs failed; what is mended runs when the script is started again")
 
 

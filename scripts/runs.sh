@@ -1,7 +1,8 @@
 # Sourced by table*.sh, figure*.sh and study.sh, which say what to train. From the environment:
 #
 #   SEEDS="0 1 2"          seeds of each cell             DATA_DIR=./Data        where the data is
-#   EPOCHS=300             length of the trainings        SAVE_DIR=./runs/paper  where the runs are made
+#   EPOCHS=300             length of the trainings        SAVE_DIR=./runs/paper  where the runs are made; with EPOCHS,
+#                                                                                ./runs/paper_<EPOCHS>_epochs
 #   GPUS="0 1"             one run at a time on each      DRY_RUN=1              print the commands, run nothing
 #   MODELS, DATASETS       other networks, other data     LENGTH=80              epochs of the ramp-up
 #   T_MODEL=resnet110      the teacher                    PYTHON=python          what runs them
@@ -9,8 +10,12 @@
 # Flags given to a script are passed on to every run. Finished runs are passed over and interrupted ones continued, so
 # a script that was stopped is simply started again; runs that tables share are made once.
 set -eu
-cd "$(dirname "$0")/.."
-SEEDS=${SEEDS:-0 1 2} DATA_DIR=${DATA_DIR:-./Data} SAVE_DIR=${SAVE_DIR:-./runs/paper} T_MODEL=${T_MODEL:-resnet110}
+CDPATH='' cd -- "$(dirname "$0")/.." > /dev/null  # where paths that are not absolute begin
+SEEDS=${SEEDS:-0 1 2} DATA_DIR=${DATA_DIR:-./Data} T_MODEL=${T_MODEL:-resnet110}
+# a folder of its own for each length: a short trial would be continued, at its low learning rate, by the full training
+SAVE_DIR=${SAVE_DIR:-./runs/paper${EPOCHS:+_${EPOCHS}_epochs}}
+[ "${DRY_RUN:-}" != 0 ] || DRY_RUN=
+unset branches recipe teacher_seed
 
 # quote WORD...: the words as part of a line that a shell reads back as the same words
 quote() {
@@ -38,7 +43,7 @@ runs() {
 
 line() {
     ramp_up=${LENGTH:+ --length $LENGTH}
-    teacher=$(quote --T_model "$T_MODEL" --T_model_path "$SAVE_DIR/$dataset/${T_MODEL}_seed${T_SEED:-$seed}")
+    teacher=$(quote --T_model "$T_MODEL" --T_model_path "$SAVE_DIR/$dataset/${T_MODEL}_seed${teacher_seed:-$seed}")
     case $method in
         baseline) script=train.py ;;
         KD) script="train_kd.py$teacher" ;;
@@ -50,7 +55,13 @@ line() {
         OKDDip-N) script="train_GL.py --MulStu$ramp_up" ;;
         OKDDip-no_leader) script="train_GL.py --no_leader$ramp_up" ;;
         OKDDip+KD) script="train_GL.py$teacher$ramp_up" ;;
-        OKDDip-*) script="train_GL.py --aggregation ${method#OKDDip-}$ramp_up" ;;
+        OKDDip-random | OKDDip-entropy | OKDDip-mean | OKDDip-symmetric)
+            script="train_GL.py --aggregation ${method#OKDDip-}$ramp_up"
+            ;;
+        *)
+            echo "error: unknown method $method" >&2
+            exit 2
+            ;;
     esac
     case $method-$model in  # as in the authors' code, whose branches of a VGG have it built in
         baseline-* | KD-* | DML-* | OKDDip-N-*) ;;

@@ -5,20 +5,27 @@
 #
 #   DATA_DIR=path/to/images sh scripts/study.sh
 #
-# METHODS and SEEDS choose a part of it; runs.sh says what else the environment may change. What a run leaves is in
+# METHODS and SEEDS choose a part of it; DATA_DIR, GPUS, DRY_RUN and PYTHON are those of runs.sh. What a run leaves is in
 # SAVE_DIR; the records of finished runs, without weights, are copied to results/study.
-DATASETS=folder MODELS=resnet8 EPOCHS=8 LENGTH=2 T_MODEL=resnet20 T_SEED=0
-recipe=" --schedule 4 6" SAVE_DIR=${SAVE_DIR:-./runs/study}
-METHODS=${METHODS:-baseline Ind ONE CL-ILR OKDDip DML OKDDip-N KD}
+SAVE_DIR=${SAVE_DIR:-./runs/study}
 . "$(dirname "$0")/runs.sh"
+DATASETS=folder MODELS=resnet8 EPOCHS=8 LENGTH=2 T_MODEL=resnet20 teacher_seed=0 recipe=" --schedule 4 6"
+METHODS=${METHODS:-baseline Ind ONE CL-ILR OKDDip DML OKDDip-N KD}
 
 lines=$(runs $METHODS)
 case " $METHODS " in *" KD "*)
     lines="$(SEEDS=0 MODELS=resnet20 && runs baseline)
 $lines" ;;
 esac
-(execute "$lines") && code=0 || code=$?
+(execute "$lines") &
+runner=$!
+trap 'kill -TERM $runner' INT TERM HUP  # and then wait for it, to copy what is finished
+while :; do
+    wait $runner && code=0 || code=$?
+    kill -0 $runner 2> /dev/null || break
+done
 [ -n "${DRY_RUN:-}" ] && exit
+[ -d "$SAVE_DIR/folder" ] || exit $code
 find "$SAVE_DIR/folder" -name summary.json | while read -r summary; do
     run=$(dirname "$summary")
     target=results/study/${run#"$SAVE_DIR/folder/"}

@@ -2,6 +2,8 @@
 # Table 3: ImageNet, ResNet-34, six methods. The paper's own recipe could not be read: this is the usual one. runs.sh
 # says what the environment may change.
 . "$(dirname "$0")/runs.sh"
-DATASETS=${DATASETS:-imagenet} MODELS=${MODELS:-resnet34} EPOCHS=${EPOCHS:-90}
-recipe=" --batch_size 256 --wd 1e-4 --schedule 30 60"
+DATASETS=${DATASETS:-imagenet} MODELS=${MODELS:-resnet34}
+recipe=" --batch_size 256 --wd 1e-4"
+[ -n "${EPOCHS:-}" ] || recipe="$recipe --schedule 30 60"
+EPOCHS=${EPOCHS:-90}
 execute "$(runs baseline DML CL-ILR ONE OKDDip-N OKDDip)"

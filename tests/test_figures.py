@@ -90,7 +90,8 @@ def test_files_and_page(runs, tmp_path, capsys):
 
 
 def test_every_method_looks_different(groups):
-    methods = [*records.METHODS, "CL", "OKDDip-mean", "OKDDip-random"]
+    methods = [*records.METHODS, "CL", "OKDDip+KD", "OKDDip-no_leader",
+               *(f"OKDDip-{a}" for a in ("mean", "random", "entropy", "symmetric"))]
     styles = figures.styles_of([groups[0]._replace(flags={**groups[0].flags, "method": m}) for m in methods])
     assert len(set(styles)) == len(methods)
     assert len({style[1:] for style in styles}) == len(methods)  # in grey, too

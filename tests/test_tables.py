@@ -175,3 +175,39 @@ def test_a_signal_is_passed_on_once_and_nothing_starts_after_it(stand_in, tmp_pa
     _, said = process.communicate(timeout=30)
     assert process.returncode == 128 + number and "start the script again" in said
     assert log(tmp_path) == ["start", "told"]
+
+
+def test_no_student_of_a_failed_teacher(shell, stand_in, tmp_path):
+    python = stand_in('case "$*" in *"--model resnet110 --dataset CIFAR100"*) exit 2 ;; esac\necho "$@" >> $log\n')
+    done = shell("table6", PYTHON=python, SEEDS="0")
+    assert done.returncode == 1 and done.stderr.count("teacher's run has failed") == 2
+    taught = [line for line in log(tmp_path) if "--T_model_path" in line]
+    assert len(taught) == 2 and all("CIFAR10 " in line for line in taught)
+
+
+def test_what_cannot_be_started_has_failed(shell, stand_in, tmp_path):
+    """The runs' Python is gone after the first of them."""
+    python = stand_in(f'echo "$@" >> $log\nrm {tmp_path}/stand_in\n')
+    done = shell("table5", PYTHON=python, SEEDS="0")
+    assert done.returncode == 1 and "1 of 6 runs are complete" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_nohup(stand_in, tmp_path):
+    python = stand_in('echo start >> $log\nsleep 0.5\n')
+    process = subprocess.Popen(["nohup", "sh", ROOT / "scripts" / "table5.sh"], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, env=os.environ | {"PYTHON": python, "SEEDS": "0"})
+    while not log(tmp_path):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=30) == 0 and log(tmp_path) == ["start"] * 6
+
+
+def test_lengths_do_not_share_a_folder(listed):
+    places = {flag(listed("table5", EPOCHS=epochs, SAVE_DIR="")[0], "--save_dir") for epochs in ("", "1", "300")}
+    assert len(places) == 3
+
+
+def test_a_method_that_is_not_known(shell):
+    done = shell("study", METHODS="OKDip")
+    assert done.returncode == 2 and done.stderr == "error: unknown method OKDip\n"
