@@ -163,11 +163,18 @@ def test_what_fails_at_once_fails_once(shell, stand_in, tmp_path):
     assert done.returncode == 1 and len(log(tmp_path)) == 1 and done.stderr.count("error: no data") == 1
 
 
+def heed_signals():
+    """What is started in the background of a script has SIGINT ignored, and its children with it: these tests, too."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_passed_on_once_and_nothing_starts_after_it(stand_in, tmp_path, number):
     python = stand_in('trap "echo told >> $log; exit 143" TERM\necho start >> $log\nwhile :; do sleep 0.1; done\n')
     process = subprocess.Popen(["sh", ROOT / "scripts" / "table5.sh"], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHON": python})
+                               stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHON": python},
+                               preexec_fn=heed_signals)
     while not log(tmp_path):
         assert process.poll() is None
         time.sleep(0.02)
