@@ -4,8 +4,8 @@
 
     L = CE(z, y)
 
-Measured, resnet8, 3 epochs of a JPEG copy of CIFAR-10 (--schedule 150 225, seed 0, CPU), the last epoch's:
-test top-1 57.11 %.
+Measured, resnet8, 8 epochs of a JPEG copy of CIFAR-10, three seeds (results/), test error of the last epoch:
+25.84 ± 0.45 %.
 """
 
 import engine

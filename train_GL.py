@@ -9,8 +9,8 @@
     L_group  = sum_a T^2 KL(t_a || z_a) + T^2 KL(mean_a z_a || z_leader)
     L        = L_true + alpha w(e) L_group               (+ alpha T^2 KL(teacher || z) for each student, with --T_model)
 
-Measured, resnet8, 3 epochs of a JPEG copy of CIFAR-10 (--schedule 150 225, seed 0, CPU), the last epoch's:
-test top-1 of the leader 55.75 %, network-based 57.64 %. So short a run says that it learns, not which method is best.
+Measured, resnet8, 8 epochs of a JPEG copy of CIFAR-10, three seeds (results/), test error of the last epoch:
+the leader's 25.44 ± 0.45 %, network-based 26.11 ± 0.42 %. So short a run says that it learns, not which method is best.
 """
 
 import torch

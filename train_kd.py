@@ -5,8 +5,8 @@
 
     L = CE(z, y) + alpha T^2 KL(z_teacher || z)
 
-Measured, resnet8, 3 epochs of a JPEG copy of CIFAR-10 (--schedule 150 225, seed 0, CPU), the last epoch's,
-with train.py's resnet8 of the same 3 epochs as the teacher: test top-1 62.83 %.
+Measured, resnet8, 8 epochs of a JPEG copy of CIFAR-10, three seeds (results/), test error of the last epoch:
+21.64 ± 0.12 %, from a resnet20 of the same training (19.29 %); train.py alone 25.84 ± 0.45 %.
 """
 
 import engine

@@ -10,8 +10,8 @@
     CL-ILR  the same, and the gradient that enters the shared trunk is divided by m
     Ind     L = sum_i CE(z_i, y)
 
-Measured, resnet8, 3 epochs of a JPEG copy of CIFAR-10 (--schedule 150 225, seed 0, CPU), the last epoch's:
-mean test top-1 of the branches 60.11 % (ONE), 57.47 % (CL-ILR), 60.76 % (CL), 45.92 % (Ind).
+Measured, resnet8, 8 epochs of a JPEG copy of CIFAR-10, three seeds (results/), test error of the last epoch:
+the branches' mean 25.55 ± 0.36 % (ONE), 25.78 ± 0.70 % (CL-ILR), 25.26 ± 0.31 % (Ind).
 """
 
 import torch

@@ -1,5 +1,6 @@
 """README.md as it stands: its commands, one after another, on the digits and for one epoch; its code; its links."""
 
+import ast
 import importlib
 import json
 import re
@@ -228,3 +229,18 @@ def test_the_results_are_the_committed_ones():
     committed = (ROOT / "results" / "study.md").read_text()
     table = re.search(r"^### folder .*?\n\n(\|.*?)\n\n", committed, re.MULTILINE | re.DOTALL)[1]
     assert table in TEXT
+
+
+def test_the_scripts_figures_are_those_of_the_results():
+    names, last = re.findall(r"^\|  \|.*?\| (.*) \|$", (ROOT / "results" / "study.md").read_text(), re.MULTILINE)[:2]
+    measured = dict(zip(names.split(" | "), last.split(" | "), strict=True))
+    expected = {
+        "train.py": ["Baseline"],
+        "train_kd.py": ["KD", "Baseline"],
+        "train_GL.py": ["OKDDip-B", "OKDDip-N"],
+        "train_one.py": ["ONE", "CL-ILR", "Ind"],
+        "train_DML.py": ["DML"],
+    }
+    for script, methods in expected.items():
+        told = re.findall(r"\d+\.\d+ ± \d+\.\d+", ast.get_docstring(ast.parse((ROOT / script).read_text())))
+        assert [f"{figure} (3)" for figure in told] == [measured[name] for name in methods], script
