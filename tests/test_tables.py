@@ -61,6 +61,13 @@ def test_every_script(listed, name, runs):
     assert len(listed(name)) == runs
 
 
+def test_the_committed_results_are_the_study_and_all_of_it(listed):
+    """By the words of each command: the order of flags has changed since."""
+    records = (ROOT / "results" / "study").rglob("parameters.json")
+    made = [sorted(shlex.split(json.loads(path.read_text())["command"])) for path in records]
+    assert sorted(made) == sorted(map(sorted, listed("study", SAVE_DIR="./runs/study")))
+
+
 def test_table5_and_table6(listed):
     kinds = {flag(c, "--aggregation") or ("one level" if "--no_leader" in c else "full") for c in listed("table5")}
     assert kinds == {"random", "entropy", "mean", "symmetric", "one level", "full"}
