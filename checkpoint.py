@@ -40,7 +40,7 @@ def save(files: dict[Path, bytes]) -> None:
             with suppress(OSError):
                 place.unlink()
         raise UserError(f"{', '.join(map(str, files))} cannot be saved ({error.strerror or error}): what was saved "
-                        "before is intact, and --resume continues from there once this is mended") from error
+                        "before is intact; mend this and start again, a training with --resume") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -351,7 +351,7 @@ def fit(run: Run, model: nn.Module, method: Method) -> dict:
         run.open(trainer, method.best, method.curves)
         log.info(f"{run.folder}: {args.model} on {args.dataset}, {run.train_loader.num_images} training and "
                  f"{run.test_loader.num_images} test images, {run.parameters['weights']:,} weights, on {device}")
-        log.info(f"learning rate {args.lr:g}, a tenth from each of the zero-based epochs {milestones} on, "
+        log.info(f"learning rate {args.lr:g}, divided by 10 after each of the epochs {milestones}, "
                  f"of {args.num_epochs} in all")
         if run.history or trainer.tally.steps:
             log.info(f"continues after {len(run.history)} epochs and {trainer.tally.steps} steps")

@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -207,7 +208,7 @@ class Run:
     def describe(self) -> dict:
         """How the run is made: what parameters.json holds. starts: this start and those that it continues."""
         last = self.checkpoint or {"starts": [], "tally": {"steps": 0}}
-        start = {"epoch": len(self.history) + 1, "step": last["tally"]["steps"], "command": " ".join(sys.argv),
+        start = {"epoch": len(self.history) + 1, "step": last["tally"]["steps"], "command": shlex.join(sys.argv),
                  "environment": environment(self.device)}
         return {
             **vars(self.args),

@@ -113,7 +113,7 @@ def recipe_flags(p: Parser) -> None:
     g.add_argument("--batch_size", default=128, type=number(int, 1), help="images in a step")
     g.add_argument("--lr", default=0.1, type=number(float, 0, open_end=True), help="learning rate at the start")
     g.add_argument("--schedule", type=number(int, 1), nargs="+", metavar="EPOCH",
-                   help="zero-based epochs from which the learning rate is a tenth of what it was "
+                   help="epochs after which the learning rate is divided by 10 "
                         "(default: half and three quarters of --num_epochs)")
     g.add_argument("--wd", default=5e-4, type=number(float, 0), help="weight decay, on every parameter")
     g.add_argument("--dropout", default=0.0, type=number(float, 0), help="dropout of VGG's classifier")
@@ -284,7 +284,7 @@ def run_folder(args: argparse.Namespace, method: str = "") -> Path:
 
 
 def git_revision() -> str:
-    """The commit of this code, "+changes" where the files differ from it; "unknown" outside its own git clone."""
+    """The commit of this code, "+changes" where Python files differ from it; "unknown" outside its own git clone."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", HERE, *words], check=True, capture_output=True, text=True).stdout.strip()
@@ -292,7 +292,7 @@ def git_revision() -> str:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != HERE:
             return "unknown"
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "*.py") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
