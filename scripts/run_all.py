@@ -1,8 +1,8 @@
 """Runs the command lines of its standard input, one at a time or, with --gpus, one at a time on each GPU.
 
 Runs that need a teacher wait for all that do not, and are not started where the teacher's failed. A run that fails does
-not stop the others, unless none has succeeded before it. SIGINT, SIGTERM and SIGHUP (but under nohup) are passed on as
-SIGTERM: the trainings save their step, and --resume auto continues.
+not stop the others, unless nothing but failures came before: then three (on each GPU) are enough. SIGINT, SIGTERM and
+SIGHUP (but under nohup) are passed on as SIGTERM: the trainings save their step, and --resume auto continues.
 """
 
 import argparse
@@ -51,10 +51,14 @@ class Queue:
                     print(f"failed with exit code {process.returncode}: {shlex.join(process.args)}\n{said or ''}",
                           file=sys.stderr, flush=True)
 
+    def is_hopeless(self) -> bool:
+        """Whether the others would fail, too: no data, no disk."""
+        return not self.succeeded and len(self.failed) >= 3 * max(1, len(self.gpus))
+
     def start_next(self, gpu: str | None) -> subprocess.Popen | str | None:
         """-> the next command's process, a word where it cannot be started; None where there is no other, or no use."""
         with self.change:
-            if not self.waiting or self.stopped_by or (self.failed and not self.succeeded):
+            if not self.waiting or self.stopped_by or self.is_hopeless():
                 return None
             command = [*self.waiting.popleft(), *(["--gpu_id", gpu] if gpu else [])]
             self.started += 1
@@ -109,9 +113,13 @@ def main() -> None:
     if queue.stopped_by:
         print("stopped: start the script again, and it goes on here", file=sys.stderr)
         sys.exit(128 + queue.stopped_by)
-    print(f"{queue.succeeded} of {queue.total} runs are complete")
-    if queue.succeeded < queue.total:
-        sys.exit(f"{len(queue.failed)} runs failed; what is mended runs when the script is started again")
+    if queue.is_hopeless():
+        print(f"the first {len(queue.failed)} runs failed, so the others were not tried", file=sys.stderr)
+    else:
+        print(f"{queue.succeeded} of {queue.total} runs are complete")
+    if queue.failed:
+        what = "1 run" if len(queue.failed) == 1 else f"{len(queue.failed)} runs"
+        sys.exit(f"{what} failed; what is mended runs when the script is started again")
 
 
 if __name__ == "__main__":

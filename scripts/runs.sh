@@ -76,7 +76,10 @@ line() {
 
 # execute LINES: print them, or become what runs them, so that a signal to the script reaches it
 execute() {
-    if [ -n "${DRY_RUN:-}" ]; then
+    if [ -z "$1" ]; then
+        echo "error: no run: a variable that lists them (SEEDS, MODELS, DATASETS, METHODS, BRANCHES) is blank" >&2
+        exit 2
+    elif [ -n "${DRY_RUN:-}" ]; then
         printf '%s\n' "$1"
     else
         exec "${PYTHON:-python}" scripts/run_all.py ${GPUS:+--gpus $GPUS} <<LINES

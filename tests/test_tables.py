@@ -164,10 +164,19 @@ def test_a_failing_run_does_not_stop_the_others(shell, stand_in, tmp_path, gpus)
     assert "error: diverged" in done.stderr and "entropy" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_what_fails_at_once_fails_once(shell, stand_in, tmp_path):
+def test_what_fails_at_once_is_given_up(shell, stand_in, tmp_path):
     python = stand_in('echo "$@" >> $log\necho "error: no data" >&2\nexit 2\n')
     done = shell("table2", PYTHON=python)
-    assert done.returncode == 1 and len(log(tmp_path)) == 1 and done.stderr.count("error: no data") == 1
+    assert done.returncode == 1 and len(log(tmp_path)) == 3 and done.stderr.count("error: no data") == 3
+    assert "the first 3 runs failed" in done.stderr and "are complete" not in done.stdout
+
+
+def test_a_failure_at_the_head_does_not_keep_the_others(shell, stand_in, tmp_path):
+    """As where a script was killed, started again at once, and its first run's process is still there."""
+    python = stand_in('case "$@" in *random*) exit 2 ;; esac\necho "$@" >> $log\n')
+    done = shell("table5", PYTHON=python, SEEDS="0")
+    assert done.returncode == 1 and "5 of 6 runs are complete" in done.stdout and "1 run failed" in done.stderr
+    assert len(log(tmp_path)) == 5
 
 
 def heed_signals():
@@ -220,6 +229,13 @@ def test_nohup(stand_in, tmp_path):
 def test_lengths_do_not_share_a_folder(listed):
     places = {flag(listed("table5", EPOCHS=epochs, SAVE_DIR="")[0], "--save_dir") for epochs in ("", "1", "300")}
     assert len(places) == 3
+
+
+@pytest.mark.parametrize("script, variable", [("table1", "SEEDS"), ("study", "SEEDS"), ("figure3", "BRANCHES")])
+@pytest.mark.parametrize("dry", ["", "1"])
+def test_nothing_to_run_is_an_error(shell, script, variable, dry):
+    done = shell(script, DRY_RUN=dry, **{variable: " "})
+    assert done.returncode == 2 and done.stdout == "" and variable in done.stderr
 
 
 def test_a_method_that_is_not_known(shell):
