@@ -41,7 +41,7 @@ def draw_all(groups: list[Group]) -> dict[str, Picture]:
 
     def add(kind: str, flags: dict, title: str, figure: Figure | None) -> None:
         if figure is not None:
-            name = stem = f"{kind}_{flags['dataset']}_{flags['model']}"
+            name = stem = re.sub(r"[^\w.+-]", "_", f"{kind}_{flags['dataset']}_{flags['model']}")
             while name in pictures:  # another recipe of the same
                 name = f"{stem}_{len(pictures)}"
             pictures[name] = (f"{title}: {title_of(flags['model'])}, {flags['dataset']}, {recipe_in_words(flags)}",
@@ -94,7 +94,7 @@ def styles_of(groups: list[Group]) -> list[tuple]:
 
 def curve(g: Group, name: str, error: bool = False) -> np.ndarray:
     """A figure of every run and epoch, [seeds, epochs]; error: 100 minus an accuracy."""
-    values = np.array([[record[name] for record in run.history[:g.flags["num_epochs"]]] for run in g.runs])
+    values = np.array([[record[name] for record in run.history] for run in g.runs])
     return 100 - values if error else values
 
 

@@ -72,10 +72,17 @@ def paper_table(name: str, layout: dict, groups: list[Group], usual: dict) -> di
             found = [g for g in groups if g.matches(wanted)]
             cells.append(cell(found, column.get("measured"), published))
             for g in cells[-1]["groups"]:
-                g["unusual"] = [flag for flag, value in usual.items() if g["flags"].get(flag, value) != value]
+                g["unusual"] = [flag for flag, value in (usual | usual_dropout(g["flags"])).items()
+                                if g["flags"].get(flag, value) != value]
         rows.append({"name": row["name"], "cells": cells, "others": row.get("others", [])})
     return {"name": name, "title": layout["title"], "note": layout.get("note", ""),
             "columns": [column["name"] for column in layout["columns"]], "rows": rows}
+
+
+def usual_dropout(flags: dict) -> dict[str, float]:
+    """What the authors' code has built in: dropout in the branches of a VGG."""
+    branches = flags["method"].startswith(("Ind", "CL", "ONE", "OKDDip")) and flags["method"] != "OKDDip-N"
+    return {"dropout": 0.5 if branches and flags["model"].startswith("vgg") else 0.0}
 
 
 def without(mapping: dict, *names: str) -> dict:
@@ -223,7 +230,8 @@ def markdown(content: list[Block]) -> str:
         else:
             header, *rows = value
             ruler = ["---", "---", *["---:"] * (len(header) - 2)]
-            out.append("\n".join("| " + " | ".join(line) + " |" for line in (header, ruler, *rows)))
+            out.append("\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |"
+                                 for line in (header, ruler, *rows)))
     return "\n\n".join(out) + "\n"
 
 
@@ -265,12 +273,16 @@ def cell_text(text: str) -> str:
     return escape(text).replace("&lt;br&gt;", "<br>")
 
 
+CSV_PAIRS = {"stu_": "leader", "mean_": "students", "": "ensemble", "gate_": "gated_ensemble", "dist": "diversity"}
+
+
 def as_csv(report: list[dict]) -> str:
-    """A line for each group in each table, and for each published value without one."""
+    """A line for each group in each table, and for each published value without one. The figures of CSV_PAIRS are those
+    of groups in the last epoch."""
     file = io.StringIO()
-    columns = ["recipe", "table", "row", "column", "n", "seeds", "best_mean", "best_sd", "best_epochs", "last_mean",
-               "last_sd", "published", "published_sd", "difference", "command"]
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    pairs = [f"{name}_{what}" for name in ("best", "last", "published", *CSV_PAIRS.values()) for what in ("mean", "sd")]
+    writer = csv.DictWriter(file, ["recipe", "table", "row", "column", "telling_flags", "n", "seeds", "best_epochs",
+                                   *pairs, "difference", "command"], lineterminator="\n")
     writer.writeheader()
     for section in report:
         for table in section["tables"]:
@@ -278,20 +290,24 @@ def as_csv(report: list[dict]) -> str:
                 for name, c in zip(table["columns"], row["cells"], strict=True):
                     place = {"recipe": recipe_in_words(section["recipe"]), "table": table["name"] or table["title"],
                              "row": row["name"], "column": name}
-                    place["published"], place["published_sd"] = c["published"] or (None, None)
-                    for g in c["groups"] or [{"n": 0}]:
-                        writer.writerow(place | flat(g))
+                    place["published_mean"], place["published_sd"] = c["published"] or (None, None)
+                    for g in c["groups"]:
+                        writer.writerow(place | flat(g, c["groups"]))
+                    if not c["groups"]:
+                        writer.writerow(place | {"n": 0})
     return file.getvalue()
 
 
-def flat(g: dict) -> dict:
-    """A group as cells of a CSV line."""
-    if not g["n"]:
-        return g
+def flat(g: dict, groups: list[dict]) -> dict:
+    """One of a cell's groups as cells of a CSV line."""
     lists = {name: " ".join(map(str, g[name])) for name in ("seeds", "best_epochs")}
-    (best, best_sd), (last, last_sd) = g["best"], g["last"]
-    return {"n": g["n"], "best_mean": best, "best_sd": best_sd, "last_mean": last, "last_sd": last_sd,
-            "difference": g["difference"], "command": g["command"], **lists}
+    pairs = {"best": g["best"], "last": g["last"]}
+    if "dist" in g["besides"]:
+        pairs |= {CSV_PAIRS[name]: pair for name, pair in g["besides"].items()}
+    figures = {f"{name}_{what}": value for name, pair in pairs.items()
+               for what, value in zip(("mean", "sd"), pair, strict=True)}
+    return {"telling_flags": flags_in_words(g, groups).strip(" []"), "n": g["n"], **lists, **figures,
+            "difference": g["difference"], "command": g["command"]}
 
 
 # --- the way in -------------------------------------------------------------------------------------------------------
@@ -329,6 +345,7 @@ def main(argv: list[str] | None = None) -> None:
             args.figures.mkdir(parents=True, exist_ok=True)
             save({args.figures / f"{name}.png": image for name, (_, image) in pictures.items()})
         if args.html:
+            args.html.parent.mkdir(parents=True, exist_ok=True)
             save({args.html: html(content, pictures).encode()})
     if args.json:
         text = json.dumps({"sections": report, "notes": notes + more_notes}, indent=2) + "\n"

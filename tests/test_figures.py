@@ -19,9 +19,9 @@ def runs(tmp_path):
     """OKDDip with three and four students, ONE and a baseline, two seeds each."""
     for seed in (0, 1):
         epochs = [{"stu_test_accTop1": 60.0 + e + seed, "stu0test_accTop1": 58.0, "stu1test_accTop1": 59.0,
-                   "dist": 0.3 - e / 100, "attention": [[0.75, 0.25], [0.5, 0.5]]} for e in range(5)]
+                   "dist": 0.3 - e / 100, "attention": [[0.5 + e / 10, 0.5 - e / 10], [0.5, 0.5]]} for e in range(5)]
         made_up.run(tmp_path, "OKDDip", seed, epochs)
-        made_up.run(tmp_path, "OKDDip", seed, epochs, num_branches=3)
+        made_up.run(tmp_path, "OKDDip", seed, [*epochs[:4], epochs[0]], num_branches=3)
         made_up.run(tmp_path, "ONE", seed, [50.0, 45.0, 40.0, 40.0, 40.0])
         made_up.run(tmp_path, "baseline", seed, [50.0, 45.0, 40.0, 40.0, 40.0])
     return tmp_path
@@ -61,16 +61,21 @@ def test_diversity_and_group_size(groups):
     (container,) = ax.containers
     assert container.get_label() == "OKDDip-B"
     assert container.lines[0].get_xdata().tolist() == [3, 4]
-    assert container.lines[0].get_ydata() == pytest.approx([35.5, 35.5])
+    best = [36.5, 35.5]  # of 3 students not the last epoch's
+    assert container.lines[0].get_ydata() == pytest.approx(best)
+    bars = [segment[:, 1].tolist() for segment in container.lines[2][0].get_segments()]
+    assert bars == [pytest.approx([mean - 0.5**0.5, mean + 0.5**0.5]) for mean in best]
     assert figures.group_size([g for g in groups if g.flags.get("num_branches") != 3]) is None
     assert figures.diversity([g for g in groups if g.flags["method"] == "baseline"]) is None
 
 
 def test_attention(groups):
-    g = next(g for g in groups if g.flags["method"] == "OKDDip")
+    g = next(g for g in groups if g.flags["method"] == "OKDDip" and g.flags["num_branches"] == 4)
     *matrices, itself = figures.attention(g).axes
-    assert [ax.images[0].get_array().tolist() for ax in matrices] == [[[0.75, 0.25], [0.5, 0.5]]] * 5
-    assert lines(itself)["itself"] == pytest.approx([0.625] * 5)
+    shown = [ax.images[0].get_array().tolist() for ax in matrices]
+    assert shown == [[[0.5 + e / 10, 0.5 - e / 10], [0.5, 0.5]] for e in range(5)]
+    assert [ax.get_title().split(",")[0] for ax in matrices] == [f"epoch {e}" for e in range(1, 6)]
+    assert lines(itself)["itself"] == pytest.approx([0.5 + e / 20 for e in range(5)])
     assert figures.attention(next(g for g in groups if g.flags["method"] == "ONE")) is None
 
 
@@ -86,7 +91,20 @@ def test_files_and_page(runs, tmp_path, capsys):
         pixels = imread(io.BytesIO(image))
         assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.02
     assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
-    assert "<td>35.00</td>" not in page and "35.50 ± 0.71 (2)" in page and "<h3>Figure 3" in page
+    assert "35.50 ± 0.71 (2)" in page and "<h3>Figure 3" in page
+
+
+def test_pictures_do_not_replace_each_other(tmp_path):
+    """Two recipes of the same; and names that no file can have."""
+    for model in ("resnet32", "../my net"):
+        for wd in (1e-4, 5e-4):
+            made_up.run(tmp_path / f"{len(model)}_{wd}", "baseline", 0, [50.0], model=model.replace("/", "|"), wd=wd)
+    runs = records.find_runs([tmp_path])[0]
+    for run in runs:
+        run.flags["model"] = run.flags["model"].replace("|", "/")
+    pictures = figures.draw_all(records.group(runs)[0])
+    assert len(pictures) == 4 and len({caption for caption, _ in pictures.values()}) == 4
+    assert all(re.fullmatch(r"[\w.+-]+", name) for name in pictures)
 
 
 def test_every_method_looks_different(groups):

@@ -50,15 +50,38 @@ def test_everything_else_is_named_and_nothing_is_fatal(tmp_path):
 
     runs, notes = records.find_runs([tmp_path, empty, tmp_path / "nowhere", good])
     assert [found.folder for found in runs] == [good]
-    for folder, reason in [(unfinished, "2 of 300 epochs"), (gap, "epochs"), (foreign, "not a run's of this project"),
+    for folder, reason in [(unfinished, "2 of 300 epochs"), (gap, "not those from 1 to 2"),
+                           (foreign, "not a run's of this project"),
                            (lonely, "no parameters.json"), (broken, "not a run's"), (listed, "not a run's"),
-                           (figureless, "no test_accTop1"), (nan, "not a number from 0"),
-                           (varying, "not all of them the same"), (longer, "3 of 2 epochs"),
+                           (figureless, "no mean_test_accTop1"), (nan, "not a number from 0"),
+                           (varying, "not all of them the same"), (longer, "not those from 1 to 2"),
                            (binary, "not a run's"), (empty, "holds no run"),
                            (tmp_path / "nowhere", "does not exist")]:
         (note,) = [note for note in notes if note.startswith(f"{folder} ")]
         assert reason in note
     assert len(notes) == 13
+
+
+@pytest.mark.parametrize("method, epochs, flags, reason", [
+    ("ONE", [], {}, "not those from 1 to 0"),
+    ("ONE", [30.0], {"val_size": 100}, "no mean_val_accTop1"),
+    ("baseline", [{"test_accTop1": 70.0, "val_accTop1": None}], {"val_size": 100}, "not a number from 0"),
+    ("ONE", [{"mean_test_accTop1": 70.0, "dist": None}], {}, "dist"),
+    ("ONE", [{"mean_test_accTop1": 70.0, "dist": float("inf")}], {}, "dist"),
+    ("OKDDip", [{"stu_test_accTop1": 70.0, "attention": [[0.5, 0.5], [1.0]]}], {}, "attention"),
+    ("OKDDip", [{"stu_test_accTop1": 70.0, "attention": "even"}], {}, "attention"),
+    ("OKDDip", [30.0], {"environment": "here"}, "environment is 'here'"),
+])
+def test_what_no_table_can_be_made_of_is_named(tmp_path, method, epochs, flags, reason):
+    folder = made_up.run(tmp_path, method, 0, epochs, **flags)
+    runs, (note,) = records.find_runs([tmp_path])
+    assert runs == [] and note.startswith(f"{folder} is left out") and reason in note
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    folder = made_up.run(tmp_path, "ONE", 0, [30.0, 20.0])
+    (folder / "metrics.jsonl").write_text((folder / "metrics.jsonl").read_text()[:-9])
+    assert "line 2 of metrics.jsonl is not JSON" in records.find_runs([tmp_path])[1][0]
 
 
 @pytest.mark.parametrize("flag, value", [("length", 2.0), ("num_epochs", 3), ("dropout", 0.5), ("amp", "bf16"),
@@ -72,7 +95,31 @@ def test_other_flags_make_another_group(tmp_path, flag, value):
     assert len(groups) == 2 and [g.seeds for g in groups] == [[0, 1]] * 2 and notes == []
 
 
-@pytest.mark.parametrize("flag", sorted(run.FREE_FLAGS - {"num_epochs"}) + ["command", "environment", "starts"])
+def test_a_number_of_processes_makes_another_group(tmp_path):
+    for seed, processes in ((0, 1), (1, 1), (2, 8)):
+        made_up.run(tmp_path, "ONE", seed, [30.0], environment={"processes": processes, "device": f"cuda:{seed}"})
+    groups, _ = records.group(records.find_runs([tmp_path])[0])
+    assert [(g.flags["processes"], g.seeds) for g in groups] == [(1, [0, 1]), (8, [2])]
+
+
+def test_other_figures_make_another_group(tmp_path):
+    made_up.run(tmp_path, "ONE", 0, [30.0])
+    made_up.run(tmp_path, "ONE", 1, [{"mean_test_accTop1": 70.0, "gate_test_accTop1": 71.0}])
+    assert len(records.group(records.find_runs([tmp_path])[0])[0]) == 2
+
+
+def test_the_recipe_in_words():
+    recipe = {**made_up.FLAGS, "num_epochs": 8, "milestones": [4, 6]}
+    plain = "8 epochs; batches of 128; learning rate 0.1, divided by 10 after epochs 4 and 6; weight decay 0.0005"
+    assert records.recipe_in_words(recipe) == plain
+    assert records.recipe_in_words({**recipe, "val_size": 100, "amp": "bf16", "sync_bn": True}) == (
+        f"{plain}; best epoch chosen on 100 held-out training images; --sync_bn; --amp bf16")
+    short = records.recipe_in_words({**recipe, "num_epochs": 1, "milestones": [1, 1]})
+    assert short == "1 epoch; batches of 128; learning rate 0.1; weight decay 0.0005"
+
+
+@pytest.mark.parametrize("flag", sorted(run.FREE_FLAGS - {"num_epochs"}) + [
+    "command", "starts", "weights", "schedule", "choose_E"])
 def test_what_does_not_change_a_result_does_not_part_a_group(tmp_path, flag):
     made_up.run(tmp_path, "ONE", 0, [30.0, 20.0])
     folder = made_up.run(tmp_path, "ONE", 1, [30.0, 20.0])

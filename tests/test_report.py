@@ -105,12 +105,49 @@ def test_flags_that_the_paper_did_not_have_are_told(tmp_path, printed):
     assert cells["ResNet-32", "best epoch"]["OKDDip-B"] == "30.00 (1) [alpha 0.5]"
 
 
+def test_dropout_belongs_in_the_branches_of_a_vgg(tmp_path, printed):
+    for method, model in (("ONE", "vgg16"), ("DML", "vgg16"), ("ONE", "resnet32")):
+        for dropout, error in ((0.0, 30.0), (0.5, 31.0)):
+            made_up.run(tmp_path / str(dropout), method, 0, [error], model=model, dropout=dropout)
+    lone = made_up.run(tmp_path / "alone", "OKDDip", 0, [32.0], model="vgg16", dropout=0.5)
+    cells = table(printed(tmp_path), "Table 2")
+    both = "30.00 (1) [dropout 0.0]<br>31.00 (1) [dropout 0.5]"
+    assert cells["VGG-16", "best epoch"]["ONE"] == cells["ResNet-32", "best epoch"]["ONE"] == both
+    assert cells["VGG-16", "best epoch"]["OKDDip-B"] == "32.00 (1)"
+    assert table(printed(lone), "Table 2")["VGG-16", "best epoch"]["OKDDip-B"] == "32.00 (1)"
+    for folder, told in (("0.0", "ONE_vgg16"), ("0.5", "DML_vgg16"), ("0.5", "ONE_resnet32")):
+        (run,) = (tmp_path / folder).glob(f"{told}*")
+        assert f"[dropout {folder}]" in printed(run)
+
+
+def test_pairwise_dml_is_not_the_paper_s(tmp_path, printed):
+    made_up.run(tmp_path, "DML", 0, [30.0], type="pairwise")
+    assert table(printed(tmp_path), "Table 2")["ResNet-32", "best epoch"]["DML"] == "30.00 (1) [type pairwise]"
+
+
+@pytest.mark.parametrize("flag", [{"val_size": 100}, {"amp": "fp16"}, {"sync_bn": True}, {}])
+def test_only_the_recipe_of_the_paper_stands_unmarked(tmp_path, printed, flag):
+    epochs = [{"mean_test_accTop1": 70.0, "mean_val_accTop1": 70.0, "val_accTop1": 70.0}] * 300
+    made_up.run(tmp_path, "ONE", 0, epochs, milestones=[150, 225], **flag)
+    assert ("not the recipe" in printed(tmp_path)) == bool(flag)
+
+
+def test_names_cannot_break_a_table(tmp_path, printed):
+    made_up.run(tmp_path, "a|b", 0, [30.0], model="<net>", row="mean_")
+    lines = [line for line in printed(tmp_path, "--html", tmp_path / "new" / "page.html").splitlines()
+             if line.startswith("|")]
+    assert "a\\|b" in lines[0]
+    assert len({line.replace("\\|", "").count("|") for line in lines[:4]}) == 1
+    page = (tmp_path / "new" / "page.html").read_text()
+    assert "<td>&lt;net&gt;</td>" in page and "<net>" not in page
+
+
 def test_networks_of_any_name_are_sorted(tmp_path, printed):
     names = ["my-net-a", "my-net-3", "resnet8", "tiny"]
     for name in names:
         made_up.run(tmp_path, "ONE", 0, [30.0], model=name)
     cells = table(printed(tmp_path), "CIFAR100 (2 classes)")
-    assert {row for row, _ in cells} == {"my-net-a", "my-net-3", "ResNet-8", "tiny"}
+    assert [row for row, line in cells if line == "best epoch"] == ["ResNet-8", "my-net-3", "my-net-a", "tiny"]
 
 
 def test_another_recipe_is_another_section(tmp_path, printed):
@@ -127,13 +164,19 @@ def test_csv_and_json_hold_the_same(tmp_path, printed):
     (line,) = [line for line in lines if line["n"] != "0"]
     place = [line[name] for name in ("table", "row", "column", "n", "seeds")]
     assert place == ["table2", "ResNet-32", "ONE", "2", "0 1"]
-    assert [float(line[name]) for name in ("best_mean", "best_sd", "published", "difference")] == pytest.approx(
-        [26.5, 0.5**0.5, 26.50, 0.0])
+    names = ("best_mean", "best_sd", "last_mean", "last_sd", "published_mean", "published_sd", "difference",
+             "students_mean", "ensemble_mean", "ensemble_sd", "diversity_mean", "diversity_sd")
+    assert [float(line[name]) for name in names] == pytest.approx(
+        [26.5, 0.5**0.5, 28.0, 0.0, 26.50, 0.13, 0.0, 28.0, 40.0, 0.0, 0.25, 0.0])
+    assert line["best_epochs"] == "1 1" and line["telling_flags"] == line["leader_mean"] == ""
     assert len(lines) == 35
     everything = json.loads(printed(tmp_path, "--json"))
     (cell,) = [c for row in everything["sections"][0]["tables"][0]["rows"] for c in row["cells"] if c["groups"]]
     assert cell["groups"][0]["best"] == pytest.approx([26.5, 0.5**0.5]) and cell["published"] == [26.5, 0.13]
-    assert len(cell["groups"][0]["runs"]) == 2
+    assert len(cell["groups"][0]["runs"]) == 2 and everything["notes"] == []
+    (tmp_path / "other").mkdir()
+    notes = json.loads(printed(tmp_path, tmp_path / "other", "--json"))["notes"]
+    assert notes == [f"{tmp_path / 'other'} holds no run"]
 
 
 def test_published_values_are_the_paper_s():
