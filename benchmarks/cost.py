@@ -99,7 +99,8 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     p.add_argument("scripts", nargs="*", default=SCRIPTS, metavar="SCRIPT", type=known,
                    help=f"{', '.join(SCRIPTS)} (default: all)")
-    p.add_argument("--tflops", type=float, default=2.0, help="10^12 operations that a GPU sustains in a second")
+    p.add_argument("--tflops", type=utils.number(float, 0, open_end=True), default=2.0,
+                   help="10^12 operations that a GPU sustains in a second")
     args = p.parse_args()
     print(f"| script | runs | of them new | 10^18 operations | GPU hours at {args.tflops:g} * 10^12 / s |\n"
           "| --- | ---: | ---: | ---: | ---: |")
