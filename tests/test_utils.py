@@ -185,12 +185,15 @@ def test_revision_says_whether_files_were_changed(tmp_path, monkeypatch):
                               capture_output=True, text=True).stdout.strip()
 
     git("init", "-q")
-    (tmp_path / "a").write_text("a")
-    git("add", "a")
+    (tmp_path / "models").mkdir()
+    code, record = tmp_path / "models" / "a.py", tmp_path / "metrics.jsonl"
+    code.write_text("a")
+    git("add", ".")
     git("commit", "-qm", "a")
     monkeypatch.setattr(utils, "HERE", tmp_path)
+    record.write_text("a run's record is no change of the code")
     assert utils.git_revision() == git("rev-parse", "HEAD")
-    (tmp_path / "a").write_text("b")
+    code.write_text("b")
     assert utils.git_revision() == git("rev-parse", "HEAD") + "+changes"
 
 
