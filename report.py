@@ -351,6 +351,7 @@ def main(argv: list[str] | None = None) -> None:
         text = json.dumps({"sections": report, "notes": notes + more_notes}, indent=2) + "\n"
     else:
         text = as_csv(report) if args.csv else markdown(content)
+    sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # the same bytes on every machine
     sys.stdout.write(text)
 
 
