@@ -113,7 +113,7 @@ def main() -> None:
     if queue.stopped_by:
         print("stopped: start the script again, and it goes on here", file=sys.stderr)
         sys.exit(128 + queue.stopped_by)
-    if queue.is_hopeless():
+    if queue.is_hopeless() and len(queue.failed) < queue.total:
         print(f"the first {len(queue.failed)} runs failed, so the others were not tried", file=sys.stderr)
     else:
         print(f"{queue.succeeded} of {queue.total} runs are complete")

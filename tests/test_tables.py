@@ -169,6 +169,8 @@ def test_what_fails_at_once_is_given_up(shell, stand_in, tmp_path):
     done = shell("table2", PYTHON=python)
     assert done.returncode == 1 and len(log(tmp_path)) == 3 and done.stderr.count("error: no data") == 3
     assert "the first 3 runs failed" in done.stderr and "are complete" not in done.stdout
+    done = shell("study", PYTHON=python, METHODS="baseline")
+    assert "0 of 3 runs are complete" in done.stdout and "not tried" not in done.stderr
 
 
 def test_a_failure_at_the_head_does_not_keep_the_others(shell, stand_in, tmp_path):
