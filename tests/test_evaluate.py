@@ -345,9 +345,9 @@ def refused(capsys, flags):
     return printed.err
 
 
-def wrong(kind, runs, tmp_path):
-    """-> a command line with a mistake in it."""
-    group, file = runs / "ONE" / "resnet8", tmp_path / "file.pth"
+def make_files(kind, runs, group, file):
+    """What a command line with a mistake in it needs."""
+    tmp_path = file.parent
     if kind == "damaged":
         content = bytearray((group / "best.pth").read_bytes())
         content[len(content) // 2] ^= 0xFF
@@ -377,6 +377,12 @@ def wrong(kind, runs, tmp_path):
         Image.fromarray(np.random.default_rng(0).random((32, 32), dtype=np.float32)).save(tmp_path / "float.tiff")
     elif kind == "exported":
         evaluate.main([str(runs / "resnet8"), "--export", str(file)])
+
+
+def wrong(kind, runs, tmp_path):
+    """-> a command line with a mistake in it."""
+    group, file = runs / "ONE" / "resnet8", tmp_path / "file.pth"
+    make_files(kind, runs, group, file)
     return {
         "missing": [tmp_path / "nothing"],
         "folder without a run": [tmp_path],
