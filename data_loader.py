@@ -168,6 +168,40 @@ def hold_out(split: Split, size: int, seed: int) -> tuple[Split, Split]:
     return rest, held_out
 
 
+def proportional(split: Split, size: int, seed: int = 0) -> tuple[Split, Split]:
+    """-> ``size`` of the images, and the others: each class in proportion, but at least one of each.
+
+    Drawn by the seed alone, in all versions of NumPy (its RandomState is frozen); a smaller draw is part of a larger.
+    """
+    n, counts = len(split.labels), np.bincount(split.labels)
+    order = np.random.RandomState(seed % 2**32).permutation(n)
+    order = order[np.argsort(split.labels[order], kind="stable")]  # class by class, in each as drawn
+    place = np.concatenate([np.arange(count) for count in counts])
+    quantile = np.where(place == 0, 0, (place + 0.5) / counts.repeat(counts))  # of an image in its class
+    order = order[np.argsort(quantile, kind="stable")]
+    return split.take(np.sort(order[:size])), split.take(np.sort(order[size:]))
+
+
+def divide(split: Split, train_size: int, val_size: int, seed: int) -> tuple[Split, Split | None]:
+    """-> the images to train on (train_size 0: all that are left), and those that are held out (None for none).
+
+    The first are the same for every seed, which draws the others from the rest.
+    """
+    if not train_size:
+        return hold_out(split, val_size, seed) if val_size else (split, None)
+    n, classes = len(split.labels), len(np.unique(split.labels))
+    if not classes <= train_size <= n:
+        raise UserError(f"--train_size must lie between the {classes} classes and the {n} training images, not "
+                        f"{train_size}")
+    train, rest = proportional(split, train_size)
+    if not val_size:
+        return train, None
+    if not classes <= val_size <= len(rest.labels):
+        raise UserError(f"--val_size must be at least the {classes} classes and at most the {len(rest.labels)} "
+                        f"training images that --train_size {train_size} leaves, not {val_size}")
+    return train, proportional(rest, val_size, seed)[0]
+
+
 # --- reading files ----------------------------------------------------------------------------------------------------
 
 
@@ -464,12 +498,14 @@ class Normalise:
 
 
 def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root: str = "./Data", *, seed: int = 0,
-               device: str | torch.device = "cpu", cache: bool = True, val_size: int = 0) -> tuple[Loader, Loader]:
+               device: str | torch.device = "cpu", cache: bool = True, val_size: int = 0,
+               train_size: int = 0) -> tuple[Loader, Loader]:
     """-> train_loader, test_loader of one of DATASETS.
 
     num_workers: threads that decode image files or, where images are streamed, processes.
     cache: keep all images on the device; without, and for imagenet always, they are streamed.
     val_size: training images to hold out, stratified; train_loader.held_out passes them as they are (0: it is None).
+    train_size: training images to train on, stratified, the same for every seed (0: all that are not held out).
     UserError, in one sentence, where the data cannot be had or a number does not fit it.
     """
     if data_name not in DATASETS:
@@ -478,10 +514,10 @@ def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root
     cache = cache and not data.large
     if cache:
         data = data._replace(train=in_memory(data.train, num_workers), test=in_memory(data.test, num_workers))
-    if not data.mean:  # on all training images, so that a network's constants do not depend on --val_size
+    if not data.mean:  # on all training images, so that a network's constants depend on neither size
         mean, std = channel_statistics(data.train, num_workers)
         data = data._replace(mean=mean, std=std)
-    train, held_out = hold_out(data.train, val_size, seed) if val_size else (data.train, None)
+    train, held_out = divide(data.train, train_size, val_size, seed)
     if not 1 <= batch_size <= len(train.labels):
         raise UserError(f"--batch_size must lie between 1 and the {len(train.labels)} training images of "
                         f"{data_name}, not {batch_size}")

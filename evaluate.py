@@ -39,6 +39,7 @@ import utils
 from checkpoint import load_checkpoint
 from errors import UserError
 from losses import full_precision
+from run import LATER_FLAGS
 
 # A method's name up to the first - or + -> the script that has its build(). "" is the baseline.
 SCRIPTS = {"": train, "KD": train_kd, "OKDDip": train_GL, "ONE": train_one, "CL": train_one, "Ind": train_one,
@@ -46,7 +47,7 @@ SCRIPTS = {"": train, "KD": train_kd, "OKDDip": train_GL, "ONE": train_one, "CL"
 # The flags that build() reads, and those of an evaluation, for files that do not say them.
 FLAGS = {"num_branches": 4, "MulStu": False, "aggregation": "attention", "no_leader": False, "ind": False, "avg": False,
          "bpscale": False, "dropout": 0.0, "efficient": False, "amp": "off", "tf32": False, "batch_size": 128,
-         "num_workers": 8, "cache": "on", "data_dir": "./Data"}
+         "num_workers": 8, "cache": "on", "data_dir": "./Data", **LATER_FLAGS}
 BINS = 15  # of confidence, as in Guo et al. (2017)
 
 

@@ -2,7 +2,7 @@
 
 z: logits; T: temperature; KL(t || z) = batch mean of sum_c p_c (log p_c - log q_c), p = softmax(t/T), q = softmax(z/T).
 ``loss="CE"`` puts soft cross-entropy, -sum_c p_c log q_c, in KL's place. Gradients flow through the targets t:
-whoever wants them fixed detaches them before the call.
+whoever wants them fixed detaches them before the call (OKDDip's: detach_targets).
 """
 
 import math
@@ -67,7 +67,8 @@ def distillation(target: Tensor, logits: Tensor, temperature: float, loss: str =
 
 
 def okddip_loss(peers: Tensor, targets: Tensor, leader: Tensor | None, labels: Tensor, weight: float | Tensor = 1.0,
-                temperature: float = 3.0, alpha: float = 1.0, loss: str = "KL", teacher: Tensor | None = None) -> Terms:
+                temperature: float = 3.0, alpha: float = 1.0, loss: str = "KL", teacher: Tensor | None = None,
+                detach_targets: bool = False) -> Terms:
     """OKDDip (paper, section 3.3): peers, targets [B, m-1, C], leader [B, C], labels [B]; weight: w(e).
 
     L_true  = sum_a CE(z_a, y) + CE(z_leader, y)
@@ -75,12 +76,14 @@ def okddip_loss(peers: Tensor, targets: Tensor, leader: Tensor | None, labels: T
     L       = L_true + alpha w(e) L_group
 
     leader None: without the second level, the terms of the peers alone. teacher [B, C]: a pre-trained network besides
-    (Table 6), L + alpha sum over peers and leader of T^2 KL(teacher || z), without ramp-up.
+    (Table 6), L + alpha sum over peers and leader of T^2 KL(teacher || z), without ramp-up. detach_targets: t_a and
+    mean_a z_a are constants to the gradient, which the paper's are not.
     """
     students, taught_by = peers, targets  # first level: each peer from its own mixture
     if leader is not None:  # second level: the leader from the peers' mean
         students = torch.cat([peers, leader.unsqueeze(1)], 1)  # [B, m, C]
         taught_by = torch.cat([targets, peers.mean(1, keepdim=True)], 1)
+    taught_by = taught_by.detach() if detach_targets else taught_by
     L_true = true_loss(students, labels)
     L_group = distillation(taught_by, students, temperature, loss)
     total = L_true + alpha * weight * L_group

@@ -130,8 +130,8 @@ def replicated(model: nn.Module, device: torch.device, sync_bn: bool = False) ->
     """The model as a training step calls it: DistributedDataParallel over the processes, or itself.
 
     Buffers are not sent before each step: in training BatchNorm does not use its statistics. Before an evaluation,
-    ``share_buffers`` makes them those of the first process, which is also the one that saves. Each parameter gets
-    a gradient in each step.
+    ``share_buffers`` makes them those of the first process, which is also the one that saves. Each parameter
+    that requires a gradient gets one in each step.
     """
     if world_size() == 1:
         return model

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from errors import UserError
-from run import FREE_FLAGS
+from run import FREE_FLAGS, LATER_FLAGS
 
 # What may differ within a group: the seed, where a run is and how it was started, a teacher's folder (each seed may
 # have its own), and what follows from the rest. choose_E: the best epoch is found here, for each table its own.
 WITHIN = (FREE_FLAGS - {"num_epochs"}) | {"seed", "command", "environment", "starts", "weights", "schedule", "choose_E"}
 TYPES = {"num_epochs": int, "seed": int, "batch_size": int, "lr": int | float, "wd": int | float, "val_size": int,
-         "milestones": list, "classes": list, "model": str, "method": str, "dataset": str, "command": str,
-         "environment": dict}
+         "train_size": int, "milestones": list, "classes": list, "model": str, "method": str, "dataset": str,
+         "command": str, "environment": dict}
 DATA = ("dataset", "classes", "mean", "std")
-RECIPE = ("num_epochs", "batch_size", "lr", "milestones", "wd", "val_size", "amp", "compile", "tf32", "sync_bn")
+RECIPE = ("num_epochs", "batch_size", "lr", "milestones", "wd", "train_size", "val_size", "amp", "compile", "tf32",
+          "sync_bn")
 CELL = ("model", "method", "num_branches")
 METHODS = {"baseline": "Baseline", "KD": "KD", "Ind": "Ind", "DML": "DML", "CL-ILR": "CL-ILR", "ONE": "ONE",
            "OKDDip-N": "OKDDip-N", "OKDDip": "OKDDip-B"}
@@ -63,7 +64,7 @@ class Group(NamedTuple):
 def read_run(folder: Path) -> Recorded:
     """UserError where the folder holds no run, or one that is not over."""
     try:
-        flags = json.loads((folder / "parameters.json").read_text())
+        flags = LATER_FLAGS | json.loads((folder / "parameters.json").read_text())
         history = json_lines(folder / "metrics.jsonl")
         wrong = [name for name in (*DATA, *RECIPE, *TYPES) if not isinstance(flags[name], TYPES.get(name, object))]
         if wrong:
@@ -190,6 +191,8 @@ def recipe_in_words(recipe: dict) -> str:
     words = [f"{recipe['num_epochs']} epoch{'s' * (recipe['num_epochs'] > 1)}", f"batches of {recipe['batch_size']}",
              f"learning rate {recipe['lr']:g}" + (f", divided by 10 after epochs {steps}" if steps else ""),
              f"weight decay {recipe['wd']:g}"]
+    if recipe.get("train_size", 0):
+        words.append(f"trained on {recipe['train_size']} training images")
     if recipe["val_size"]:
         words.append(f"best epoch chosen on {recipe['val_size']} held-out training images")
     words += [f"--{name}" for name in ("compile", "tf32", "sync_bn") if recipe[name]]

@@ -36,6 +36,9 @@ FORMAT = 2  # of a checkpoint
 # Flags that may differ between a run and its continuation: none of them changes what is computed.
 FREE_FLAGS = {"resume", "overwrite", "save_dir", "data_dir", "cache", "num_workers", "gpu_id", "device",
               "log_every", "num_epochs", "version", "T_model_path", "save_every", "save_steps"}
+# Flags that the first runs did not have, as those would have had them: a checkpoint without them can be resumed, a
+# record without them is grouped with those that name them.
+LATER_FLAGS = {"train_size": 0, "detach_targets": False}
 # What a checkpoint is continued from.
 PARTS = {"format": int, "flags": dict, "recipe": dict, "history": list, "random": list, "starts": list,
          "state_dict": dict, "optimizer": dict, "scheduler": dict, "scaler": dict, "tally": dict}
@@ -60,7 +63,7 @@ class Run:
         self.recipe = self.checkpoint["recipe"] if self.checkpoint else {"num_epochs": args.num_epochs}
         self.train_loader, self.test_loader = parallel.main_first(lambda: dataloader(
             args.dataset, args.batch_size, args.num_workers, args.data_dir, seed=args.seed, device=self.device,
-            cache=args.cache == "on", val_size=args.val_size))
+            cache=args.cache == "on", val_size=args.val_size, train_size=args.train_size))
         self.num_classes = self.train_loader.num_classes
         self.pin("classes", self.train_loader.classes)
         self.pin("images", [self.train_loader.num_images, self.test_loader.num_images])
@@ -103,9 +106,9 @@ class Run:
         missing = [name for name, kind in PARTS.items() if not isinstance(checkpoint.get(name), kind)]
         if missing:
             raise UserError(f"{path} cannot be resumed: it has no {', '.join(missing)}")
-        flags = {"method": self.method, **vars(self.args)}
-        changed = [f"--{name} {checkpoint['flags'].get(name)} there, {value} here" for name, value in flags.items()
-                   if name not in FREE_FLAGS and checkpoint["flags"].get(name) != value]
+        flags, there = {"method": self.method, **vars(self.args)}, LATER_FLAGS | checkpoint["flags"]
+        changed = [f"--{name} {there.get(name)} there, {value} here" for name, value in flags.items()
+                   if name not in FREE_FLAGS and there.get(name) != value]
         if changed:
             raise UserError(f"{path} was started otherwise ({'; '.join(changed)}): resume with the same flags")
         done, planned = len(checkpoint["history"]), checkpoint["flags"]["num_epochs"]

@@ -31,20 +31,26 @@ def parse_args(argv: list[str] | None):
     g.add_argument("--aggregation", default="attention", choices=models.AGGREGATIONS,
                    help="what weighs the peers in a target (Table 5; the paper names these and does not spell them "
                         "out, so all but attention are this project's reading): mean, 1/peers; random, softmax of "
-                        "normal draws; entropy, a surer peer weighs more; symmetric, W_L = W_E")
+                        "normal draws; entropy, a surer peer weighs more; symmetric, W_L = W_E; besides, not "
+                        "the paper's: others, attention to all peers but itself")
+    g.add_argument("--detach_targets", action="store_true",
+                   help="no gradient through the targets, not the paper's: W_L and W_E stay as drawn")
     g.add_argument("--no_leader", action="store_true",
                    help="all students are peers, and their ensemble is what is deployed (Tables 4 and 5)")
     utils.teacher_flags(g, None, "a pre-trained teacher besides, for every student (Table 6)")
     args = utils.parse(parser, argv)
     if args.T_model_path and not args.T_model:
         parser.error("argument --T_model_path: which network is that? Add --T_model")
+    if args.aggregation == "others" and args.num_branches == 2 and not args.no_leader:
+        parser.error("argument --aggregation: others needs two peers, and --num_branches 2 leaves one besides the "
+                     "leader: take more, or --no_leader")
     return args
 
 
 def method_name(args) -> str:
     """The folder of the method's runs: OKDDip, and what differs from it."""
     variants = {"-N": args.MulStu, f"-{args.aggregation}": args.aggregation != "attention",
-                "-no_leader": args.no_leader, "+KD": args.T_model}
+                "-detach_targets": args.detach_targets, "-no_leader": args.no_leader, "+KD": args.T_model}
     return "OKDDip" + "".join(name for name, on in variants.items() if on)
 
 
@@ -56,6 +62,8 @@ def build(args, num_classes: int):
     """The group and what is measured of it: -> model, rows, predict (see engine.Method)."""
     model = models.OKDDip(args.model, num_classes, args.num_branches, args.MulStu, args.aggregation,
                           leader=not args.no_leader, **utils.network_options(args))
+    if args.detach_targets:  # no gradient comes to W_L and W_E: no weight decay either, and no process waits for one
+        model.aggregation.requires_grad_(False)
     peers = {f"stu{a}": f"peer {a}" for a in range(args.num_branches - (not args.no_leader))}
     rows = {**({} if args.no_leader else {"stu_": "leader"}), **peers, "": "ensemble"}
 
@@ -79,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     def objective(model, images, labels, weight):
         peers, targets, leader = model(images)
         terms = okddip_loss(peers, targets, leader, labels, weight, args.temperature, args.alpha, args.loss,
-                            teacher=teacher and teacher(images))
+                            teacher=teacher and teacher(images), detach_targets=args.detach_targets)
         return terms, measured(peers, leader)
 
     engine.fit(run, model, engine.Method(

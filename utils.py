@@ -107,6 +107,8 @@ def recipe_flags(p: Parser) -> None:
     g.add_argument("--dataset", default="CIFAR10", choices=DATASETS, metavar="NAME",
                    help=f"{', '.join(DATASETS)} (folder: <data_dir>/train/<class>/*, with test/ or val/ beside; "
                         "imagenet: train/<class>/* and val/<class>/*)")
+    g.add_argument("--train_size", default=0, type=number(int, 0), metavar="N",
+                   help="training images to train on, stratified, the same ones for every --seed (0: all)")
     g.add_argument("--val_size", default=0, type=number(int, 0), metavar="N",
                    help="training images to hold out, stratified, which choose the best epoch (0: the test images do)")
     g.add_argument("--num_epochs", default=300, type=number(int, 1), help="length of the training")

@@ -26,7 +26,17 @@ class Attention(nn.Module):
         return torch.softmax(L @ E.mT, dim=-1)
 
 
-# The other four are what the paper's Table 5 puts in the attention's place. The paper names them and does not spell
+class OthersAttention(Attention):
+    """Attention over b != a, not the paper's: alpha_aa = 0, so that no peer is its own teacher. Of two peers, each
+    attends to the other alone; a single one has nobody."""
+
+    def forward(self, h: Tensor, z: Tensor) -> Tensor:
+        scores = self.W_L(h) @ self.W_E(h).mT
+        itself = torch.eye(h.shape[1], dtype=torch.bool, device=h.device)
+        return torch.softmax(scores.masked_fill(itself, float("-inf")), dim=-1)
+
+
+# The next four are what the paper's Table 5 puts in the attention's place. The paper names them and does not spell
 # them out: these are this project's readings. Each takes h and z and gives alpha, as Attention does.
 
 
@@ -74,7 +84,7 @@ class EntropyWeights(MeanWeights):
 
 
 AGGREGATIONS = {"attention": Attention, "mean": MeanWeights, "random": RandomWeights, "entropy": EntropyWeights,
-                "symmetric": SymmetricAttention}
+                "symmetric": SymmetricAttention, "others": OthersAttention}
 
 
 class Gate(nn.Module):

@@ -50,13 +50,16 @@ class Branches(nn.Module):
 class OKDDip(Branches):
     """m - 1 auxiliary peers, each with its own target, and the group leader (Chen et al. 2020).
 
-    aggregation: what weighs the peers, a name of ``AGGREGATIONS``. leader=False: all m are peers.
+    aggregation: what weighs the peers, a name of ``AGGREGATIONS``. leader=False: all m are peers. ValueError where
+    "others" would leave a peer nobody to attend to.
     """
 
     def __init__(self, name: str, num_classes: int, num_branches: int = 4, network_based: bool = False,
                  aggregation: str = "attention", leader: bool = True, **options):
         if aggregation not in AGGREGATIONS:
             raise ValueError(f"unknown aggregation {aggregation!r}; known are {', '.join(AGGREGATIONS)}")
+        if aggregation == "others" and num_branches - leader < 2:
+            raise ValueError(f"aggregation 'others' needs at least 2 peers, not {num_branches - leader}")
         self.aggregation_name, self.has_leader = aggregation, leader
         super().__init__(name, num_classes, num_branches, network_based, **options)
 
@@ -78,7 +81,7 @@ class OKDDip(Branches):
         """images [B, 3, H, W] -> peers and their targets [B, m-1, C], leader [B, C] (None without one).
 
         t_a = sum_b alpha_ab z_b, on logits (the paper's Figure 1 and the authors' code; its equation writes
-        probabilities). The gradient flows through t_a: it is not detached.
+        probabilities). The gradient flows through t_a: it is not detached here.
         """
         peers, attention, leader = self.attend(images)
         return peers, attention @ peers, leader

@@ -29,6 +29,18 @@ def mean(vectors):
     return [sum(values) / len(vectors) for values in zip(*vectors, strict=True)]
 
 
+def attention_to_others(W_L, W_E, h):
+    """alpha_ab = exp((W_L h_a).(W_E h_b)) / sum_{f != a} exp((W_L h_a).(W_E h_f)) for b != a, 0 for b = a.
+
+    h: the vector of each peer. Of tensors, so that gradients can be compared, but one number at a time."""
+    rows = []
+    for a in range(len(h)):
+        weight = {b: ((W_L @ h[a]) @ (W_E @ h[b])).exp() for b in range(len(h)) if b != a}
+        total = sum(weight.values())
+        rows.append([weight[b] / total if b != a else 0 * total for b in range(len(h))])
+    return rows
+
+
 def calibration_error(logits, labels, bins=15):
     """sum_m |B_m| / n |acc(B_m) - conf(B_m)|, B_m the images with confidence in ((m - 1) / M, m / M] (Guo et al. 2017,
     equation 3)."""

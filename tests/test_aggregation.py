@@ -1,8 +1,10 @@
 import math
 
 import pytest
+import slow
 import torch
 
+import models
 from models.aggregation import AGGREGATIONS, Attention, Gate, divide_gradient, others_mean
 
 
@@ -47,6 +49,7 @@ def weights(name, p=3, training=True):
 @pytest.mark.parametrize("p", [1, 2, 7])
 @pytest.mark.parametrize("training", [True, False])
 def test_weights_are_distributions_over_the_peers(name, p, training):
+    p += name == "others" and p == 1  # a lone peer has no others
     alpha = weights(name, p, training)[-1]
     assert alpha.shape == (4, p, p) and (alpha >= 0).all()
     assert alpha.sum(-1).allclose(torch.ones(4, p, dtype=torch.float64))
@@ -90,6 +93,34 @@ def test_symmetric_attention():
     for a in range(3):
         scores = [math.exp(sum(x * y for x, y in zip(L[a].tolist(), L[b].tolist(), strict=True))) for b in range(3)]
         assert alpha[0, a].tolist() == pytest.approx([s / sum(scores) for s in scores], rel=1e-9)
+
+
+@pytest.mark.parametrize("p", [2, 3, 7])
+def test_attention_to_the_others(p):
+    """Values, and the gradients of a weighted sum, with respect to W_L, W_E and h."""
+    module, h, _, _ = weights("others", p)
+    inputs = [module.W_L.weight, module.W_E.weight, h.requires_grad_()]
+    alpha = module(h, None)
+    assert (alpha.diagonal(dim1=1, dim2=2) == 0).all()
+    if p == 2:
+        assert alpha.equal(torch.eye(2, dtype=alpha.dtype).flip(0).expand(4, 2, 2))
+    W_L, W_E = (W.detach().clone().requires_grad_() for W in inputs[:2])
+    h_slow = h.detach().clone().requires_grad_()
+    expected = torch.stack([torch.stack([torch.stack(row) for row in slow.attention_to_others(W_L, W_E, features)])
+                            for features in h_slow])
+    assert alpha.allclose(expected, rtol=1e-10, atol=1e-15)
+    by = torch.randn(4, p, p, dtype=torch.float64)
+    for ours, theirs in zip(torch.autograd.grad((alpha * by).sum(), inputs),
+                            torch.autograd.grad((expected * by).sum(), [W_L, W_E, h_slow]), strict=True):
+        assert ours.allclose(theirs, rtol=1e-9, atol=1e-12) and (p == 2 or ours.abs().max() > 1e-3)
+
+
+def test_a_lone_peer_has_no_others():
+    with pytest.raises(ValueError, match="at least 2 peers, not 1"):
+        models.OKDDip("resnet8", 10, 2, aggregation="others")
+    peers, alpha, leader = models.OKDDip("resnet8", 10, 2, aggregation="others", leader=False).attend(
+        torch.zeros(2, 3, 32, 32))
+    assert alpha.tolist() == [[[0, 1], [1, 0]]] * 2 and leader is None
 
 
 def test_gate_is_a_distribution_over_branches():

@@ -231,6 +231,76 @@ def test_a_batch_must_fit_what_is_not_held_out(image_folder):
         dataloader("folder", 31, 0, image_folder(), val_size=10)
 
 
+def rows(images):
+    return [bytes(image) for image in images.reshape(len(images), -1).numpy()]
+
+
+def trained_on(loader):
+    return rows(loader.images[:, 4:-4, 4:-4])
+
+
+def test_train_size_is_stratified_and_the_same_for_every_seed():
+    whole, _ = dataloader("DIGITS", 64)
+    train, test = dataloader("DIGITS", 64, train_size=505, seed=3)
+    assert (train.num_images, test.num_images, train.held_out) == (505, 360, None)
+    expected = torch.bincount(whole.labels) * 505 / 1437
+    assert (torch.bincount(train.labels) - expected).abs().max() <= 1
+    other = dataloader("DIGITS", 64, train_size=505, seed=4)[0]
+    assert train.images.equal(other.images) and not train.draws()[0].equal(other.draws()[0])
+    assert set(trained_on(train)) <= set(trained_on(dataloader("DIGITS", 64, train_size=700)[0]))
+
+
+@pytest.mark.parametrize("val_size", [50, 437])
+def test_held_out_images_are_none_of_the_train_size(val_size):
+    """They come from the rest, all of which may be held out; the seed draws them alone."""
+    whole, _ = dataloader("DIGITS", 64)
+    a, again, b = (dataloader("DIGITS", 64, train_size=1000, val_size=val_size, seed=s)[0] for s in (1, 1, 2))
+    assert a.images.equal(b.images) and a.held_out.images.equal(again.held_out.images)
+    assert a.held_out.images.equal(b.held_out.images) == (val_size == 437)
+    assert a.num_images == 1000 and a.held_out.num_images == val_size
+    assert not set(trained_on(a)) & set(rows(a.held_out.images))
+    assert set(trained_on(a) + rows(a.held_out.images)) <= set(trained_on(whole))
+    expected = torch.bincount(whole.labels) * val_size / 1437
+    assert (torch.bincount(a.held_out.labels) - expected).abs().max() <= 1.5
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_any_size_from_the_classes_to_all_images(image_folder, cache):
+    """All of them is what there is without the flag, to the last bit; the statistics are always those of all."""
+    root = image_folder()
+    whole, _ = dataloader("folder", 2, 0, root, cache=cache)
+    for size in (2, 3, 39, 40):
+        train, _ = dataloader("folder", 2, 0, root, cache=cache, train_size=size)
+        assert train.num_images == size and (train.mean, train.std) == (whole.mean, whole.std)
+        assert len(torch.cat([labels for _, labels in train]).unique()) == 2
+    assert same(train, whole)
+
+
+def test_rare_classes_are_trained_on():
+    labels = np.array([0] * 500 + [1] * 300 + [2])
+    chosen, rest = data_loader.proportional(Split(np.arange(801), labels), 81)
+    assert np.bincount(chosen.labels).tolist() == [50, 30, 1]
+    assert sorted([*chosen.images, *rest.images]) == list(range(801))
+
+
+@pytest.mark.parametrize("name", ["DIGITS", "folder"])
+def test_train_size_without_cache_gives_the_same_batches(image_folder, name):
+    root = image_folder(train=30)
+    cached, streamed = (dataloader(name, 7, 0, root, seed=1, train_size=31, val_size=12, cache=cache)[0]
+                        for cache in (True, False))
+    assert same(cached, streamed) and same(cached.held_out, streamed.held_out)
+
+
+@pytest.mark.parametrize(("train_size", "val_size", "message"), [
+    (1, 0, "--train_size must lie between the 2 classes and the 40 training images, not 1"), (41, 0, "not 41"),
+    (-3, 0, "--train_size .*not -3"), (30, 11, "--val_size must .*10 training images that --train_size 30 leaves"),
+    (40, 2, "the 0 training images that --train_size 40 leaves, not 2")])
+def test_train_size_must_fit(image_folder, train_size, val_size, message):
+    with pytest.raises(UserError, match=message) as error:
+        dataloader("folder", 1, 0, image_folder(), train_size=train_size, val_size=val_size)
+    assert "\n" not in str(error.value)
+
+
 def broken(root, change):
     if change == "no data":
         root = root / "nowhere"

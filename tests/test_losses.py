@@ -168,6 +168,32 @@ def test_gradients_flow_through_the_targets(objective, loss):
     assert torch.autograd.gradcheck(lambda *x: objective(*x, loss).total, inputs)
 
 
+@pytest.mark.parametrize("loss", losses.DISTILLATION)
+@pytest.mark.parametrize("with_leader", [True, False])
+def test_detached_targets(loss, with_leader):
+    """The loss is the same; its gradients are those of the formula with numbers in the targets' places."""
+    peers, targets, leader = double(B, 3, C, seed=0), double(B, 3, C, seed=1), double(B, C, seed=2)
+    t, mean_of_peers = targets.detach().clone(), peers.detach().mean(1)
+    students = [*peers.unbind(1), *([leader] if with_leader else [])]
+    taught_by = [*t.unbind(1), *([mean_of_peers] if with_leader else [])]
+    expected = 0
+    for z, target in zip(students, taught_by, strict=True):
+        for b in range(B):
+            log_q, p = torch.log_softmax(z[b] / T, 0), torch.softmax(target[b] / T, 0)
+            divergence = (p * ((p.log() if loss == "KL" else 0) - log_q)).sum()
+            expected = expected + (ALPHA * W * T**2 * divergence - torch.log_softmax(z[b], 0)[LABELS[b]]) / B
+    leader_or_none = leader if with_leader else None
+    terms = losses.okddip_loss(peers, targets, leader_or_none, LABELS, W, T, ALPHA, loss, detach_targets=True)
+    assert terms == losses.okddip_loss(peers, targets, leader_or_none, LABELS, W, T, ALPHA, loss)
+    assert terms.total.item() == pytest.approx(expected.item(), rel=1e-12)
+    inputs = [peers, leader] if with_leader else [peers]
+    for ours, theirs in zip(torch.autograd.grad(terms.total, inputs, retain_graph=True),
+                            torch.autograd.grad(expected, inputs), strict=True):
+        assert ours.allclose(theirs, rtol=1e-10, atol=1e-14)
+    terms.total.backward()
+    assert targets.grad is None
+
+
 @pytest.mark.parametrize(("epoch", "weight"), [(0, 0.006737946999085467), (40, 0.2865047968601901), (80, 1), (299, 1)])
 def test_ramp_up(epoch, weight):
     """exp(-5), exp(-5/4), 1, 1"""

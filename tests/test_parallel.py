@@ -28,6 +28,19 @@ def okddip(model, images, labels, weight):
     return losses.okddip_loss(peers, targets, leader, labels, weight), torch.cat([peers, leader.unsqueeze(1)], 1)
 
 
+def detached(model, images, labels, weight):
+    peers, targets, leader = model(images)
+    terms = losses.okddip_loss(peers, targets, leader, labels, weight, detach_targets=True)
+    return terms, torch.cat([peers, leader.unsqueeze(1)], 1)
+
+
+def standing_still():
+    """As train_GL.build makes it with --detach_targets: the attention gets no gradient."""
+    model = models.OKDDip("resnet8", 10)
+    model.aggregation.requires_grad_(False)
+    return model
+
+
 def one(model, images, labels, weight):
     z, e = model(images)
     return losses.one_loss(z, e, labels, weight), z
@@ -46,6 +59,7 @@ def kd(model, images, labels, weight):
 
 METHODS = {
     "OKDDip": (lambda: models.OKDDip("resnet8", 10), okddip, ["stu0", "stu1", "stu2", "stu_"]),
+    "OKDDip-detach_targets": (standing_still, detached, ["stu0", "stu1", "stu2", "stu_"]),
     "ONE": (lambda: models.ONE("resnet8", 10, 3), one, ["stu0", "stu1", "stu2"]),
     "KD": (lambda: models.create_model("resnet8", 10), kd, [""]),
 }

@@ -102,6 +102,15 @@ def test_a_number_of_processes_makes_another_group(tmp_path):
     assert [(g.flags["processes"], g.seeds) for g in groups] == [(1, [0, 1]), (8, [2])]
 
 
+def test_runs_without_a_later_flag_are_grouped_with_those_that_name_it(tmp_path):
+    """made_up's records, like those of the committed study, name neither flag."""
+    made_up.run(tmp_path, "ONE", 0, [30.0])
+    made_up.run(tmp_path, "ONE", 1, [30.0], train_size=0, detach_targets=False)
+    made_up.run(tmp_path, "ONE", 2, [30.0], train_size=500)
+    groups, _ = records.group(records.find_runs([tmp_path])[0])
+    assert [(g.flags["train_size"], g.seeds) for g in groups] == [(0, [0, 1]), (500, [2])]
+
+
 def test_other_figures_make_another_group(tmp_path):
     made_up.run(tmp_path, "ONE", 0, [30.0])
     made_up.run(tmp_path, "ONE", 1, [{"mean_test_accTop1": 70.0, "gate_test_accTop1": 71.0}])
@@ -114,6 +123,7 @@ def test_the_recipe_in_words():
     assert records.recipe_in_words(recipe) == plain
     assert records.recipe_in_words({**recipe, "val_size": 100, "amp": "bf16", "sync_bn": True}) == (
         f"{plain}; best epoch chosen on 100 held-out training images; --sync_bn; --amp bf16")
+    assert records.recipe_in_words({**recipe, "train_size": 500}) == f"{plain}; trained on 500 training images"
     short = records.recipe_in_words({**recipe, "num_epochs": 1, "milestones": [1, 1]})
     assert short == "1 epoch; batches of 128; learning rate 0.1; weight decay 0.0005"
 

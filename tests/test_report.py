@@ -128,7 +128,7 @@ def test_pairwise_dml_is_not_the_paper_s(tmp_path, printed):
     assert table(printed(tmp_path), "Table 2")["ResNet-32", "best epoch"]["DML"] == "30.00 (1) [type pairwise]"
 
 
-@pytest.mark.parametrize("flag", [{"val_size": 100}, {"amp": "fp16"}, {"sync_bn": True}, {}])
+@pytest.mark.parametrize("flag", [{"val_size": 100}, {"train_size": 500}, {"amp": "fp16"}, {"sync_bn": True}, {}])
 def test_only_the_recipe_of_the_paper_stands_unmarked(tmp_path, printed, flag):
     epochs = [{"mean_test_accTop1": 70.0, "mean_val_accTop1": 70.0, "val_accTop1": 70.0}] * 300
     made_up.run(tmp_path, "ONE", 0, epochs, milestones=[150, 225], **flag)

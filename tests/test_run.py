@@ -7,6 +7,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import checkpoint
+import evaluate
 import models
 import train
 import train_GL
@@ -133,6 +134,24 @@ def test_resuming_with_other_flags_is_refused(finished, flags, said):
     with pytest.raises(UserError, match="--method OKDDip there"):
         train.main([*TINY, "--num_epochs", "4", "--resume", str(finished)])
     assert (finished / "last.pth").read_bytes() == before
+
+
+def test_a_checkpoint_from_before_a_flag_was_there(tmp_path):
+    """It is continued as if it named the flag's default, and with nothing else."""
+    flags = [*TINY, "--train_size", "0"]
+    train_GL.main([*flags, "--num_epochs", "1", "--save_dir", str(tmp_path)])
+    folder = tmp_path / "DIGITS" / "OKDDip" / "resnet8"
+    state = checkpoint.load_checkpoint(folder / "last.pth")
+    assert state["flags"].pop("train_size") == 0 and state["flags"].pop("detach_targets") is False
+    (folder / "last.pth").write_bytes(checkpoint.serialise(state))
+    for other, said in ((["--train_size", "500"], "--train_size 0 there, 500 here"),
+                        (["--detach_targets"], "--detach_targets False there, True here")):
+        with pytest.raises(UserError, match=said):
+            train_GL.main([*flags, *other, "--num_epochs", "2", "--resume", str(folder)])
+    evaluate.main([str(folder / "last.pth"), "--device", "cpu"])
+    train_GL.main([*flags, "--num_epochs", "2", "--resume", str(folder)])
+    assert len(lines(folder)) == 2
+    assert checkpoint.load_checkpoint(folder / "last.pth")["flags"]["train_size"] == 0
 
 
 def test_overwrite_replaces_the_run_and_nothing_else(tmp_path):

@@ -7,11 +7,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import engine
+import evaluate
 import models
 import train
 import train_DML
 import train_GL
 import train_one
+from errors import UserError
 
 TINY = ["--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "512", "--num_epochs", "1", "--device", "cpu"]
 
@@ -31,8 +33,42 @@ def test_aggregation(aggregation, tmp_path):
     assert [sum(row) for row in record["attention"]] == pytest.approx([1] * 3)
     if aggregation in ("mean", "random"):
         assert sum(record["attention"], []) == pytest.approx([1 / 3] * 9)
+    if aggregation == "others":
+        assert [record["attention"][a][a] for a in range(3)] == [0] * 3
     if aggregation == "entropy":
         assert record["attention"][0] == pytest.approx(record["attention"][1])
+
+
+@pytest.mark.parametrize(("flags", "method"), [
+    (["--train_size", "600"], "OKDDip"), (["--aggregation", "others"], "OKDDip-others"),
+    (["--detach_targets"], "OKDDip-detach_targets")])
+def test_flags_that_the_paper_has_not(flags, method, tmp_path, capsys):
+    """One epoch and another one, resumed, are two in one go; evaluate.py finds the figures of the run."""
+    flags, runs = [*flags, "--schedule", "5"], []
+    for name, epochs in (("whole", "2"), ("begun", "1")):
+        train_GL.main([*TINY, *flags, "--num_epochs", epochs, "--save_dir", str(tmp_path / name)])
+        runs.append(tmp_path / name / "DIGITS" / method / "resnet8")
+    first = torch.load(runs[1] / "last.pth", weights_only=True)["state_dict"]
+    train_GL.main([*TINY, *flags, "--num_epochs", "2", "--resume", str(runs[1])])
+    whole, resumed = (torch.load(folder / "last.pth", weights_only=True) for folder in runs)
+    assert all(value.equal(resumed["state_dict"][name]) for name, value in whole["state_dict"].items())
+    for name in ("aggregation.W_L.weight", "aggregation.W_E.weight"):
+        assert first[name].equal(resumed["state_dict"][name]) == (method == "OKDDip-detach_targets")
+    parameters = json.loads((runs[0] / "parameters.json").read_text())
+    assert parameters["train_size"] == whole["flags"]["train_size"] == (600 if "--train_size" in flags else 0)
+    assert parameters["detach_targets"] == ("--detach_targets" in flags)
+    assert f"{parameters['train_size'] or 1437} training and 360 test images" in (runs[0] / "train.log").read_text()
+    capsys.readouterr()
+    evaluate.main([str(runs[1]), "--json", "--device", "cpu"])
+    best = json.loads((runs[1] / "test_best_metrics.json").read_text())
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert {name: best[name] for name in figures if name in best}.items() <= figures.items() and "dist" in figures
+
+
+def test_other_train_size_is_not_resumed(tmp_path):
+    folder, _ = run(train_GL, tmp_path, "--train_size", "600")
+    with pytest.raises(UserError, match="--train_size 600 there, 0 here"):
+        train_GL.main([*TINY, "--num_epochs", "2", "--resume", str(folder)])
 
 
 def test_no_leader(tmp_path):

@@ -53,6 +53,11 @@ REFUSED = [
     ("train", "--model vgg16 --dropout 1", "less than 1"),
     ("train", "--model vgg16 --dataset imagenet", "made for images of 32x32"),
     ("train_GL", "--aggregation median", "median"),
+    ("train_GL", "--aggregation others --num_branches 2", "others needs two peers.*--no_leader"),
+    ("train", "--train_size 9 --dataset DIGITS", "--train_size must lie between the 10 classes and the 1437 .*not 9"),
+    ("train", "--train_size 1438 --dataset DIGITS", "--train_size .*not 1438"),
+    ("train", "--train_size -1", "at least 0"),
+    ("train", "--train_size 1000 --val_size 438 --dataset DIGITS", "--val_size .* 437 training images that"),
     ("train_GL", "--T_model resnet8 --dataset DIGITS", "no checkpoint at DIGITS/resnet8"),
     ("train_kd", "--dataset DIGITS", "no checkpoint at DIGITS/resnet110"),
     ("train", "--val_size 5 --dataset DIGITS", "--val_size"),
@@ -89,7 +94,7 @@ def test_original_flags_and_defaults(name):
         name, getattr(MAIN[name], "parse_args", None))([])
     expected = {"model": "resnet32", "dataset": "CIFAR10", "num_epochs": 300, "batch_size": 128, "lr": 0.1, "wd": 5e-4,
                 "dropout": 0, "efficient": False, "resume": None, "version": "V0", "num_workers": 8, "gpu_id": 0,
-                "seed": 0, "data_dir": "./Data", "save_dir": ".", "schedule": None}
+                "seed": 0, "data_dir": "./Data", "save_dir": ".", "schedule": None, "train_size": 0}
     if name != "train":
         expected |= {"loss": "KL", "temperature": 3.0}
     if name in ("train_GL", "train_one"):

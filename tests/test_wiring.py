@@ -66,6 +66,25 @@ def test_okddip(more, handed_over):
     assert method.curves == {"stu_": "B"}
 
 
+@pytest.mark.parametrize("more", [[], ["--MulStu"], ["--aggregation", "others", "--num_branches", "4"]])
+def test_okddip_with_detached_targets(more, handed_over):
+    """The students' gradients are those of constant targets; W_L and W_E have none."""
+    run, model, method = handed_over(train_GL, *GROUP, *more, "--detach_targets")
+    assert run.folder.parent.name.endswith("-detach_targets")
+    method.objective(model, X, LABELS, W)[0].total.backward()
+    found = {name: p.grad for name, p in model.named_parameters()}
+    assert {name for name, g in found.items() if g is None} == {"aggregation.W_L.weight", "aggregation.W_E.weight"}
+    model.zero_grad()
+    with torch.no_grad():
+        constant, taught_leader = model(X)[1], model(X)[0].mean(1)
+    peers, _, leader = model(X)
+    students = torch.cat([peers, leader.unsqueeze(1)], 1)
+    targets = torch.cat([constant, taught_leader.unsqueeze(1)], 1)
+    (losses.true_loss(students, LABELS) + 0.5 * W * losses.distillation(targets, students, 2.0, "CE")).backward()
+    for name, p in model.named_parameters():
+        assert found[name] is None or found[name].allclose(p.grad, rtol=1e-4, atol=1e-6), name
+
+
 def test_okddip_without_leader(handed_over):
     _, model, method = handed_over(train_GL, *GROUP, "--no_leader")
     z, targets, _ = model(X)
