@@ -28,8 +28,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import datasets
 from torchvision.transforms import v2
 
-import parallel
-from errors import UserError
+from runtime import processes
+from runtime.errors import UserError
 
 SIZE, PADDING = 32, 4
 SHIFTS = 2 * PADDING + 1  # a crop of the padded image starts at one of 9 rows and 9 columns
@@ -292,14 +292,14 @@ class Loader:
         less than one in evaluation.
         """
         starts = list(range(0, self.num_images, self.batch_size))
-        least = parallel.world_size() * (2 if self.augment else 1)
+        least = processes.world_size() * (2 if self.augment else 1)
         if len(starts) > 1 and self.num_images - starts[-1] < least:
             starts.pop()
         return list(zip(starts, starts[1:] + [self.num_images], strict=True))
 
     def parts(self, first: int = 0) -> list[tuple[int, int]]:
         """This process's part of each batch from the ``first`` on."""
-        return [parallel.part(a, b) for a, b in self.bounds()[first:]]
+        return [processes.part(a, b) for a, b in self.bounds()[first:]]
 
     def shares(self, first: int = 0) -> list[float]:
         """How many images of a batch are this process's, in relation to an equal share: 1 where all have as many.
@@ -307,7 +307,7 @@ class Loader:
         Weighed so, the processes' mean of their losses is the mean over the batch's images.
         """
         parts = zip(self.bounds()[first:], self.parts(first), strict=True)
-        return [(end - begin) * parallel.world_size() / (b - a) for (a, b), (begin, end) in parts]
+        return [(end - begin) * processes.world_size() / (b - a) for (a, b), (begin, end) in parts]
 
     def __len__(self) -> int:
         return len(self.bounds())
@@ -521,11 +521,11 @@ def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root
     if not 1 <= batch_size <= len(train.labels):
         raise UserError(f"--batch_size must lie between 1 and the {len(train.labels)} training images of "
                         f"{data_name}, not {batch_size}")
-    processes = parallel.world_size()
-    if batch_size % processes:
-        raise UserError(f"--batch_size {batch_size} cannot be shared out evenly among {processes} processes")
-    if processes > min(len(data.test.labels), len(held_out.labels) if held_out else math.inf):
-        raise UserError(f"there are fewer images to evaluate than the {processes} processes")
+    world_size = processes.world_size()
+    if batch_size % world_size:
+        raise UserError(f"--batch_size {batch_size} cannot be shared out evenly among {world_size} processes")
+    if world_size > min(len(data.test.labels), len(held_out.labels) if held_out else math.inf):
+        raise UserError(f"there are fewer images to evaluate than the {world_size} processes")
     kind = Cached if cache else partial(Streamed, num_workers=num_workers)
     train_loader = kind(train, data, batch_size, device, seed, augment=True)
     batch_size = evaluation_batch(batch_size, data, device)
@@ -536,7 +536,7 @@ def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root
 
 def evaluation_batch(batch_size: int, data: Data, device: torch.device) -> int:
     """The batch of an evaluation: on GPUs there is room for more; on CPUs, larger batches were slower."""
-    least = parallel.world_size() * (256 if data.large else 1024) if device.type == "cuda" else 1
+    least = processes.world_size() * (256 if data.large else 1024) if device.type == "cuda" else 1
     return max(batch_size, least)
 
 

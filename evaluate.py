@@ -21,25 +21,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import engine
+import export
+import parallel
 import torch
+from checkpoint import load_checkpoint
+from errors import UserError
+from run import LATER_FLAGS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import data_loader
-import engine
-import export
 import models
-import parallel
 import train
 import train_DML
 import train_GL
 import train_kd
 import train_one
 import utils
-from checkpoint import load_checkpoint
-from errors import UserError
 from losses import full_precision
-from run import LATER_FLAGS
 
 # A method's name up to the first - or + -> the script that has its build(). "" is the baseline.
 SCRIPTS = {"": train, "KD": train_kd, "OKDDip": train_GL, "ONE": train_one, "CL": train_one, "Ind": train_one,

@@ -24,6 +24,7 @@ def _own_modules():
     _sys.path.insert(0, str(_HERE))
     try:
         import export
+
         import models
 
         return export, models

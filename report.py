@@ -19,10 +19,11 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-import utils
 from checkpoint import save
 from errors import UserError
 from records import DATA, METHODS, RECIPE, Group, by, find_runs, group, recipe_in_words, title_of
+
+import utils
 
 PUBLISHED = Path(__file__).with_name("results") / "published.json"
 BESIDES = {"stu_": "leader", "mean_": "mean of the students or peers", "": "ensemble", "gate_": "gated ensemble",

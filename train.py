@@ -8,34 +8,42 @@ Measured, resnet8, 8 epochs of a JPEG copy of CIFAR-10, three seeds (results/), 
 25.84 ± 0.45 %.
 """
 
-import engine
 import models
 import utils
+from data_loader import dataloader
 from losses import individual_loss
-from run import Run
+from training.loop import fit
+from training.method import SingleNetwork
+from training.run import Run
 
 
-def build(args, num_classes: int):
-    """The network and what is measured of it: -> model, rows, predict (see engine.Method)."""
-    model = models.create_model(args.model, num_classes, **utils.network_options(args))
-
-    def predict(model, images):
-        return model(images).unsqueeze(1), {}
-
-    return model, {"": "network"}, predict
+def parse_args(argv: list[str] | None):
+    """The flags of this script. Wrong flags end the program with one line and exit code 2."""
+    return utils.parse(utils.Parser(__doc__), argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train with the flags ``argv`` (default: the command line's); UserError where they, data or a file are wrong."""
-    args = utils.parse(utils.Parser(__doc__), argv)
-    run = Run(args)
-    model, rows, predict = build(args, run.num_classes)
+class Baseline(SingleNetwork):
+    """One network and the cross-entropy."""
 
-    def objective(model, images, labels, weight):
+    def __init__(self, args, num_classes: int):
+        super().__init__(models.create_model(args.model, num_classes, **utils.network_options(args)))
+
+    @classmethod
+    def name(cls, args) -> str:
+        return ""
+
+    def loss(self, model, images, labels, weight):
         z = model(images)  # [B, C]
         return individual_loss(z, labels), z.unsqueeze(1)
 
-    engine.fit(run, model, engine.Method(rows, objective, predict, best="test_accTop1"))
+
+def main(argv: list[str] | None = None) -> None:
+    """Train with the flags ``argv`` (default: the command line). UserError if flags, data or a file are wrong."""
+    args = parse_args(argv)
+    run = Run(args, Baseline.name(args))
+    train_loader, test_loader = dataloader(**utils.data_options(args), device=run.device)
+    method = Baseline(args, train_loader.num_classes)
+    fit(method, train_loader, test_loader, run)
 
 
 if __name__ == "__main__":

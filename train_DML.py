@@ -10,17 +10,17 @@ Measured, resnet8, 8 epochs of a JPEG copy of CIFAR-10, three seeds (results/), 
 the networks' mean 27.13 ± 0.31 %.
 """
 
-import torch
-
-import engine
 import models
 import utils
+from data_loader import dataloader
 from losses import dml_loss
-from run import Run
+from training.loop import fit
+from training.method import Group
+from training.run import Run
 
 
 def parse_args(argv: list[str] | None):
-    """The flags of this script; exit code 2 with one line where they contradict each other."""
+    """The flags of this script. Wrong flags end the program with one line and exit code 2."""
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "deep mutual learning")
     utils.group_flags(g, "networks", network_based=True)
@@ -29,35 +29,30 @@ def parse_args(argv: list[str] | None):
     return utils.parse(parser, argv)
 
 
-def measured(z):  # [B, m, C] -> [B, m+1, C]: each network and the ensemble, their mean
-    return torch.cat([z, z.mean(1, keepdim=True)], 1)
+class DML(Group):
+    """m networks, each with a target made of the others."""
 
+    def __init__(self, args, num_classes: int):
+        super().__init__(args, models.Branches(args.model, num_classes, args.num_branches, network_based=True,
+                                               **utils.network_options(args)))
 
-def build(args, num_classes: int):
-    """The networks and what is measured of them: -> model, rows, predict (see engine.Method)."""
-    model = models.Branches(args.model, num_classes, args.num_branches, network_based=True,
-                            **utils.network_options(args))
-    rows = {f"stu{i}": f"student {i}" for i in range(args.num_branches)} | {"": "ensemble"}
+    @classmethod
+    def name(cls, args) -> str:
+        return "DML-pairwise" if args.type == "pairwise" else "DML"
 
-    def predict(model, images):
-        return measured(model(images)), {}
-
-    return model, rows, predict
+    def loss(self, model, images, labels, weight):
+        z = model(images)  # [B, m, C]
+        pairwise = self.args.type == "pairwise"
+        return dml_loss(z, labels, self.args.temperature, self.args.loss, pairwise), self.measured(z)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train with the flags ``argv`` (default: the command line's); UserError where they, data or a file are wrong."""
+    """Train with the flags ``argv`` (default: the command line). UserError if flags, data or a file are wrong."""
     args = parse_args(argv)
-    pairwise = args.type == "pairwise"
-    run = Run(args, "DML-pairwise" if pairwise else "DML")
-    model, rows, predict = build(args, run.num_classes)
-
-    def objective(model, images, labels, weight):
-        z = model(images)  # [B, m, C]
-        return dml_loss(z, labels, args.temperature, args.loss, pairwise), measured(z)
-
-    engine.fit(run, model, engine.Method(
-        rows, objective, predict, best="test_accTop1" if args.choose_E else "mean_test_accTop1"))
+    run = Run(args, DML.name(args))
+    train_loader, test_loader = dataloader(**utils.data_options(args), device=run.device)
+    method = DML(args, train_loader.num_classes)
+    fit(method, train_loader, test_loader, run)
 
 
 if __name__ == "__main__":

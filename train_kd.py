@@ -1,4 +1,4 @@
-"""Classic knowledge distillation (Hinton et al. 2015): one network and a frozen teacher that was trained before it.
+"""Classic knowledge distillation (Hinton et al. 2015): a network learns from a frozen teacher that was trained before.
 
     python train.py --model resnet110 --dataset CIFAR10
     python train_kd.py --model resnet32 --T_model resnet110 --T_model_path ./CIFAR10/resnet110 --dataset CIFAR10
@@ -9,15 +9,17 @@ Measured, resnet8, 8 epochs of a JPEG copy of CIFAR-10, three seeds (results/), 
 21.64 ± 0.12 %, from a resnet20 of the same training (19.29 %); train.py alone 25.84 ± 0.45 %.
 """
 
-import engine
+import models
 import utils
+from data_loader import dataloader
 from losses import kd_loss
-from run import Run, load_teacher
-from train import build
+from train import Baseline
+from training.loop import fit
+from training.run import Run
 
 
 def parse_args(argv: list[str] | None):
-    """The flags of this script; exit code 2 with one line where they contradict each other."""
+    """The flags of this script. Wrong flags end the program with one line and exit code 2."""
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "knowledge distillation")
     g.add_argument("--alpha", default=1.0, type=utils.number(float, 0), help="weight of the distillation loss")
@@ -25,18 +27,30 @@ def parse_args(argv: list[str] | None):
     return utils.parse(parser, argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train with the flags ``argv`` (default: the command line's); UserError where they, data or a file are wrong."""
-    args = parse_args(argv)
-    run = Run(args, "KD")
-    model, rows, predict = build(args, run.num_classes)  # the baseline's: a plain network
-    teacher = load_teacher(args, run)
+class KD(Baseline):
+    """The baseline's network and a teacher."""
 
-    def objective(model, images, labels, weight):
-        t, z = teacher(images), model(images)  # [B, C] each
+    def __init__(self, args, num_classes: int):
+        super().__init__(args, num_classes)
+        self.args = args
+
+    @classmethod
+    def name(cls, args) -> str:
+        return "KD"
+
+    def loss(self, model, images, labels, weight):
+        args, t, z = self.args, self.teacher(images), model(images)  # [B, C] each
         return kd_loss(z, t, labels, args.temperature, args.alpha, args.loss), z.unsqueeze(1)
 
-    engine.fit(run, model, engine.Method(rows, objective, predict, best="test_accTop1"))
+
+def main(argv: list[str] | None = None) -> None:
+    """Train with the flags ``argv`` (default: the command line). UserError if flags, data or a file are wrong."""
+    args = parse_args(argv)
+    run = Run(args, KD.name(args))
+    train_loader, test_loader = dataloader(**utils.data_options(args), device=run.device)
+    method = KD(args, train_loader.num_classes)
+    method.teacher = models.load_teacher(args.T_model, train_loader.num_classes, utils.teacher_path(args))
+    fit(method, train_loader, test_loader, run)
 
 
 if __name__ == "__main__":

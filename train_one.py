@@ -16,16 +16,19 @@ the branches' mean 25.55 ± 0.36 % (ONE), 25.78 ± 0.70 % (CL-ILR), 25.26 ± 0.3
 
 import torch
 
-import engine
 import models
-import parallel
 import utils
+from data_loader import dataloader
 from losses import cl_ilr_loss, individual_loss, one_loss, ramp_up
-from run import Run
+from runtime.rank import world_size
+from training.loop import fit
+from training.method import Group
+from training.outputs import GATE
+from training.run import Run
 
 
 def parse_args(argv: list[str] | None):
-    """The flags of this script; exit code 2 with one line where they contradict each other."""
+    """The flags of this script. Wrong flags end the program with one line and exit code 2."""
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "ONE, CL-ILR, individual branches")
     utils.ramp_up_flags(g)
@@ -42,72 +45,86 @@ def parse_args(argv: list[str] | None):
         parser.error("argument --MulStu: whole networks share no trunk whose gradient --bpscale could divide")
     if args.MulStu and not (args.avg or args.ind):
         parser.error("argument --MulStu: ONE's gate needs a shared trunk, add --ind or --avg")
-    if args.batch_size < 2 * parallel.world_size() and not (args.avg or args.ind):
+    if args.batch_size < 2 * world_size() and not (args.avg or args.ind):
         parser.error("argument --batch_size: the BatchNorm in ONE's gate needs at least 2 images in each process")
     return args
 
 
-def method_name(args) -> str:
-    """The folder of the method's runs."""
-    name = "Ind" if args.ind else "CL-ILR" if args.bpscale else "CL" if args.avg else "ONE"
-    return f"{name}-N" if args.MulStu else name
+class BranchMethod(Group):
+    """What the three methods share: the ramp-up."""
+
+    def ramp_up(self, epoch: int, num_epochs: int) -> float:
+        return ramp_up(epoch, num_epochs, self.args.start_consistency, self.args.length)
 
 
-def measured(z, e=None):  # [B, m, C], [B, C] -> [B, m+1, C]: each student, their mean; [B, m+2, C] with ONE's e
-    return torch.cat([z, z.mean(1, keepdim=True), *([] if e is None else [e.unsqueeze(1)])], 1)
+class Individual(BranchMethod):
+    """Branches that share only the trunk (with --MulStu: nothing)."""
+
+    def __init__(self, args, num_classes: int):
+        super().__init__(args, models.Branches(args.model, num_classes, args.num_branches, args.MulStu,
+                                               **utils.network_options(args)))
+
+    @classmethod
+    def name(cls, args) -> str:
+        return "Ind-N" if args.MulStu else "Ind"
+
+    def loss(self, model, images, labels, weight):
+        z = model(images)  # [B, m, C]
+        return individual_loss(z, labels), self.measured(z)
 
 
-def build(args, num_classes: int):
-    """The group and what is measured of it: -> model, rows, predict (see engine.Method)."""
-    options = {"num_classes": num_classes, "num_branches": args.num_branches, **utils.network_options(args)}
-    rows = {f"stu{i}": f"student {i}" for i in range(args.num_branches)} | {"": "ensemble"}
+class CollaborativeLearning(BranchMethod):
+    """CL: each branch learns from the mean of the others. --bpscale makes it CL-ILR."""
 
-    if args.ind:
-        model = models.Branches(args.model, network_based=args.MulStu, **options)
+    def __init__(self, args, num_classes: int):
+        super().__init__(args, models.CLILR(args.model, num_classes, args.num_branches, args.bpscale, args.MulStu,
+                                            **utils.network_options(args)))
 
-        def predict(model, images):
-            return measured(model(images)), {}
+    @classmethod
+    def name(cls, args) -> str:
+        return ("CL-ILR" if args.bpscale else "CL") + ("-N" if args.MulStu else "")
 
-    elif args.avg:
-        model = models.CLILR(args.model, rescale=args.bpscale, network_based=args.MulStu, **options)
+    def loss(self, model, images, labels, weight):
+        args = self.args
+        z, t = model(images)  # [B, m, C] each
+        return cl_ilr_loss(z, t, labels, weight, args.temperature, args.alpha, args.loss), self.measured(z)
 
-        def predict(model, images):
-            z, _ = model(images)
-            return measured(z), {}
+    def predict(self, images):
+        z, _ = self.model(images)
+        return self.measured(z), {}
 
-    else:
-        model = models.ONE(args.model, **options)
-        rows["gate_"] = "gated ensemble"
 
-        def predict(model, images):
-            return measured(*model(images)), {}
+class ONE(BranchMethod):
+    """A gate weighs the branches; their gated ensemble e teaches each of them."""
 
-    return model, rows, predict
+    def __init__(self, args, num_classes: int):
+        super().__init__(args, models.ONE(args.model, num_classes, args.num_branches, **utils.network_options(args)))
+        self.outputs = self.outputs | {GATE: "gated ensemble"}
+
+    @classmethod
+    def name(cls, args) -> str:
+        return "ONE"
+
+    def loss(self, model, images, labels, weight):
+        args = self.args
+        z, e = model(images)  # [B, m, C], [B, C]
+        return one_loss(z, e, labels, weight, args.temperature, args.alpha, args.loss), self.with_gate(z, e)
+
+    def predict(self, images):
+        return self.with_gate(*self.model(images)), {}
+
+    def with_gate(self, z, e):  # [B, m, C], [B, C] -> [B, m+2, C]: each student, their ensemble, the gated ensemble
+        return torch.cat([self.measured(z), e.unsqueeze(1)], 1)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train with the flags ``argv`` (default: the command line's); UserError where they, data or a file are wrong."""
+    """Train with the flags ``argv`` (default: the command line). UserError if flags, data or a file are wrong."""
     args = parse_args(argv)
-    run = Run(args, method_name(args))
-    model, rows, predict = build(args, run.num_classes)
-    hyper = (args.temperature, args.alpha, args.loss)
-
-    def individual(model, images, labels, weight):
-        z = model(images)  # [B, m, C]
-        return individual_loss(z, labels), measured(z)
-
-    def collaborative(model, images, labels, weight):
-        z, t = model(images)  # [B, m, C] twice
-        return cl_ilr_loss(z, t, labels, weight, *hyper), measured(z)
-
-    def one(model, images, labels, weight):
-        z, e = model(images)  # [B, m, C], [B, C]
-        return one_loss(z, e, labels, weight, *hyper), measured(z, e)
-
-    objective = individual if args.ind else collaborative if args.avg else one
-    engine.fit(run, model, engine.Method(
-        rows, objective, predict, best="test_accTop1" if args.choose_E else "mean_test_accTop1",
-        weight=lambda epoch: ramp_up(epoch, run.num_epochs, args.start_consistency, args.length)))
+    Kind = Individual if args.ind else CollaborativeLearning if args.avg else ONE
+    run = Run(args, Kind.name(args))
+    train_loader, test_loader = dataloader(**utils.data_options(args), device=run.device)
+    method = Kind(args, train_loader.num_classes)
+    fit(method, train_loader, test_loader, run)
 
 
 if __name__ == "__main__":

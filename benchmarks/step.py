@@ -25,11 +25,11 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler prints nothing; read when torch is imported
 
+import engine
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import engine
 import losses
 import models
 import utils

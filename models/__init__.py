@@ -5,6 +5,7 @@ from .architecture import count_batches
 from .branches import CLILR, ONE, Branches, OKDDip
 from .official import load_official_state_dict
 from .registry import NETWORKS, create_model
+from .weights import load_teacher, load_weights
 
 __all__ = ["AGGREGATIONS", "CLILR", "NETWORKS", "ONE", "Branches", "OKDDip", "count_batches", "create_model",
-           "load_official_state_dict"]
+           "load_official_state_dict", "load_teacher", "load_weights"]

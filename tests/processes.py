@@ -46,6 +46,7 @@ def child(script, argv, output, slow_disk, file_size, die_at, environment):
     """What the process does: the script's own main, in one thread, with its output in a file."""
     os.environ.update(environment)
     import checkpoint
+
     import utils
 
     multiprocessing.set_start_method(None, force=True)  # the loader's workers start as they do elsewhere

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from errors import UserError
 from PIL import Image
 from torchvision import datasets
 from torchvision.transforms import functional as TF
@@ -14,7 +15,6 @@ from torchvision.transforms import functional as TF
 import data_loader
 import train
 from data_loader import Cached, Data, Split, Streamed, dataloader
-from errors import UserError
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 

@@ -5,21 +5,21 @@ import math
 import re
 import shutil
 
+import engine
 import numpy as np
 import pytest
 import slow
 import torch
+from checkpoint import serialise
 from conftest import METHODS, few_digits
 from PIL import Image
 
 import data_loader
-import engine
 import evaluate
 import models
 import train
 import train_GL
 import utils
-from checkpoint import serialise
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@
 import subprocess
 import sys
 
+import export
 import pytest
 import torch
 from conftest import ROOT
 
-import export
 import hubconf
 import models
 

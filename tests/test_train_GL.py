@@ -2,18 +2,18 @@
 
 import json
 
+import engine
 import pytest
 import torch
+from errors import UserError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import engine
 import evaluate
 import models
 import train
 import train_DML
 import train_GL
 import train_one
-from errors import UserError
 
 TINY = ["--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "512", "--num_epochs", "1", "--device", "cpu"]
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from errors import UserError
 
 import train
 import train_DML
@@ -13,7 +14,6 @@ import train_GL
 import train_kd
 import train_one
 import utils
-from errors import UserError
 
 MAIN = {"train": train, "train_kd": train_kd, "train_GL": train_GL, "train_one": train_one, "train_DML": train_DML}
 

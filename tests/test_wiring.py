@@ -1,9 +1,10 @@
 """From the flags to the objective: what each script hands to the epoch loop, against the losses called by hand."""
 
+import engine
 import pytest
 import torch
+from run import load_teacher
 
-import engine
 import losses
 import models
 import train
@@ -11,7 +12,6 @@ import train_DML
 import train_GL
 import train_kd
 import train_one
-from run import load_teacher
 
 X, LABELS, W = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2, 3, 9]), 0.3
 DATA = ["--model", "resnet8", "--dataset", "DIGITS", "--device", "cpu", "--num_epochs", "20"]

@@ -6,17 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import export
 import numpy as np
 import pytest
 import torch
 from conftest import METHODS, ROOT
+from errors import UserError
 
 import data_loader
 import evaluate
-import export
 import models
 import utils
-from errors import UserError
 
 ENDINGS = list(export.FORMATS)
 STUDENT = {"ONE": 2, "CL-N": 1, "CL-ILR": 0, "Ind": 3, "DML-pairwise": 1, "OKDDip-entropy-no_leader+KD": 3}

@@ -4,7 +4,6 @@ import json
 
 import made_up
 import pytest
-
 import records
 import run
 

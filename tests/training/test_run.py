@@ -2,18 +2,18 @@
 
 import json
 
+import checkpoint
 import pytest
 import torch
+from errors import UserError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import checkpoint
 import evaluate
 import models
 import train
 import train_GL
 import train_kd
 import utils
-from errors import UserError
 
 TINY = ["--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "512", "--schedule", "3", "--device", "cpu"]
 

@@ -1,10 +1,9 @@
 import json
 from types import SimpleNamespace
 
+import engine
 import pytest
 import torch
-
-import engine
 
 
 def brute_force_hits(z, y, k):

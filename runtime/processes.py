@@ -1,9 +1,9 @@
-"""Several processes, one to a GPU, that torchrun has started: what they tell each other, and which part each one does.
+"""Several processes, one per GPU, started by torchrun: meeting, splitting batches, agreeing, sharing results.
 
     torchrun --standalone --nproc_per_node=4 train_GL.py --model resnet32 --dataset CIFAR10
 
-On GPUs they talk through NCCL, on CPUs through Gloo; what is not a gradient always goes through the CPU. Without
-torchrun there is one process, and every function here gives what it was given.
+GPUs communicate through NCCL, CPUs through Gloo. Everything except gradients is exchanged between CPUs. Without
+torchrun there is one process, and every function here returns what it was given.
 """
 
 import inspect
@@ -17,34 +17,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from errors import Complete, UserError
+from runtime.errors import Complete, UserError
+from runtime.rank import is_main, rank, world_size
 
 CPU = torch.device("cpu")
 Result = TypeVar("Result")
 
 
-def launched() -> bool:
-    """Whether torchrun has started this process: some of these variables alone mean nothing."""
-    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-
-
-def rank() -> int:
-    """The number of this process, from 0."""
-    return int(os.environ["RANK"]) if launched() else 0
-
-
-def world_size() -> int:
-    """The number of processes, 1 without torchrun."""
-    return int(os.environ["WORLD_SIZE"]) if launched() else 1
-
-
-def is_main() -> bool:
-    """Whether this is the process that writes: the first, or the only one."""
-    return rank() == 0
-
-
 def start(device: torch.device) -> None:
-    """Meet the others, if there are any."""
+    """Join the process group, if there are several processes."""
     if world_size() > 1 and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -52,9 +33,9 @@ def start(device: torch.device) -> None:
 
 
 def leave() -> None:
-    """End this process, if it is one of several, with the exit code of the exception under way.
+    """End this process, if it is one of several, with the exit code of the current exception.
 
-    At once: what the interpreter would clean up of Gloo's threads has aborted (torch 2.15) or waited for ever (2.4).
+    The interpreter's own cleanup is skipped: with Gloo's threads it aborted (torch 2.15) or never ended (torch 2.4).
     """
     if world_size() == 1:
         return
@@ -68,20 +49,20 @@ def leave() -> None:
 
 
 def part(first: int, end: int) -> tuple[int, int]:
-    """This process's share of the images first <= i < end: consecutive ones, as many as the others', or one more."""
+    """This process's part of the images first <= i < end. Parts are consecutive; their sizes differ by at most one."""
     n, r, w = end - first, rank(), world_size()
     return first + n * r // w, first + n * (r + 1) // w
 
 
 def total(numbers: Tensor) -> Tensor:
-    """Sum over the processes of a tensor on the CPU."""
+    """The sum of a CPU tensor over all processes."""
     if world_size() > 1:
         dist.all_reduce(numbers)
     return numbers
 
 
 def greatest(number: int) -> Callable[[], int]:
-    """The greatest of the processes' numbers; it is waited for when the result is called, so ask early."""
+    """The maximum over the processes. The exchange starts now; calling the result waits for it."""
     if world_size() == 1:
         return lambda: number
     tensor = torch.tensor(number)
@@ -95,7 +76,7 @@ def greatest(number: int) -> Callable[[], int]:
 
 
 def gather(value: object) -> list:
-    """The value of each process, in every one of them."""
+    """The values of all processes, in every process."""
     values = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
@@ -103,7 +84,7 @@ def gather(value: object) -> list:
 
 
 def on_main(function: Callable[[], Result]) -> Result:
-    """What ``function`` gives, or raises for the user, in the first process: the same in every one, called once."""
+    """Call ``function`` in the first process only. Every process gets its result, or its UserError or Complete."""
     if world_size() == 1:
         return function()
     outcome = [None, None]
@@ -114,24 +95,24 @@ def on_main(function: Callable[[], Result]) -> Result:
             outcome[1] = error
     dist.broadcast_object_list(outcome, src=0, device=CPU)
     if outcome[1] is not None:
-        outcome[1].told = not is_main()
+        outcome[1].already_reported = not is_main()
         raise outcome[1]
     return outcome[0]
 
 
 def main_first(function: Callable[[], Result]) -> Result:
-    """Call it in the first process, then in the others: what the first one downloads, they find."""
+    """Call it in the first process, then in the others: they find what the first one downloaded."""
     results = []
     on_main(lambda: results.append(function()))
     return results[0] if results else function()
 
 
 def replicated(model: nn.Module, device: torch.device, sync_bn: bool = False) -> nn.Module:
-    """The model as a training step calls it: DistributedDataParallel over the processes, or itself.
+    """The model for a training step: DistributedDataParallel if there are several processes, else the model itself.
 
-    Buffers are not sent before each step: in training BatchNorm does not use its statistics. Before an evaluation,
-    ``share_buffers`` makes them those of the first process, which is also the one that saves. Each parameter
-    that requires a gradient gets one in each step.
+    Buffers are not sent before each step, because BatchNorm does not use its statistics in training. ``share_buffers``
+    copies those of the first process, which also saves them, before each evaluation. Every parameter that requires a
+    gradient gets one in each step.
     """
     if world_size() == 1:
         return model
@@ -145,13 +126,13 @@ def replicated(model: nn.Module, device: torch.device, sync_bn: bool = False) ->
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every process the first one's BatchNorm statistics."""
+    """Give every process the BatchNorm statistics of the first one."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
-def lost_another(error: RuntimeError) -> bool:
-    """Whether an error of a collective operation means that another process has gone."""
+def another_process_ended(error: RuntimeError) -> bool:
+    """Whether an error of a collective operation means that another process has ended."""
     signs = ("gloo/transport", "connection closed by peer", "connection reset by peer", "broken pipe")
     return world_size() > 1 and (isinstance(error, dist.DistError) or any(s in str(error).lower() for s in signs))

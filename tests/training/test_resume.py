@@ -6,18 +6,18 @@ import random
 import shutil
 import signal
 
+import checkpoint
+import engine
 import pytest
+import run
 import torch
+from errors import Complete, UserError
 from kill import FLAGS, METHODS, WORKERS, kill_and_compare, make_images, make_teacher
 from processes import Training, assert_best_agrees, assert_same_run, epochs, lines, load
 
-import checkpoint
-import engine
 import models
-import run
 import train
 import train_GL
-from errors import Complete, UserError
 from losses import Terms
 
 

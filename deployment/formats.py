@@ -27,10 +27,10 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-
 from checkpoint import load_checkpoint, sync_folder
 from errors import UserError
+from torch import Tensor, nn
+
 from models import create_model
 from models.imagenet import NETWORKS as LARGE
 

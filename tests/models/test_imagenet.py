@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from errors import UserError
 from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import v2
 
 from data_loader import dataloader
-from errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TO_TENSOR = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])

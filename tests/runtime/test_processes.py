@@ -5,20 +5,20 @@ import signal
 import subprocess
 import sys
 
+import engine
 import numpy as np
+import parallel
 import pytest
 import torch
 from conftest import ROOT
+from errors import UserError
 from kill import FLAGS, make_images
 from processes import CONTEXT, Training, assert_best_agrees, group, lines, load
 
 import data_loader
-import engine
 import losses
 import models
-import parallel
 from data_loader import Data, Split
-from errors import UserError
 
 CPU, TEACHER = torch.device("cpu"), []
 

@@ -4,13 +4,13 @@ import base64
 import io
 import re
 
+import figures
 import made_up
 import numpy as np
 import pytest
+import records
 from matplotlib.image import imread
 
-import figures
-import records
 import report
 
 

@@ -1,0 +1,81 @@
+"""Every method in one table: what its runs are called, which class defines it, which command trains it.
+
+    python methods.py CL-ILR        # prints: train_one.py --avg --bpscale
+
+Training, evaluation, benchmarks, reports and scripts/runs.sh read this table. A new method is one script and one line
+here. The order is that of the columns in reports.
+"""
+
+import importlib
+import re
+import sys
+from typing import NamedTuple
+
+from runtime.errors import UserError
+
+
+class Entry(NamedTuple):
+    """definition: module and class. flags: those that choose the method in its script. title: in tables and figures."""
+
+    definition: str
+    flags: str = ""
+    title: str = ""
+
+    @property
+    def module(self) -> str:
+        """The script without its ending."""
+        return self.definition.partition(".")[0]
+
+    @property
+    def command(self) -> str:
+        """The script and the flags that train this method."""
+        return f"{self.module}.py {self.flags}".strip()
+
+
+METHODS = {  # the name of a run's folder -> entry
+    "baseline": Entry("train.Baseline", title="Baseline"),
+    "KD": Entry("train_kd.KD"),
+    "Ind": Entry("train_one.Individual", "--ind"),
+    "DML": Entry("train_DML.DML"),
+    "CL-ILR": Entry("train_one.CollaborativeLearning", "--avg --bpscale"),
+    "ONE": Entry("train_one.ONE"),
+    "OKDDip-N": Entry("train_GL.OKDDip", "--MulStu"),
+    "OKDDip": Entry("train_GL.OKDDip", title="OKDDip-B"),
+}
+
+
+def family(name: str) -> str:
+    """A method's name without its variants: "OKDDip-N+KD" -> "OKDDip"; "" (a baseline's folder) -> "baseline"."""
+    return re.split("[-+]", name)[0] or "baseline"
+
+
+FAMILIES = {family(name): entry for name, entry in METHODS.items()}
+
+
+def title_of(name: str) -> str:
+    """What tables and figures call a method; a name that is not in the table stays as it is."""
+    return name if name not in METHODS else METHODS[name].title or name
+
+
+def position(name: str) -> tuple[int, str]:
+    """A sort key: the order of the table, then other names by alphabet."""
+    return (list(METHODS).index(name) if name in METHODS else len(METHODS), name)
+
+
+def find(name: str) -> tuple[type, object]:
+    """-> the class of a method, and the default values of its script's flags. name: with or without variants.
+
+    UserError if the table has no such method.
+    """
+    if family(name) not in FAMILIES:
+        raise UserError(f"unknown method {name!r}: add its script to METHODS in methods.py; "
+                        f"known are {', '.join(FAMILIES)}")
+    entry = FAMILIES[family(name)]
+    module = importlib.import_module(entry.module)
+    return getattr(module, entry.definition.partition(".")[2]), module.parse_args(entry.flags.split())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1] not in METHODS:
+        sys.exit(f"error: usage: python methods.py METHOD, one of {', '.join(METHODS)}")
+    print(METHODS[sys.argv[1]].command)

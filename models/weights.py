@@ -1,0 +1,53 @@
+"""Weights from a file into a network: one that is trained further, or a frozen teacher."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from runtime import processes
+from runtime.checkpoints import load_checkpoint
+from runtime.errors import UserError
+
+from .official import load_official_state_dict
+from .registry import create_model
+
+
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Copy trained weights into ``network``. path: a run folder (its best.pth), our checkpoint, or the authors'.
+
+    UserError if the file is missing, is not a checkpoint, or holds another network or another number of classes.
+    """
+    path = Path(path)
+    path = path / "best.pth" if path.is_dir() else path
+    checkpoint = load_checkpoint(path)
+    weights: dict[str, Tensor] = checkpoint.get("state_dict", checkpoint)
+    try:
+        if not isinstance(weights, dict):
+            raise TypeError(f"its state_dict is a {type(weights).__name__}")
+        if any(name.startswith("trunk.") for name in weights):
+            network.load_state_dict(weights)
+        else:
+            load_official_state_dict(network, weights)
+    except (ValueError, RuntimeError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} holds {content_in_words(checkpoint)}, which does not fit the requested "
+                        f"{network.name}: {reason}") from error
+
+
+def content_in_words(checkpoint: dict) -> str:
+    """What a checkpoint contains, in words."""
+    flags = checkpoint.get("flags")
+    if "format" not in checkpoint or not flags:
+        return "another network"
+    method = "" if flags["method"] == "" else f"{flags['method']} group of "
+    return f"a {method}{flags['model']} trained on {flags['dataset']} with {len(checkpoint['classes'])} classes"
+
+
+def load_teacher(name: str, num_classes: int, path: str | Path) -> nn.Module:
+    """A frozen teacher: network ``name`` with the weights at ``path``. images [B, 3, H, W] -> logits [B, C].
+
+    In evaluation mode, without gradients. UserError as in ``load_weights``.
+    """
+    teacher = create_model(name, num_classes)
+    processes.main_first(lambda: load_weights(teacher, path))
+    return teacher.eval().requires_grad_(False)

@@ -1,0 +1,78 @@
+"""Device, precision, seed, and what a run was made with."""
+
+import os
+import platform
+import random
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+
+from runtime.errors import UserError
+from runtime.rank import world_size
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pick_device(name: str | None = None, gpu_id: int = 0, sync_bn: bool = False) -> torch.device:
+    """Device ``name``; without a name GPU ``gpu_id``, or the CPU if there is no GPU. UserError if it cannot be used.
+
+    Under torchrun each process has its own GPU. sync_bn: synchronised BatchNorm is wanted, which needs a GPU.
+    """
+    name = name or (f"cuda:{gpu_id}" if torch.cuda.is_available() else "cpu")
+    if world_size() > 1 and name.startswith("cuda"):
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError("this code runs on cpu and cuda")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"device {name!r} cannot be used ({reason}); --device cpu always works") from error
+    if sync_bn and device.type == "cpu":
+        raise UserError("--sync_bn needs GPUs: PyTorch has no synchronised BatchNorm for CPUs, leave it out")
+    return device
+
+
+def set_precision(tf32: bool) -> None:
+    """Keep float32 exact unless TF32 is asked for. Let cuDNN choose its fastest algorithm."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = True
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, NumPy and PyTorch on all devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def git_revision() -> str:
+    """The commit of this code, with "+changes" if Python files differ from it. "unknown" outside its git clone."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", ROOT, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            return "unknown"
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "*.py") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """Versions, device and number of processes, as recorded with a run."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "revision": git_revision(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "numpy": np.__version__,
+        "device": f"{device} ({name}, {torch.get_num_threads()} CPU threads)",
+        "processes": world_size(),
+    }

@@ -1,0 +1,48 @@
+"""Where a run's files are, and which files are its own."""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from runtime.errors import UserError
+
+# What a run writes into its folder, besides TensorBoard's event files and the lock.
+FILES = ("train.log", "last.pth", "best.pth", "metrics.jsonl", "test_best_metrics.json", "summary.json",
+         "parameters.json")
+
+
+def run_folder(args: argparse.Namespace, method: str = "") -> Path:
+    """<save_dir>/<dataset>/[<method>/]<model>[_<version>], or the folder of the run that --resume names.
+
+    Creates nothing. UserError if another run is there; the message names the ways out.
+    """
+    if args.resume and args.resume != "auto":
+        path = Path(args.resume)
+        return path if path.is_dir() else path.parent
+    name = args.model if args.version == "V0" else f"{args.model}_{args.version}"
+    path = Path(args.save_dir, args.dataset, method, name)
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"{place} is a file, but the run's folder must be there: change --save_dir or --version")
+    if any((path / file).exists() for file in FILES) and not (args.overwrite or args.resume):
+        raise UserError(f"{path} holds a run already: continue it with --resume {path}, name this one with --version, "
+                        "or replace it with --overwrite")
+    if args.resume and (path / "best.pth").exists() and not (path / "last.pth").exists():
+        raise UserError(f"{path} holds a best.pth and no last.pth to continue from: name this run with --version, or "
+                        "replace what is there with --overwrite")
+    return path
+
+
+def remove_curves(folder: Path) -> None:
+    """Delete a run's TensorBoard files."""
+    for events in folder.glob("events.out.tfevents.*"):
+        events.unlink()
+    shutil.rmtree(folder / "B", ignore_errors=True)
+
+
+def remove_run(folder: Path) -> None:
+    """Delete the files of a run in ``folder``, and no other file."""
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+        (folder / (name + ".tmp")).unlink(missing_ok=True)
+    remove_curves(folder)

@@ -1,0 +1,78 @@
+"""What a method is to training, evaluation, benchmarks and reports: one object with a model, a loss and outputs."""
+
+from argparse import Namespace
+
+import torch
+from torch import Tensor, nn
+
+from losses import Terms
+from runtime.checkpoints import digest
+from training.outputs import ENSEMBLE, MEAN, NETWORK, student
+
+
+class Method:
+    """A method. Its script derives a class with ``__init__(args, num_classes)``, ``name``, ``loss`` and ``predict``.
+
+    model: the network or group that is trained.
+    teacher: a frozen network, or None. It is not trained and not saved.
+    outputs: what is measured: the output's name (training/outputs.py) -> what tables call it.
+    best: the output whose top-1 accuracy chooses the best epoch (or MEAN).
+    """
+
+    model: nn.Module
+    teacher: nn.Module | None = None
+    outputs: dict[str, str]
+    best: str
+
+    @classmethod
+    def name(cls, args: Namespace) -> str:
+        """The folder of the method's runs, known before there is a model: the method and how it differs from others."""
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, images: Tensor, labels: Tensor, weight: float | Tensor) -> tuple[Terms, Tensor]:
+        """One training step's loss. images [B, 3, H, W], labels [B], weight w(e) -> terms, logits of outputs [B, R, C].
+
+        model: ``self.model``, or its replica if there are several processes.
+        """
+        raise NotImplementedError
+
+    def predict(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """images [B, 3, H, W] -> logits of the outputs [B, R, C], and tensors [B, ...] whose mean is reported."""
+        raise NotImplementedError
+
+    def ramp_up(self, epoch: int, num_epochs: int) -> float:
+        """w(e), the weight of the group loss in an epoch (from 0). 1 for methods without a ramp-up."""
+        return 1.0
+
+    def unchangeable(self) -> dict[str, object]:
+        """What must be the same when a run is resumed, besides flags and data: name -> value."""
+        return {} if self.teacher is None else {"teacher": digest(self.teacher.state_dict())}
+
+
+class SingleNetwork(Method):
+    """A plain network: [B, 3, H, W] -> [B, C]."""
+
+    outputs = {NETWORK: "network"}
+    best = NETWORK
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    def predict(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.model(images).unsqueeze(1), {}
+
+
+class Group(Method):
+    """m students of equal rank, and their ensemble: the mean of their logits."""
+
+    def __init__(self, args: Namespace, model: nn.Module):
+        self.args, self.model = args, model
+        self.outputs = {student(i): f"student {i}" for i in range(args.num_branches)} | {ENSEMBLE: "ensemble"}
+        self.best = ENSEMBLE if args.choose_E else MEAN
+
+    def measured(self, z: Tensor) -> Tensor:
+        """Logits of the students [B, m, C] -> of the outputs [B, m+1, C]."""
+        return torch.cat([z, z.mean(1, keepdim=True)], 1)
+
+    def predict(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.measured(self.model(images)), {}

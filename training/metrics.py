@@ -1,0 +1,99 @@
+"""What is measured: top-k, diversity, and sums over the images of an epoch that stay on the device."""
+
+import time
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from runtime import processes
+from training.outputs import MEAN, metric, students_of
+
+
+def topk_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the label is the first class, and among the first 5: logits [B, R, C], labels [B] -> bool [B, R, 2].
+
+    The label is among the first k if fewer than k classes score higher, so nothing is sorted. Half precision has many
+    equal scores: of two, the lower class counts as higher. A NaN counts as wrong.
+    """
+    C, labels = logits.shape[-1], labels.view(-1, 1, 1)
+    own = logits.gather(-1, labels.expand(-1, logits.shape[1], 1))
+    earlier = torch.arange(C, device=logits.device) < labels  # [B, 1, C]
+    not_higher = torch.where(earlier, logits < own, logits <= own).sum(-1)  # [B, R]; counts the label's own class
+    return torch.stack([not_higher > C - k for k in (1, 5)], -1)
+
+
+def diversity(probabilities: Tensor) -> Tensor:
+    """"dist" (paper, Figure 4): probabilities [B, m, C] -> scalar, summed over the images.
+
+    The Euclidean distance between the outputs of two students, averaged over all pairs.
+    """
+    m = probabilities.shape[1]
+    pairs = torch.cdist(probabilities, probabilities, compute_mode="donot_use_mm_for_euclid_dist")  # [B, m, m]
+    return pairs.sum() / (m * (m - 1))
+
+
+class RunningSums:
+    """Sums over the images of an epoch, kept on the device. Also the images, steps and seconds so far."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new epoch, and its clock."""
+        self.images, self.steps, self.sums = 0, 0, {}
+        self.earlier_seconds, self.start = 0.0, time.perf_counter()
+
+    def add(self, images: int, **sums: Tensor) -> None:
+        """Add one step's sums over ``images`` images: tensors of any shape, accumulated in float64."""
+        self.images += images
+        self.steps += 1
+        for name, value in sums.items():
+            if name not in self.sums:
+                self.sums[name] = torch.zeros(value.shape, dtype=torch.float64, device=self.device)
+            self.sums[name] += value
+
+    def totals(self) -> tuple[int, dict[str, Tensor]]:
+        """Images and sums of all processes together, on the CPU. The device is read once."""
+        names = sorted(self.sums)
+        flat = [self.sums[name].flatten() for name in names]
+        numbers = processes.total(torch.cat([*flat, flat[0].new_tensor([self.images])]).cpu())
+        *parts, images = numbers.split([*(len(part) for part in flat), 1])
+        return int(images), {name: part.view(self.sums[name].shape) for name, part in zip(names, parts, strict=True)}
+
+    def means(self) -> dict[str, list]:
+        """Each sum divided by the number of images, as nested lists."""
+        images, sums = self.totals()
+        return {name: (value / images).tolist() for name, value in sums.items()}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training in this epoch. A pause between interruption and resume does not count."""
+        return self.earlier_seconds + time.perf_counter() - self.start
+
+    def state_dict(self) -> dict:
+        images, sums = self.totals() if self.steps else (0, {})
+        return {"images": images, "steps": self.steps, "seconds": self.seconds, "sums": sums}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue an epoch. The first process takes the sums of all processes, the others start from 0."""
+        own = processes.is_main()
+        self.steps, self.earlier_seconds, self.start = state["steps"], state["seconds"], time.perf_counter()
+        self.images = state["images"] if own else 0
+        self.sums = {name: value.to(self.device) * own for name, value in state["sums"].items()}
+
+
+def name_metrics(means: dict, outputs: Iterable[str], phase: str) -> dict[str, float]:
+    """Means over the images -> metrics: accTop1 and accTop5 (in %) and loss of each output; MEAN of the students."""
+    named, outputs = {}, list(outputs)
+    for r, output in enumerate(outputs):
+        top1, top5 = means["hits"][r]
+        named[metric(output, phase, "accTop1")], named[metric(output, phase, "accTop5")] = 100 * top1, 100 * top5
+        if "cross_entropy" in means:
+            named[metric(output, phase, "loss")] = means["cross_entropy"][r]
+    if students := students_of(outputs):
+        for name in ("accTop1", "accTop5"):
+            values = [named[metric(output, phase, name)] for output in students]
+            named[metric(MEAN, phase, name)] = sum(values) / len(values)
+    return named

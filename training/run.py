@@ -1,0 +1,81 @@
+"""A run before its model exists: device, folder, the checkpoint that it resumes, seed."""
+
+import argparse
+import logging
+
+from runtime import processes
+from runtime.device import pick_device, seed_everything, set_precision
+from runtime.errors import UserError
+from training.folder import remove_run, run_folder
+from training.lock import Lock
+from training.records import close_log, log, open_log
+from training.resume import checkpoint_to_resume, load_to_resume
+
+
+class Run:
+    """A run of ``method`` (a name) with the flags ``args``. Made before data and model; ``with run:`` opens its folder.
+
+    Making it writes nothing. UserError if the device, the folder or the checkpoint to resume is wrong.
+    """
+
+    def __init__(self, args: argparse.Namespace, method: str = ""):
+        self.args, self.method = args, method
+        self.device = pick_device(args.device, args.gpu_id, args.sync_bn)
+        processes.start(self.device)
+        self.folder = processes.on_main(lambda: run_folder(args, method))
+        self.lock: Lock | None = None
+        self.checkpoint = processes.on_main(self.load_checkpoint)
+        self.history: list[dict] = self.checkpoint["history"] if self.checkpoint else []
+        # The schedule and the ramp-up are those of the first start, even if --num_epochs was raised later.
+        self.recipe = self.checkpoint["recipe"] if self.checkpoint else {"num_epochs": args.num_epochs}
+        set_precision(args.tf32)
+        seed_everything(args.seed)
+
+    @property
+    def num_epochs(self) -> int:
+        """--num_epochs of the first start."""
+        return self.recipe["num_epochs"]
+
+    def load_checkpoint(self) -> dict | None:
+        """The checkpoint that this run continues, or None."""
+        path = checkpoint_to_resume(self.args, self.folder)
+        if path is None:
+            return None
+        if path.exists():  # locked before it is read, so that no other process replaces it meanwhile
+            self.lock = Lock(self.folder)
+        return load_to_resume(path, self.args, self.method, self.folder)
+
+    def check_unchanged(self, **values: object) -> None:
+        """Record what must be the same whenever the run is resumed. UserError if a value differs from the record."""
+        for name, value in values.items():
+            recorded = self.recipe.setdefault(name, value)
+            if recorded != value:
+                error = UserError(f"{self.folder} was started with other {name} ({str(recorded)[:80]} there, "
+                                  f"{str(value)[:80]} here): resume it with the same {name}")
+                error.already_reported = not processes.is_main()
+                raise error
+
+    def __enter__(self) -> "Run":
+        """Make the folder, take its lock, open the log."""
+        if processes.rank():
+            log.handlers = [logging.NullHandler()]
+            # All processes have drawn the same weights. From here on each draws for its own images.
+            seed_everything((self.args.seed + 2**32 * processes.rank()) % 2**63)
+        processes.on_main(self.open)
+        return self
+
+    def open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.lock is None:
+            self.lock = Lock(self.folder)
+            run_folder(self.args, self.method)  # UserError if another process has made a run of it meanwhile
+            if self.args.resume and (self.folder / "last.pth").exists():
+                raise UserError(f"another process has trained in {self.folder} meanwhile: start this one again")
+            remove_run(self.folder)
+        open_log(self.folder)
+
+    def __exit__(self, *_) -> None:
+        """Close the log, and let another process train here."""
+        if processes.is_main():
+            close_log()
+            self.lock.release()
