@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None):
     utils.ramp_up_flags(g)
     utils.group_flags(g, "students, the leader included")
     g.add_argument("--aggregation", default="attention", choices=models.AGGREGATIONS,
-                   help="weights of the peers in a target (Table 5). The paper only names them: all except attention are "
+                   help="weights of the peers in a target (Table 5). The paper only names them; all but attention are "
                         "this project's reading. mean: 1/peers; random: softmax of normal draws; entropy: a confident "
                         "peer weighs more; symmetric: W_L = W_E. Not in the paper: others, attention to all peers "
                         "except itself")

@@ -87,8 +87,8 @@ class Checkpoints:
             if self.trainer.sums.steps == 0 and self.best() is self.history[-1]:
                 self.save(best=True)
             else:
-                log.warning(f"{self.folder}/best.pth is missing or not of epoch {self.best()['epoch']}, the best so far: "
-                            "it is written after the next better epoch")
+                log.warning(f"{self.folder}/best.pth is missing or not of epoch {self.best()['epoch']}, the best "
+                            "so far: it is written after the next better epoch")
 
     def saved_best(self) -> dict | None:
         """The record of the best epoch if best.pth is intact and of that epoch, else None."""
