@@ -67,10 +67,10 @@ def find(name: str) -> tuple[type, object]:
 
     UserError if the table has no such method.
     """
-    if family(name) not in FAMILIES:
+    entry = METHODS.get(name) or FAMILIES.get(family(name))
+    if entry is None:
         raise UserError(f"unknown method {name!r}: add its script to METHODS in methods.py; "
                         f"known are {', '.join(FAMILIES)}")
-    entry = FAMILIES[family(name)]
     module = importlib.import_module(entry.module)
     return getattr(module, entry.definition.partition(".")[2]), module.parse_args(entry.flags.split())
 

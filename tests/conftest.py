@@ -25,13 +25,13 @@ METHODS = {  # a run's folder -> script and flags
 
 
 def pytest_collection_modifyitems(items):
-    """The files that take longest first: files are shared out, and none should be left to one core at the end."""
-    items.sort(key=lambda item: item.path.name not in ("test_readme.py", "test_tables.py"))
+    """The longest files first, so that at the end no core waits for one of them."""
+    items.sort(key=lambda item: item.path.name not in ("test_docs.py", "test_tables.py"))
 
 
 @pytest.fixture
 def script(tmp_path):
-    """script("train.py", "--model", ...) runs it as a user does, in an empty folder; -> the finished process."""
+    """script("train.py", "--model", ...) runs it like a user, in an empty folder; -> the finished process."""
 
     def start(name, *flags, cwd=tmp_path, **environment):
         command = [sys.executable, ROOT / name, *map(str, flags)]
@@ -42,7 +42,7 @@ def script(tmp_path):
 
 @pytest.fixture
 def image_folder(tmp_path):
-    """A data set as users have them: real files, JPEG and PNG, of two classes told apart by their colour."""
+    """A data set as users have it: real files, JPEG and PNG, of two classes that differ in colour."""
 
     def make(root=tmp_path / "images", train=20, test=7, size=(40, 36)):
         rng = np.random.default_rng(0)
@@ -75,7 +75,7 @@ def few_digits():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A short training by each of METHODS."""
+    """A short training of each of METHODS."""
     root = tmp_path_factory.mktemp("runs")
     with few_digits():
         for script, *flags in METHODS.values():

@@ -2,8 +2,8 @@
 
     python tests/kill.py --kills 20
 
-OKDDip, ONE and KD, with 0 and with 2 workers, on made-up images and a slow disk, so that many kills hit a save. The
-test suite runs the same with 3 kills (test_resume.py).
+OKDDip, ONE and KD, with 0 and with 2 workers, on random images and a slow disk, so that many kills hit a save. The
+test suite does the same with 3 kills (tests/training/test_resume.py).
 """
 
 import argparse
@@ -50,7 +50,7 @@ def command(method, workers, images, teacher, num_epochs):
 
 
 def kill_and_compare(method, workers, images, teacher, root, kills, seed=0):
-    """One run left alone, one killed ``kills`` times; -> how many kills came while a checkpoint was being written."""
+    """Compare a run with one that is killed ``kills`` times; -> the number of kills that came during a save."""
     rng, num_epochs, amid_save = random.Random(f"{seed} {method} {workers}"), kills + 3, 0
     script, argv = command(method, workers, images, teacher, num_epochs)
     folders = [root / name / "folder" / method / "resnet8" for name in ("whole", "killed")]
@@ -95,8 +95,8 @@ def main():
             for workers in WORKERS:
                 place = root / f"{method}{workers}"
                 amid_save = kill_and_compare(method, workers, images, teacher, place, args.kills, args.seed)
-                print(f"{method}, {workers} workers: {args.kills} kills, {amid_save} of them amid a save: same "
-                      "weights, figures and curves", flush=True)
+                print(f"{method}, {workers} workers: {args.kills} kills, {amid_save} of them during a save: same "
+                      "weights, metrics and curves", flush=True)
 
 
 if __name__ == "__main__":

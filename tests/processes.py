@@ -1,4 +1,4 @@
-"""Trainings as processes of their own, to be killed, and folders of runs, to be compared."""
+"""Trainings in processes of their own, to be killed, and run folders, to be compared."""
 
 import contextlib
 import importlib
@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
-# A server that has imported PyTorch once forks each process: real ones, without seconds of importing for each.
+# A server imports PyTorch once and forks each process. They are real processes, without seconds of importing.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train_GL", "train_one", "train_kd", "torch.utils.tensorboard"])
 
 
 class SlowFile:
-    """A file on a slow disk: 20 pieces with a pause after each, so that a kill often comes amid a save."""
+    """A file on a slow disk: 20 pieces with a pause after each. So a kill often comes during a save."""
 
     def __init__(self, path, mode):
         self.file = open(path, mode)
@@ -43,11 +43,11 @@ class SlowFile:
 
 
 def child(script, argv, output, slow_disk, file_size, die_at, environment):
-    """What the process does: the script's own main, in one thread, with its output in a file."""
+    """What the process does: run the script's main in one thread, with its output in a file."""
     os.environ.update(environment)
-    import checkpoint
 
     import utils
+    from runtime import files
 
     multiprocessing.set_start_method(None, force=True)  # the loader's workers start as they do elsewhere
     os.setsid()  # a process group of its own, which a signal may be sent to as a terminal does
@@ -57,7 +57,7 @@ def child(script, argv, output, slow_disk, file_size, die_at, environment):
     torch.set_num_threads(1)
     sys.argv = [script, *argv]
     if slow_disk:
-        checkpoint.open = SlowFile
+        files.open = SlowFile
     if die_at is not None:
         replace, places = os.replace, []
 
@@ -86,7 +86,7 @@ class Training:
         self.process.start()
 
     def wait(self, limit=120):
-        """-> its exit code; a negative one is the signal that ended it."""
+        """-> its exit code. A negative one is the signal that ended it."""
         self.process.join(limit)
         assert self.process.exitcode is not None, f"still running after {limit} s"
         return self.process.exitcode
@@ -98,7 +98,7 @@ class Training:
         return self.output.read_text() if self.output.exists() else ""
 
     def until(self, condition, limit=120):
-        """Wait for it while the process lives."""
+        """Wait for a condition while the process runs."""
         end = time.monotonic() + limit
         while not condition():
             assert self.process.is_alive(), f"ended with {self.process.exitcode}: {self.said()}"
@@ -120,7 +120,7 @@ def load(folder, name="last.pth"):
 
 
 def epochs(folder):
-    """How many epochs last.pth has; 0 where there is none."""
+    """The number of epochs in last.pth; 0 without the file."""
     with contextlib.suppress(FileNotFoundError):
         return len(load(folder)["history"])
     return 0
@@ -141,7 +141,7 @@ def curve(folder, tag):
 
 
 def assert_same_run(folder, reference):
-    """Weights bit for bit, figures, curves and best epoch of one run are those of the other."""
+    """Weights, metrics, curves and best epoch of two runs are equal, bit for bit."""
     for name in ("last.pth", "best.pth"):
         ours, theirs = (load(f, name)["state_dict"] for f in (folder, reference))
         assert ours.keys() == theirs.keys()
@@ -155,9 +155,9 @@ def assert_same_run(folder, reference):
 
 
 def assert_best_agrees(folder):
-    """best.pth and test_best_metrics.json are of the same epoch, no worse than any that was recorded."""
+    """best.pth and test_best_metrics.json are of the same epoch, and no recorded epoch is better."""
     best = json.loads((folder / "test_best_metrics.json").read_text())
     assert load(folder, "best.pth")["history"][-1] == best
-    figure = "stu_test_accTop1" if "stu_test_accTop1" in best else "mean_test_accTop1"
-    figure = figure if figure in best else "test_accTop1"
-    assert best[figure] == max(record[figure] for record in lines(folder))
+    name = "stu_test_accTop1" if "stu_test_accTop1" in best else "mean_test_accTop1"
+    name = name if name in best else "test_accTop1"
+    assert best[name] == max(record[name] for record in lines(folder))

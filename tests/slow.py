@@ -61,3 +61,10 @@ def accuracy_of_class(logits, labels, c):
     """In %, None without images."""
     right = [z.index(max(z)) == y for z, y in zip(logits, labels, strict=True) if y == c]
     return 100 * sum(right) / len(right) if right else None
+
+
+def count_correct(z, y, k):
+    """How many images have fewer than k classes that score higher than the label. Of equal scores the lower class is
+    higher."""
+    return sum(sum(other > row[label] or (other == row[label] and c < label) for c, other in enumerate(row)) < k
+               for row, label in zip(z, y, strict=True))

@@ -2,10 +2,8 @@
 
 import json
 
-import engine
 import pytest
 import torch
-from errors import UserError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
@@ -14,6 +12,8 @@ import train
 import train_DML
 import train_GL
 import train_one
+from runtime.errors import UserError
+from training import loop
 
 TINY = ["--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "512", "--num_epochs", "1", "--device", "cpu"]
 
@@ -27,7 +27,7 @@ def run(script, tmp_path, *flags):
 
 @pytest.mark.parametrize("aggregation", [a for a in models.AGGREGATIONS if a != "attention"])
 def test_aggregation(aggregation, tmp_path):
-    """Table 5: each is a run of its own, and says which attention it had."""
+    """Table 5: each is a run of its own, and records its attention."""
     folder, record = run(train_GL, tmp_path, "--aggregation", aggregation)
     assert folder.parent.name == f"OKDDip-{aggregation}"
     assert [sum(row) for row in record["attention"]] == pytest.approx([1] * 3)
@@ -42,8 +42,8 @@ def test_aggregation(aggregation, tmp_path):
 @pytest.mark.parametrize(("flags", "method"), [
     (["--train_size", "600"], "OKDDip"), (["--aggregation", "others"], "OKDDip-others"),
     (["--detach_targets"], "OKDDip-detach_targets")])
-def test_flags_that_the_paper_has_not(flags, method, tmp_path, capsys):
-    """One epoch and another one, resumed, are two in one go; evaluate.py finds the figures of the run."""
+def test_flags_that_are_not_in_the_paper(flags, method, tmp_path, capsys):
+    """One epoch and another one, resumed, are two in one go; evaluate.py finds the metrics of the run."""
     flags, runs = [*flags, "--schedule", "5"], []
     for name, epochs in (("whole", "2"), ("begun", "1")):
         train_GL.main([*TINY, *flags, "--num_epochs", epochs, "--save_dir", str(tmp_path / name)])
@@ -61,8 +61,8 @@ def test_flags_that_the_paper_has_not(flags, method, tmp_path, capsys):
     capsys.readouterr()
     evaluate.main([str(runs[1]), "--json", "--device", "cpu"])
     best = json.loads((runs[1] / "test_best_metrics.json").read_text())
-    figures = json.loads(capsys.readouterr().out)["figures"]
-    assert {name: best[name] for name in figures if name in best}.items() <= figures.items() and "dist" in figures
+    metrics = json.loads(capsys.readouterr().out)["figures"]
+    assert {name: best[name] for name in metrics if name in best}.items() <= metrics.items() and "dist" in metrics
 
 
 def test_other_train_size_is_not_resumed(tmp_path):
@@ -72,7 +72,7 @@ def test_other_train_size_is_not_resumed(tmp_path):
 
 
 def test_no_leader(tmp_path):
-    """Table 4: four peers, no leader; the ensemble is what is deployed, and chooses the best epoch."""
+    """Table 4: four peers, no leader; the ensemble is deployed, and chooses the best epoch."""
     folder, record = run(train_GL, tmp_path, "--no_leader")
     assert folder.parent.name == "OKDDip-no_leader" and not (folder / "B").exists()
     assert {f"stu{i}test_accTop1" for i in range(4)} < record.keys() and "stu_test_accTop1" not in record
@@ -105,15 +105,15 @@ def test_held_out_images_choose_the_epoch(tmp_path):
 
 
 def test_the_best_on_held_out_images_need_not_be_the_best_on_test_images(tmp_path, monkeypatch):
-    """Evaluations whose figures a test chooses: held-out images prefer epoch 1, test images epoch 2."""
-    real, figures = engine.evaluate, iter([("val", 90.0), ("test", 50.0), ("val", 80.0), ("test", 60.0)])
+    """The test chooses the accuracies: held-out images prefer epoch 1, test images epoch 2."""
+    real, chosen = loop.evaluate, iter([("val", 90.0), ("test", 50.0), ("val", 80.0), ("test", 60.0)])
 
-    def evaluate(method, model, loader, phase, *args):
-        expected, value = next(figures)
+    def evaluate(method, loader, phase, *args):
+        expected, value = next(chosen)
         assert phase == expected
-        return real(method, model, loader, phase, *args) | {f"stu_{phase}_accTop1": value}
+        return real(method, loader, phase, *args) | {f"stu_{phase}_accTop1": value}
 
-    monkeypatch.setattr(engine, "evaluate", evaluate)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
     train_GL.main([*TINY, "--save_dir", str(tmp_path), "--val_size", "137", "--num_epochs", "2"])
     summary = json.loads((tmp_path / "DIGITS" / "OKDDip" / "resnet8" / "summary.json").read_text())
     assert summary["best"]["epoch"] == 1 and summary["best"]["stu_test_accTop1"] == 50

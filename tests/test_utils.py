@@ -1,12 +1,10 @@
-import ast
+import argparse
 import re
 import subprocess
 import sys
 
 import pytest
-import torch
-from conftest import ROOT
-from errors import UserError
+from conftest import ROOT, few_digits
 
 import train
 import train_DML
@@ -71,8 +69,6 @@ REFUSED = [
 @pytest.mark.parametrize(("name", "flags", "said"), REFUSED)
 def test_a_mistake_is_one_line(name, flags, said, tmp_path, monkeypatch, capsys):
     """Exit code 2, one line that names the thing, and no file or folder left behind."""
-    import re
-
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         utils.command(lambda: MAIN[name].main(flags.split()))
@@ -90,8 +86,7 @@ def test_a_mistake_is_one_line_for_a_real_process(script, tmp_path):
 
 @pytest.mark.parametrize("name", MAIN)
 def test_original_flags_and_defaults(name):
-    parsed = {"train": lambda argv: utils.parse(utils.Parser(train.__doc__), argv)}.get(
-        name, getattr(MAIN[name], "parse_args", None))([])
+    parsed = MAIN[name].parse_args([])
     expected = {"model": "resnet32", "dataset": "CIFAR10", "num_epochs": 300, "batch_size": 128, "lr": 0.1, "wd": 5e-4,
                 "dropout": 0, "efficient": False, "resume": None, "version": "V0", "num_workers": 8, "gpu_id": 0,
                 "seed": 0, "data_dir": "./Data", "save_dir": ".", "schedule": None, "train_size": 0}
@@ -106,13 +101,37 @@ def test_original_flags_and_defaults(name):
     assert {key: getattr(parsed, key) for key in expected} == expected
 
 
-def test_every_flag_is_read():
-    """As args.<flag> somewhere, in the method's script or in what all of them share."""
-    shared = "".join((ROOT / f"{name}.py").read_text() for name in ("utils", "run", "engine"))
-    for name in MAIN:
-        text = shared + (ROOT / f"{name}.py").read_text()
-        argv = MAIN[name].parse_args([]) if name != "train" else utils.parse(utils.Parser(""), [])
-        assert [flag for flag in vars(argv) if not re.search(rf"\bargs\.{flag}\b", text)] == []
+TEACHER = "--T_model resnet8 --T_model_path DIGITS/resnet8"
+
+
+@pytest.mark.parametrize(("name", "flags"), [("train", ""), ("train_kd", TEACHER), ("train_GL", TEACHER),
+                                             ("train_one", ""), ("train_one", "--avg"), ("train_DML", "")])
+def test_every_flag_is_read(name, flags, tmp_path, monkeypatch):
+    """In a training of one epoch, its repetition with --overwrite, and its continuation."""
+    monkeypatch.chdir(tmp_path)
+    flags = f"--model resnet8 --dataset DIGITS --batch_size 64 --device cpu {flags}".split()
+    read, parse_args = set(), utils.Parser.parse_args
+
+    class Recorded(argparse.Namespace):
+        def __getattribute__(self, name):
+            read.add(name)
+            return super().__getattribute__(name)
+
+    def parse_and_record(self, argv):
+        args = parse_args(self, argv, Recorded())
+        read.clear()  # what argparse itself has read
+        return args
+
+    def train_again(*more):
+        MAIN[name].main([*flags, "--version", "again", *more])
+        return set(read)
+
+    with few_digits():
+        train.main([*flags[:8], "--num_epochs", "1"])  # the teacher
+        monkeypatch.setattr(utils.Parser, "parse_args", parse_and_record)
+        ever_read = (train_again("--num_epochs", "1") | train_again("--num_epochs", "1", "--overwrite")
+                     | train_again("--num_epochs", "2", "--resume", "auto"))
+    assert vars(MAIN[name].parse_args([])).keys() - ever_read == set()
 
 
 @pytest.mark.parametrize("name", MAIN)
@@ -127,35 +146,6 @@ def test_help(name):
     assert "default: None" not in done.stdout and " = " in done.stdout and "Measured" not in done.stdout
 
 
-def test_no_file_is_trusted():
-    """Checkpoints are read as tensors and plain values alone; nothing is evaluated, unpickled or given to a shell."""
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("models/*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call):
-                continue
-            name, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
-            assert name not in ("eval", "exec", "os.system", "os.popen") and "pickle" not in name, path
-            assert name != "torch.load" or keywords.get("weights_only") == "True", path
-            assert "shell" not in keywords, path
-
-
-def arguments(tmp_path, *flags):
-    return utils.parse(utils.Parser("a description"), ["--save_dir", str(tmp_path), *flags])
-
-
-def test_run_folder(tmp_path):
-    assert utils.run_folder(arguments(tmp_path)) == tmp_path / "CIFAR10" / "resnet32"
-    assert utils.run_folder(arguments(tmp_path, "--version", "V1")) == tmp_path / "CIFAR10" / "resnet32_V1"
-    assert utils.run_folder(arguments(tmp_path), "OKDDip") == tmp_path / "CIFAR10" / "OKDDip" / "resnet32"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_is_in_the_way(tmp_path):
-    (tmp_path / "CIFAR10").write_text("")
-    with pytest.raises(UserError, match="CIFAR10 is a file where"):
-        utils.run_folder(arguments(tmp_path))
-
-
 def test_a_file_that_cannot_be_written_is_one_line(capsys):
     def main():
         raise PermissionError(13, "Permission denied", "runs/train.log")
@@ -165,44 +155,3 @@ def test_a_file_that_cannot_be_written_is_one_line(capsys):
     assert end.value.code == 2 and capsys.readouterr().err == "error: [Errno 13] Permission denied: 'runs/train.log'\n"
 
 
-def test_a_run_is_not_overwritten(tmp_path):
-    folder = tmp_path / "CIFAR10" / "resnet32"
-    folder.mkdir(parents=True)
-    assert utils.run_folder(arguments(tmp_path)) == folder  # an empty folder is no run
-    (folder / "parameters.json").write_text("{}")
-    with pytest.raises(UserError, match="--resume.*--version.*--overwrite"):
-        utils.run_folder(arguments(tmp_path))
-    assert utils.run_folder(arguments(tmp_path, "--overwrite")) == folder
-
-
-def test_revision_is_unknown_outside_a_clone(tmp_path, monkeypatch):
-    monkeypatch.setattr(utils, "HERE", tmp_path)
-    assert utils.git_revision() == "unknown"
-    subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    (tmp_path / "copy").mkdir()
-    monkeypatch.setattr(utils, "HERE", tmp_path / "copy")  # a copy inside somebody else's repository
-    assert utils.git_revision() == "unknown"
-
-
-def test_revision_says_whether_files_were_changed(tmp_path, monkeypatch):
-    def git(*words):
-        return subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True,
-                              capture_output=True, text=True).stdout.strip()
-
-    git("init", "-q")
-    (tmp_path / "models").mkdir()
-    code, record = tmp_path / "models" / "a.py", tmp_path / "metrics.jsonl"
-    code.write_text("a")
-    git("add", ".")
-    git("commit", "-qm", "a")
-    monkeypatch.setattr(utils, "HERE", tmp_path)
-    record.write_text("a run's record is no change of the code")
-    assert utils.git_revision() == git("rev-parse", "HEAD")
-    code.write_text("b")
-    assert utils.git_revision() == git("rev-parse", "HEAD") + "+changes"
-
-
-def test_device(tmp_path):
-    assert utils.pick_device(arguments(tmp_path, "--device", "cpu")) == torch.device("cpu")
-    expected = "cuda:0" if torch.cuda.is_available() else "cpu"
-    assert utils.pick_device(arguments(tmp_path)) == torch.device(expected)

@@ -43,7 +43,7 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> dict:
             while len(history) < args.num_epochs:
                 history.append(one_epoch(method, trainer, train_loader, evaluated, run, signals, checkpoints))
                 is_best = checkpoints.best() is history[-1]
-                if is_best or len(history) % args.save_every == 0 or len(history) == args.num_epochs:
+                if len(history) % args.save_every == 0 or is_best or len(history) == args.num_epochs:
                     checkpoints.save(is_best)
                 records.add_last()
             records.finish({"chosen_by": chosen_by, "best": checkpoints.best(), "last": history[-1]})

@@ -4,65 +4,37 @@ import os
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 
-import engine
 import numpy as np
-import parallel
 import pytest
 import torch
 from conftest import ROOT
-from errors import UserError
 from kill import FLAGS, make_images
 from processes import CONTEXT, Training, assert_best_agrees, group, lines, load
 
 import data_loader
-import losses
+import methods
 import models
 from data_loader import Data, Split
+from runtime import processes
+from runtime.errors import UserError
+from training.evaluation import evaluate
+from training.step import Trainer
 
-CPU, TEACHER = torch.device("cpu"), []
-
-
-def okddip(model, images, labels, weight):
-    peers, targets, leader = model(images)
-    return losses.okddip_loss(peers, targets, leader, labels, weight), torch.cat([peers, leader.unsqueeze(1)], 1)
-
-
-def detached(model, images, labels, weight):
-    peers, targets, leader = model(images)
-    terms = losses.okddip_loss(peers, targets, leader, labels, weight, detach_targets=True)
-    return terms, torch.cat([peers, leader.unsqueeze(1)], 1)
+CPU = torch.device("cpu")
+METHODS = {"OKDDip": {}, "OKDDip-detach_targets": {"detach_targets": True}, "ONE": {"num_branches": 3}, "KD": {}}
 
 
-def standing_still():
-    """As train_GL.build makes it with --detach_targets: the attention gets no gradient."""
-    model = models.OKDDip("resnet8", 10)
-    model.aggregation.requires_grad_(False)
-    return model
-
-
-def one(model, images, labels, weight):
-    z, e = model(images)
-    return losses.one_loss(z, e, labels, weight), z
-
-
-def kd(model, images, labels, weight):
-    z = model(images)
-    if not TEACHER:  # the same in every process
-        with torch.random.fork_rng():
-            torch.manual_seed(5)
-            TEACHER.append(models.create_model("resnet14", 10).double().eval())
-    with torch.no_grad():
-        t = TEACHER[0](images)
-    return losses.kd_loss(z, t, labels), z.unsqueeze(1)
-
-
-METHODS = {
-    "OKDDip": (lambda: models.OKDDip("resnet8", 10), okddip, ["stu0", "stu1", "stu2", "stu_"]),
-    "OKDDip-detach_targets": (standing_still, detached, ["stu0", "stu1", "stu2", "stu_"]),
-    "ONE": (lambda: models.ONE("resnet8", 10, 3), one, ["stu0", "stu1", "stu2"]),
-    "KD": (lambda: models.create_model("resnet8", 10), kd, [""]),
-}
+def make(name):
+    """A method on resnet8 in float64, the same in every process."""
+    kind, defaults = methods.find(name)
+    torch.manual_seed(0)
+    method = kind(Namespace(**vars(defaults) | {"model": "resnet8"} | METHODS[name]), 10)
+    method.model.double()
+    if name == "KD":
+        method.teacher = models.create_model("resnet14", 10).double().eval().requires_grad_(False)
+    return method
 
 
 def made_up(n):
@@ -71,60 +43,60 @@ def made_up(n):
     return Data(split, split, [str(i) for i in range(10)], (0.5,) * 3, (0.25,) * 3)
 
 
-def steps_and_figures(method, path, environment):
+def steps_and_metrics(name, path, environment):
     """Three steps in float64, BatchNorm by its statistics, on batches of 8, 8 and 7; then an evaluation of 23 images.
 
-    Saved by each process: weights, loss and hits of the epoch, figures, and the logits that these are of.
+    Each process saves its weights, the means of the epoch, the metrics, and the logits that the metrics are made of.
     """
     os.environ.update(environment)
     torch.set_num_threads(1)
-    parallel.start(CPU)
-    build, objective, rows = METHODS[method]
-    torch.manual_seed(0)
-    data, kept = made_up(23), []
-
-    def predict(model, images):
-        z = objective(model, images.double(), torch.zeros(len(images), dtype=torch.int64), 0.3)[1]
-        kept.append(z)
-        return z, {}
-
-    described = engine.Method(dict.fromkeys(rows, ""), objective, predict, "")
-    trainer = engine.Trainer(build().double(), described, 0.05, 5e-4, [10], CPU)
+    processes.start(CPU)
+    method, data, kept = make(name), made_up(23), []
+    trainer = Trainer(method, 0.05, 5e-4, [10], CPU)
     loader = data_loader.Cached(data.train, data, 8, CPU, augment=True)
-    trainer.model.eval()
+    method.model.eval()
     for (images, labels), share in zip(loader, loader.shares(), strict=True):
         trainer.step(images.double(), labels, 0.3, share)
     means = trainer.means()
-    figures = engine.evaluate(described, trainer.model, data_loader.Cached(data.test, data, 8, CPU))
-    torch.save({"weights": trainer.model.state_dict(), "means": means, "figures": figures, "logits": kept,
-                "state": trainer.tally.state_dict()}, f"{path}{parallel.rank()}")
+    predict = method.predict
+
+    def predict_and_keep(images):
+        z, _ = predict(images.double())
+        kept.append(z)
+        return z, {}
+
+    method.predict = predict_and_keep
+    metrics = evaluate(method, data_loader.Cached(data.test, data, 8, CPU))
+    torch.save({"weights": method.model.state_dict(), "means": means, "metrics": metrics, "logits": kept,
+                "state": trainer.sums.state_dict(), "outputs": list(method.outputs)}, f"{path}{processes.rank()}")
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_two_processes_give_the_weights_of_one(method, tmp_path):
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_give_the_weights_of_one(name, tmp_path):
     alone = {"RANK": "0", "WORLD_SIZE": "1"}
-    started = [CONTEXT.Process(target=steps_and_figures, args=(method, f"{tmp_path}/{name}", environment))
-               for name, environments in (("one", [alone]), ("two", group(2))) for environment in environments]
+    started = [CONTEXT.Process(target=steps_and_metrics, args=(name, f"{tmp_path}/{where}", environment))
+               for where, environments in (("one", [alone]), ("two", group(2))) for environment in environments]
     for process in started:
         process.start()
     for process in started:
         process.join(120)
         assert process.exitcode == 0
-    whole, *halves = (torch.load(tmp_path / name, weights_only=True) for name in ("one0", "two0", "two1"))
+    whole, *halves = (torch.load(tmp_path / where, weights_only=True) for where in ("one0", "two0", "two1"))
     for half in halves:
-        for name, value in whole["weights"].items():
-            assert value.allclose(half["weights"][name], rtol=1e-10, atol=1e-12), name
+        for key, value in whole["weights"].items():
+            assert value.allclose(half["weights"][key], rtol=1e-10, atol=1e-12), key
         assert half["means"]["hits"] == whole["means"]["hits"]
         assert half["means"]["terms"] == pytest.approx(whole["means"]["terms"], rel=1e-10)
-        assert half["figures"] == pytest.approx(whole["figures"], rel=1e-9)
+        assert half["metrics"] == pytest.approx(whole["metrics"], rel=1e-9)
         assert half["state"]["images"] == 23
-    # the accuracies are those of the logits that were saved: each image once, 12 and 11 of them
+    # The accuracies are those of the saved logits: each image once, 12 in one process and 11 in the other.
     labels = torch.from_numpy(made_up(23).test.labels)
     parts = [torch.cat(batch) for batch in zip(*(half["logits"] for half in halves), strict=True)]
     assert [len(z) for half in halves for z in half["logits"]] == [4, 4, 3, 4, 4, 4]
-    right = (torch.cat(parts).argmax(-1) == labels.unsqueeze(1)).double().mean(0)
-    for r, row in enumerate(METHODS[method][2]):
-        assert halves[0]["figures"][f"{row}test_accTop1"] == pytest.approx(100 * right[r].item(), rel=1e-12)
+    correct = (torch.cat(parts).argmax(-1) == labels.unsqueeze(1)).double().mean(0)
+    for r, output in enumerate(whole["outputs"]):
+        accuracy = halves[0]["metrics"][f"{output}test_accTop1"]
+        assert accuracy == pytest.approx(100 * correct[r].item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
@@ -158,7 +130,7 @@ def set_size(monkeypatch, size):
 def test_a_lone_variable_means_nothing(monkeypatch):
     """Cluster images set some of torchrun's variables in every shell."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert parallel.world_size() == 1 and parallel.rank() == 0 and parallel.is_main()
+    assert processes.world_size() == 1 and processes.rank() == 0 and processes.is_main()
 
 
 def test_a_batch_must_be_shared_out_evenly(monkeypatch):
@@ -190,9 +162,9 @@ def folder_of(where):
 
 def test_a_run_of_two_processes(flags, tmp_path):
     """The files of a run, written by the first one; more epochs of it with one process, and again with two."""
-    for epochs, processes in ((2, 2), (3, 1), (4, 2)):
+    for epochs, world_size in ((2, 2), (3, 1), (4, 2)):
         more = "--num_epochs", epochs
-        started = both(flags, tmp_path, *more) if processes == 2 else [
+        started = both(flags, tmp_path, *more) if world_size == 2 else [
             Training("train_GL", [*flags, tmp_path, *more], tmp_path / "process0")]
         for training in started:
             assert training.wait() == 0, training.said()
@@ -200,7 +172,7 @@ def test_a_run_of_two_processes(flags, tmp_path):
     assert_best_agrees(folder_of(tmp_path))
     starts = load(folder_of(tmp_path))["starts"]
     assert [(start["epoch"], start["environment"]["processes"]) for start in starts] == [(1, 2), (3, 1), (4, 2)]
-    assert "epoch" not in (tmp_path / "process1" / "output.txt").read_text()  # it leaves the word to the first one
+    assert "epoch" not in (tmp_path / "process1" / "output.txt").read_text()  # only the first one writes
 
 
 @pytest.mark.parametrize("dies", [0, 1])
@@ -213,7 +185,7 @@ def test_a_process_that_dies_ends_the_run(dies, flags, tmp_path):
     assert "Traceback" not in left.said() and len(load(folder_of(tmp_path))["history"]) >= 1
     started = both(flags, tmp_path, "--num_epochs", 200)
     started[0].until(lambda: "continues after" in started[0].said())
-    for training in started:  # a batch system tells all of them, not at the same time
+    for training in started:  # a batch system signals all of them, at different times
         training.signal(signal.SIGTERM)
     assert [training.wait(30) for training in started] == [128 + signal.SIGTERM] * 2
     assert "stopped by signal 15" in started[0].said() and load(folder_of(tmp_path))["state_dict"]
@@ -235,7 +207,7 @@ def test_the_processes_agree_on_the_step(flags, tmp_path):
 
 
 def test_torchrun(flags, tmp_path):
-    """As the README has it; a mistake is told once."""
+    """As docs/running.md has it. A mistake is printed once."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                 ROOT / "train_one.py", *flags, tmp_path, "--num_epochs", "1"]
     done = subprocess.run(torchrun, capture_output=True, text=True)
@@ -251,12 +223,12 @@ def test_sync_bn_needs_gpus(flags, tmp_path):
 
 
 def test_sync_bn_keeps_the_names_of_weights(monkeypatch):
-    """What is converted on GPUs: every BatchNorm, with the same state dict."""
+    """On GPUs every BatchNorm is converted; the state dict keeps its names."""
     model = models.ONE("resnet8", 10, 3)
     names = list(model.state_dict())
     set_size(monkeypatch, 2)
     monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda model, **options: model)
-    converted = parallel.replicated(model, CPU, sync_bn=True)
+    converted = processes.replicated(model, CPU, sync_bn=True)
     kinds = {type(m).__name__ for m in converted.modules() if "Norm" in type(m).__name__}
     assert kinds == {"SyncBatchNorm"} and list(converted.state_dict()) == names
     models.count_batches(converted, 3)  # they count for themselves

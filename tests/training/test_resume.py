@@ -1,24 +1,21 @@
 """Interrupted runs end as those that were not: real processes, killed, stopped, out of disk space."""
 
-import errno
 import json
 import random
 import shutil
 import signal
 
-import checkpoint
-import engine
 import pytest
-import run
 import torch
-from errors import Complete, UserError
 from kill import FLAGS, METHODS, WORKERS, kill_and_compare, make_images, make_teacher
 from processes import Training, assert_best_agrees, assert_same_run, epochs, lines, load
 
 import models
 import train
 import train_GL
-from losses import Terms
+from runtime import checkpoints
+from runtime.errors import Complete, UserError
+from training.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +132,7 @@ def test_auto_starts_continues_and_leaves_a_complete_run_alone(flags, whole, tmp
     state = load(folder)
     state["recipe"]["num_epochs"] = 4  # of the first start, on which ramp-up and schedule rest
     del state["digest"]
-    (folder / "last.pth").write_bytes(checkpoint.serialise(state))
+    (folder / "last.pth").write_bytes(checkpoints.serialise(state))
     train_GL.main(flags)
     assert_same_run(folder, whole)
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
@@ -233,7 +230,7 @@ def test_an_older_checkpoint_does_not_undo_the_run(flags, whole, tmp_path):
     state = load(whole)
     state["history"].pop()
     del state["digest"]
-    (tmp_path / "run" / "best.pth").write_bytes(checkpoint.serialise(state))
+    (tmp_path / "run" / "best.pth").write_bytes(checkpoints.serialise(state))
     with pytest.raises(UserError, match="has gone on since best.pth"):
         train_GL.main([*flags, "--resume", str(tmp_path / "run" / "best.pth")])
 
@@ -241,12 +238,12 @@ def test_an_older_checkpoint_does_not_undo_the_run(flags, whole, tmp_path):
 def test_save_every(flags, tmp_path, monkeypatch):
     """last.pth every second epoch, and wherever a best or the last epoch is; the JSON lines always."""
     saved = []
-    save = run.Run.save
-    monkeypatch.setattr(run.Run, "save", lambda self, best=False: (saved.append((len(self.history), best)),
-                                                                   save(self, best))[1])
+    save = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, best=False: (saved.append((len(self.history), best)),
+                                                                       save(self, best))[1])
     train_GL.main([*flags, "--save_dir", str(tmp_path), "--save_every", "3"])
-    figures = [line["stu_test_accTop1"] for line in lines(tmp_path / "folder" / "OKDDip" / "resnet8")]
-    best = [figure == max(figures[:i + 1]) for i, figure in enumerate(figures)]
+    accuracies = [line["stu_test_accTop1"] for line in lines(tmp_path / "folder" / "OKDDip" / "resnet8")]
+    best = [a == max(accuracies[:i + 1]) for i, a in enumerate(accuracies)]
     assert saved == [(i + 1, best[i]) for i in range(4) if best[i] or i in (2, 3)]
 
 
@@ -265,15 +262,6 @@ def test_a_run_that_is_being_trained_is_left_alone(images, flags, tmp_path):
     third.until(lambda: "continues after" in third.said())
     third.signal(signal.SIGTERM)
     assert third.wait() == 128 + signal.SIGTERM
-
-
-def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys):
-    def no_locks(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(run.fcntl, "lockf", no_locks)
-    run.Lock(tmp_path).release()
-    assert "without locks (No locks available)" in capsys.readouterr().err
 
 
 # --- files
@@ -303,7 +291,7 @@ def test_a_folder_that_vanishes_is_named(flags, tmp_path):
 def test_a_damaged_checkpoint_gives_the_right_weights_or_a_sentence(begun, tmp_path):
     """Cut at 50 lengths, and with each of 50 bytes flipped."""
     whole, rng = (begun / "last.pth").read_bytes(), random.Random(0)
-    right = checkpoint.digest(load(begun)["state_dict"])
+    right = checkpoints.digest(load(begun)["state_dict"])
     damaged = [whole[:rng.randrange(len(whole))] for _ in range(50)]
     for place in [*(rng.randrange(len(whole)) for _ in range(40)), *(-rng.randrange(1, 3000) for _ in range(10))]:
         flipped = bytearray(whole)
@@ -313,11 +301,11 @@ def test_a_damaged_checkpoint_gives_the_right_weights_or_a_sentence(begun, tmp_p
     for content in damaged:
         (tmp_path / "damaged.pth").write_bytes(content)
         try:
-            weights = checkpoint.load_checkpoint(tmp_path / "damaged.pth")["state_dict"]
+            weights = checkpoints.load_checkpoint(tmp_path / "damaged.pth")["state_dict"]
         except UserError as error:
             refused += "damaged" in str(error)
         else:
-            assert checkpoint.digest(weights) == right
+            assert checkpoints.digest(weights) == right
     assert refused >= 50  # a cut one never passes
 
 
@@ -326,76 +314,10 @@ def test_a_checkpoint_without_its_digest_is_not_resumed(begun):
     del state["digest"]
     torch.save(state, begun / "last.pth")
     with pytest.raises(UserError, match="digest"):
-        checkpoint.load_checkpoint(begun / "last.pth")
-
-
-@pytest.mark.parametrize("change", [
-    lambda c: c["state_dict"]["weight"].add_(1), lambda c: c.update(epoch=2), lambda c: c["list"].reverse(),
-    lambda c: c.update(state_dict={"weight": c["state_dict"]["weight"].view(3, 2)}), lambda c: c.update(text="a b"),
-    lambda c: c.update(state_dict={"weight": c["state_dict"]["weight"].to(torch.int32)}), lambda c: c.pop("epoch"),
-    lambda c: c.update(list=[1, [2, 3]])])
-def test_the_digest_tells_contents_apart(change):
-    def content():
-        weight = torch.arange(6, dtype=torch.float32).view(2, 3)
-        return {"state_dict": {"weight": weight}, "epoch": 1, "list": [1, 2, 3], "text": "ab"}
-
-    changed = content()
-    change(changed)
-    assert checkpoint.digest(content()) == checkpoint.digest(content()) != checkpoint.digest(changed)
-
-
-def test_the_digest_does_not_know_memory_formats():
-    x = torch.randn(2, 3, 4, 4)
-    assert checkpoint.digest(x) == checkpoint.digest(x.to(memory_format=torch.channels_last))
-
-
-def test_files_are_saved_together_or_not_at_all(tmp_path):
-    (tmp_path / "a").write_bytes(b"old")
-    with pytest.raises(UserError, match="cannot be saved"):
-        checkpoint.save({tmp_path / "a": b"new", tmp_path / "no folder" / "b": b"new"})
-    assert (tmp_path / "a").read_bytes() == b"old" and [f.name for f in tmp_path.iterdir()] == ["a"]
+        checkpoints.load_checkpoint(begun / "last.pth")
 
 
 # --- divergence
-
-
-def diverging(term, device="cpu"):
-    """A trainer whose ``term`` becomes infinite in its third step."""
-    steps = []
-
-    def objective(model, images, labels, weight):
-        steps.append(1)
-        total = model(images).square().mean()
-        parts = {"true": total, "group": total * 0}
-        if len(steps) == 3:
-            parts[term] = parts[term] + float("inf")
-        return Terms(parts["true"] + parts["group"], **parts), model(images).unsqueeze(1)
-
-    method = engine.Method({"": "network"}, objective, None, best="test_accTop1")
-    return engine.Trainer(models.create_model("resnet8", 10), method, 0.1, 5e-4, [10], torch.device(device))
-
-
-@pytest.mark.parametrize("term", ["true", "group"])
-def test_divergence_names_epoch_steps_rate_and_term(term):
-    trainer = diverging(term)
-    images, labels = torch.randn(4, 3, 32, 32), torch.randint(10, (4,))
-    trainer.step(images, labels, 1.0)
-    trainer.means()
-    for _ in range(3):
-        trainer.step(images, labels, 1.0)
-    with pytest.raises(UserError, match=f"the {term} loss is not finite, epoch 1, between steps 2 and 4, "
-                                        "learning rate 0.1"):
-        trainer.means()
-    with pytest.raises(UserError, match="not finite"):
-        trainer.state_dict()  # nothing of it gets into a checkpoint
-
-
-def test_weights_that_are_not_numbers_are_not_saved():
-    trainer = diverging("true")
-    with torch.no_grad():
-        trainer.model.head.fc.bias[3] = float("nan")
-    with pytest.raises(UserError, match="a weight is not finite"):
-        trainer.state_dict()
 
 
 def test_a_run_that_diverges_keeps_its_last_good_checkpoint(flags, begun):
@@ -405,7 +327,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(flags, begun):
         if weight.is_floating_point():
             weight.fill_(1e30)
     del state["digest"]
-    good = checkpoint.serialise(state)
+    good = checkpoints.serialise(state)
     (begun / "last.pth").write_bytes(good)
     training = Training("train_GL", [*flags, "--resume", begun], begun.parents[2])
     assert training.wait() == 2

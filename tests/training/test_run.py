@@ -2,18 +2,17 @@
 
 import json
 
-import checkpoint
 import pytest
 import torch
-from errors import UserError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
 import models
 import train
 import train_GL
-import train_kd
-import utils
+from runtime import checkpoints
+from runtime.errors import UserError
+from training.folder import FILES
 
 TINY = ["--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "512", "--schedule", "3", "--device", "cpu"]
 
@@ -42,7 +41,7 @@ def finished(tmp_path_factory):
 
 
 def test_files(finished):
-    assert {f.name for f in finished.iterdir() if "tfevents" not in f.name} == {*utils.FILES, "B", "lock"}
+    assert {f.name for f in finished.iterdir() if "tfevents" not in f.name} == {*FILES, "B", "lock"}
     assert weights(finished).keys() == models.OKDDip("resnet8", 10).state_dict().keys()
 
 
@@ -141,9 +140,9 @@ def test_a_checkpoint_from_before_a_flag_was_there(tmp_path):
     flags = [*TINY, "--train_size", "0"]
     train_GL.main([*flags, "--num_epochs", "1", "--save_dir", str(tmp_path)])
     folder = tmp_path / "DIGITS" / "OKDDip" / "resnet8"
-    state = checkpoint.load_checkpoint(folder / "last.pth")
+    state = checkpoints.load_checkpoint(folder / "last.pth")
     assert state["flags"].pop("train_size") == 0 and state["flags"].pop("detach_targets") is False
-    (folder / "last.pth").write_bytes(checkpoint.serialise(state))
+    (folder / "last.pth").write_bytes(checkpoints.serialise(state))
     for other, said in ((["--train_size", "500"], "--train_size 0 there, 500 here"),
                         (["--detach_targets"], "--detach_targets False there, True here")):
         with pytest.raises(UserError, match=said):
@@ -151,7 +150,7 @@ def test_a_checkpoint_from_before_a_flag_was_there(tmp_path):
     evaluate.main([str(folder / "last.pth"), "--device", "cpu"])
     train_GL.main([*flags, "--num_epochs", "2", "--resume", str(folder)])
     assert len(lines(folder)) == 2
-    assert checkpoint.load_checkpoint(folder / "last.pth")["flags"]["train_size"] == 0
+    assert checkpoints.load_checkpoint(folder / "last.pth")["flags"]["train_size"] == 0
 
 
 def test_overwrite_replaces_the_run_and_nothing_else(tmp_path):
@@ -164,64 +163,3 @@ def test_overwrite_replaces_the_run_and_nothing_else(tmp_path):
     train.main([*TINY, "--num_epochs", "1", "--save_dir", str(tmp_path), "--overwrite"])
     assert len(lines(folder)) == 1 and (folder / "notes.txt").read_text() == "mine"
     assert len(list(folder.glob("events.out.tfevents.*"))) == 1
-
-
-# --- teachers
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    root = tmp_path_factory.mktemp("teacher")
-    train.main([*TINY, "--num_epochs", "1", "--save_dir", str(root)])
-    return root / "DIGITS" / "resnet8"
-
-
-def test_a_teacher_is_a_run_a_file_or_a_checkpoint_of_the_authors(teacher, tmp_path):
-    network = models.create_model("resnet8", 10)
-    ours = weights(teacher, "best.pth")
-    authors = {"module." + name.split(".", 1)[1]: value for name, value in ours.items()}
-    torch.save({"state_dict": authors, "epoch": 300}, tmp_path / "authors.pth")
-    for path in (teacher, teacher / "last.pth", tmp_path / "authors.pth"):
-        for p in network.parameters():
-            torch.nn.init.zeros_(p)
-        checkpoint.load_weights(network, path)
-        assert all(value.equal(ours[name]) for name, value in network.state_dict().items())
-
-
-def bad_teacher(kind, teacher, tmp_path):
-    path = tmp_path / "teacher.pth"
-    if kind == "text":
-        path.write_text("not a checkpoint")
-    elif kind == "truncated":
-        path.write_bytes((teacher / "best.pth").read_bytes()[:20000])
-    elif kind == "a list":
-        torch.save([1, 2], path)
-    elif kind == "other classes":
-        torch.save({"state_dict": models.create_model("resnet8", 7).state_dict()}, path)
-    elif kind == "numbers":
-        torch.save({"state_dict": {"conv1.weight": 3}}, path)
-    return teacher if kind == "other network" else path
-
-
-@pytest.mark.parametrize(("kind", "said"), [
-    ("missing", "there is no checkpoint at"), ("text", "not a checkpoint"), ("truncated", "not a checkpoint"),
-    ("a list", "holds a list"), ("other classes", "does not fit.*head.fc"), ("numbers", "does not fit"),
-    ("other network", "resnet8 trained on DIGITS with 10 classes, which does not fit the resnet14")])
-def test_a_bad_teacher_is_named(kind, said, teacher, tmp_path):
-    path = bad_teacher(kind, teacher, tmp_path)
-    name = "resnet14" if kind == "other network" else "resnet8"
-    with pytest.raises(UserError, match=said):
-        train_kd.main([*TINY, "--num_epochs", "1", "--T_model", name, "--T_model_path", str(path),
-                       "--save_dir", str(tmp_path)])
-    assert not (tmp_path / "DIGITS").exists()
-
-
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
-    class Harm:
-        def __reduce__(self):
-            return open, (str(tmp_path / "harm"), "w")
-
-    torch.save({"state_dict": Harm()}, tmp_path / "harmful.pth")
-    with pytest.raises(UserError, match="not a checkpoint that can be loaded safely"):
-        checkpoint.load_weights(models.create_model("resnet8", 10), tmp_path / "harmful.pth")
-    assert not (tmp_path / "harm").exists()

@@ -1,0 +1,70 @@
+import json
+
+import pytest
+import torch
+from slow import count_correct
+
+from training.metrics import RunningSums, diversity, name_metrics, topk_correct
+
+
+def correct(logits, labels):
+    return topk_correct(logits, labels).sum(0).tolist()
+
+
+@pytest.mark.parametrize("classes", [3, 10, 100])
+def test_topk_correct(classes):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(50, 4, classes), torch.randint(classes, (50,))
+    found = correct(logits, labels)
+    for r in range(4):
+        assert found[r] == [count_correct(logits[:, r].tolist(), labels.tolist(), k) for k in (1, 5)]
+        assert found[r][0] == (logits[:, r].argmax(-1) == labels).sum()
+
+
+def test_of_equal_scores_the_lower_class_is_higher():
+    """As in argmax and in a stable sort: a network with constant outputs is right by chance, not always."""
+    labels = torch.arange(10)
+    assert correct(torch.zeros(10, 1, 10), labels) == [[1, 5]]
+    torch.manual_seed(0)
+    z, labels = torch.randint(4, (200, 1, 10)).bfloat16(), torch.randint(10, (200,))
+    order = z.squeeze(1).float().sort(dim=-1, descending=True, stable=True).indices
+    assert correct(z, labels) == [[(order[:, :k] == labels.unsqueeze(1)).sum().item() for k in (1, 5)]]
+
+
+def test_nan_counts_as_wrong():
+    assert correct(torch.full((4, 1, 10), float("nan")), torch.tensor([0, 1, 2, 3])) == [[0, 0]]
+
+
+@pytest.mark.parametrize("m", [2, 3, 8])
+def test_diversity(m):
+    torch.manual_seed(0)
+    p = torch.softmax(torch.randn(6, m, 10, dtype=torch.float64), -1)
+    total = 0.0
+    for image in p.tolist():
+        pairs = [sum((x - y) ** 2 for x, y in zip(image[i], image[j], strict=True)) ** 0.5
+                 for i in range(m) for j in range(i)]
+        total += sum(pairs) / len(pairs)
+    assert diversity(p).item() == pytest.approx(total, rel=1e-12)
+
+
+def test_metrics_are_json():
+    means = {"hits": [[0.5, 1.0], [0.25, 0.75]], "terms": [1.0, 1.0, 0.0]}
+    named = name_metrics(means, ["stu0", ""], "train")
+    assert json.loads(json.dumps(named)) == {
+        "stu0train_accTop1": 50, "stu0train_accTop5": 100, "train_accTop1": 25, "train_accTop5": 75,
+        "mean_train_accTop1": 50, "mean_train_accTop5": 100}
+
+
+def test_running_sums_continue_from_a_checkpoint():
+    """Means over all images, however many steps came before and after; the seconds of both count."""
+    whole, first, second = (RunningSums(torch.device("cpu")) for _ in range(3))
+    batches = [(n, torch.tensor([1.5 * n, n / 3])) for n in (8, 8, 5)]
+    for n, value in batches:
+        whole.add(n, terms=value)
+    first.add(8, terms=batches[0][1])
+    state = first.state_dict()
+    second.load_state_dict(state)
+    for n, value in batches[1:]:
+        second.add(n, terms=value)
+    assert second.means() == whole.means() and second.images == 21 and second.steps == 3
+    assert second.seconds >= state["seconds"] > 0

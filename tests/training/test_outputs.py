@@ -1,0 +1,39 @@
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from training import outputs
+
+
+@pytest.mark.parametrize(("name", "parts"), [
+    ("test_accTop1", ("", "test", "accTop1")), ("stu_test_accTop1", ("stu_", "test", "accTop1")),
+    ("stu0train_accTop5", ("stu0", "train", "accTop5")), ("stu12val_loss", ("stu12", "val", "loss")),
+    ("mean_test_accTop1", ("mean_", "test", "accTop1")), ("gate_test_ece", ("gate_", "test", "ece")),
+    ("train_loss_true", ("", "train", "loss_true"))])
+def test_a_metric_is_parsed_as_it_is_spelled(name, parts):
+    assert outputs.parse(name) == parts and outputs.metric(*parts) == name
+
+
+@pytest.mark.parametrize("name", ["dist", "attention", "lr", "epoch", "images_per_second"])
+def test_a_metric_of_the_whole_model_has_no_output(name):
+    assert outputs.parse(name) == (None, None, name)
+
+
+def test_students():
+    found = outputs.students_of(["stu_", "stu0", "stu1", "stu10", "", "gate_"])
+    assert found == ["stu0", "stu1", "stu10"] and [outputs.student_number(o) for o in found] == [0, 1, 10]
+    assert outputs.student(3) == "stu3" and outputs.student_number("stu_") is None
+
+
+def test_the_mean_is_called_after_the_students():
+    assert outputs.mean_title({"stu_": "leader", "stu0": "peer 0", "": "ensemble"}) == "mean of the peers"
+    assert outputs.mean_title({"": "network"}) is None
+
+
+@pytest.mark.parametrize("module", ["utils", "methods", "training.outputs", "training.flags", "runtime.files"])
+def test_needs_no_torch(module):
+    """So that report.py starts in a moment."""
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
