@@ -19,6 +19,7 @@ import models
 import utils
 from data_loader import dataloader
 from losses import okddip_loss, ramp_up
+from runtime.errors import warn
 from training.loop import fit
 from training.method import Method
 from training.outputs import ENSEMBLE, LEADER, student
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.T_model:
         method.teacher = models.load_teacher(args.T_model, train_loader.num_classes, utils.teacher_path(args))
     if args.num_branches == 2 and not args.no_leader:
-        utils.warn("--num_branches 2 leaves one peer, which can attend only to itself")
+        warn("--num_branches 2 leaves one peer, which can attend only to itself")
     fit(method, train_loader, test_loader, run)
 
 

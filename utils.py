@@ -47,12 +47,6 @@ def fail(error: Exception | str) -> NoReturn:
     sys.exit(2)
 
 
-def warn(message: str) -> None:
-    """One line on standard error, from the first process."""
-    if is_main():
-        print(f"warning: {message}", file=sys.stderr)
-
-
 # --- parser -----------------------------------------------------------------------------------------------------------
 
 

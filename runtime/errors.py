@@ -1,4 +1,8 @@
-"""The two exceptions that end a script with one sentence instead of a traceback."""
+"""Errors and warnings: one sentence each, no traceback."""
+
+import sys
+
+from runtime.rank import is_main
 
 
 class UserError(Exception):
@@ -12,3 +16,9 @@ class UserError(Exception):
 
 class Complete(Exception):
     """Nothing is left to do: the run that was to be resumed has reached its end."""
+
+
+def warn(message: str) -> None:
+    """One line on standard error, from the first process."""
+    if is_main():
+        print(f"warning: {message}", file=sys.stderr)

@@ -19,6 +19,10 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train_GL", "train_one", "train_kd", "torch.utils.tensorboard"])
 
 
+# A training of seconds on the digits.
+TINY = ["--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "512", "--schedule", "3", "--device", "cpu"]
+
+
 class SlowFile:
     """A file on a slow disk: 20 pieces with a pause after each. So a kill often comes during a save."""
 
@@ -117,6 +121,10 @@ def group(size):
 
 def load(folder, name="last.pth"):
     return torch.load(folder / name, weights_only=True)
+
+
+def saved_weights(folder, name="last.pth"):
+    return load(folder, name)["state_dict"]
 
 
 def epochs(folder):

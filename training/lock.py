@@ -3,8 +3,7 @@
 import errno
 from pathlib import Path
 
-from runtime.errors import UserError
-from utils import warn
+from runtime.errors import UserError, warn
 
 try:
     import fcntl

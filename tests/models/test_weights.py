@@ -2,17 +2,12 @@
 
 import pytest
 import torch
+from processes import TINY, saved_weights
 
 import models
 import train
 import train_kd
 from runtime.errors import UserError
-
-TINY = ["--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "512", "--schedule", "3", "--device", "cpu"]
-
-
-def weights(folder, name="last.pth"):
-    return torch.load(folder / name, weights_only=True)["state_dict"]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +19,7 @@ def teacher(tmp_path_factory):
 
 def test_a_teacher_is_a_run_a_file_or_a_checkpoint_of_the_authors(teacher, tmp_path):
     network = models.create_model("resnet8", 10)
-    ours = weights(teacher, "best.pth")
+    ours = saved_weights(teacher, "best.pth")
     authors = {"module." + name.split(".", 1)[1]: value for name, value in ours.items()}
     torch.save({"state_dict": authors, "epoch": 300}, tmp_path / "authors.pth")
     for path in (teacher, teacher / "last.pth", tmp_path / "authors.pth"):

@@ -1,123 +1,18 @@
-"""Interrupted runs end as those that were not: real processes, killed, stopped, out of disk space."""
+"""--resume: continue a run, with the same bits as without a stop, or say why not."""
 
-import json
-import random
 import shutil
-import signal
 
 import pytest
 import torch
-from kill import FLAGS, METHODS, WORKERS, kill_and_compare, make_images, make_teacher
-from processes import Training, assert_best_agrees, assert_same_run, epochs, lines, load
+from kill import FLAGS, make_images
+from processes import TINY, Training, assert_same_run, curve, epochs, lines, load, saved_weights
 
+import evaluate
 import models
 import train
 import train_GL
 from runtime import checkpoints
 from runtime.errors import Complete, UserError
-from training.checkpoint import Checkpoints
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return make_images(tmp_path_factory.mktemp("data") / "images")
-
-
-@pytest.fixture(scope="module")
-def teacher(images, tmp_path_factory):
-    return make_teacher(images, tmp_path_factory.mktemp("teacher"))
-
-
-@pytest.fixture(scope="module")
-def flags(images):
-    return [*FLAGS, "--length", "3", "--num_epochs", "4", "--data_dir", str(images)]
-
-
-@pytest.fixture(scope="module")
-def whole(flags, tmp_path_factory):
-    """Four epochs of OKDDip that nobody interrupted."""
-    root = tmp_path_factory.mktemp("whole")
-    training = Training("train_GL", [*flags, "--save_dir", root], root)
-    assert training.wait() == 0, training.said()
-    return root / "folder" / "OKDDip" / "resnet8"
-
-
-@pytest.fixture
-def begun(flags, tmp_path):
-    """The same after its first epoch."""
-    train_GL.main([*flags, "--save_dir", str(tmp_path / "begun"), "--num_epochs", "1"])
-    folder = tmp_path / "begun" / "folder" / "OKDDip" / "resnet8"
-    (folder / "summary.json").unlink()
-    return folder
-
-
-# --- killed
-
-
-@pytest.mark.parametrize("workers", WORKERS)
-@pytest.mark.parametrize("method", METHODS)
-def test_killed_at_random_moments(method, workers, images, teacher, tmp_path):
-    kill_and_compare(method, workers, images, teacher, tmp_path, kills=3)
-
-
-@pytest.mark.parametrize(("number", "workers", "aggregation"), [
-    (signal.SIGTERM, 0, "attention"), (signal.SIGINT, 0, "random"), (signal.SIGTERM, 2, "attention"),
-    (signal.SIGINT, 2, "attention")])
-def test_a_signal_stops_amid_an_epoch_and_loses_nothing(number, workers, aggregation, flags, tmp_path):
-    """Sent to the process or, where there are workers, to all of them."""
-    images = make_images(tmp_path / "images", per_class=48)  # epochs long enough to stop in
-    flags = [*flags, *WORKERS[workers], "--log_every", "1", "--aggregation", aggregation, "--data_dir", str(images),
-             "--resume", "auto", "--save_dir"]
-    method = "OKDDip" + "-random" * (aggregation == "random")
-    stopped, whole = (tmp_path / name / "folder" / method / "resnet8" for name in ("stopped", "whole"))
-    training = Training("train_GL", [*flags, tmp_path / "stopped"], tmp_path)
-    training.until(lambda: "epoch 2/4  step 1/12" in training.said())
-    training.signal(number, group=workers > 0)
-    assert training.wait() == 128 + number
-    state = load(stopped)
-    assert len(state["history"]) == 1 and state["tally"]["steps"] > 0, "not amid the second epoch"
-    assert f"--resume {stopped} continues there" in training.said() and "Traceback" not in training.said()
-    for root in ("stopped", "whole"):
-        training = Training("train_GL", [*flags, tmp_path / root], tmp_path)
-        assert training.wait() == 0, training.said()
-    assert_same_run(stopped, whole)
-
-
-def test_a_signal_stops_amid_an_evaluation(flags, whole, tmp_path, monkeypatch):
-    """A step that all is done for, but the test images: it is not trained again."""
-    predicted = []
-    attend = models.OKDDip.attend
-
-    def interrupt(self, images):
-        if not self.training:
-            predicted.append(len(images))
-            if len(predicted) == 2:
-                signal.raise_signal(signal.SIGTERM)
-        return attend(self, images)
-
-    monkeypatch.setattr(models.OKDDip, "attend", interrupt)
-    torch.set_num_threads(1)
-    with pytest.raises(SystemExit) as stop:
-        train_GL.main([*flags, "--save_dir", str(tmp_path)])
-    assert stop.value.code == 128 + signal.SIGTERM
-    folder = tmp_path / "folder" / "OKDDip" / "resnet8"
-    assert load(folder)["tally"]["steps"] == 3 and load(folder)["history"] == []
-    train_GL.main([*flags, "--resume", str(folder)])
-    assert_same_run(folder, whole)
-
-
-def test_a_second_signal_ends_at_once(flags, begun):
-    before = (begun / "last.pth").read_bytes()
-    training = Training("train_GL", [*flags, "--resume", begun, "--log_every", "1"], begun, slow_disk=True)
-    training.until(lambda: "epoch 2/4  step 1/3" in training.said())
-    training.signal(signal.SIGTERM)
-    training.until(lambda: (begun / "last.pth.tmp").exists())
-    training.signal(signal.SIGTERM)
-    assert training.wait() == -signal.SIGTERM
-    assert (begun / "last.pth").read_bytes() == before
-
-
-# --- --resume
 
 
 def test_auto_starts_continues_and_leaves_a_complete_run_alone(flags, whole, tmp_path, capsys):
@@ -195,31 +90,6 @@ def test_another_teacher_is_refused(images, teacher, tmp_path):
                        str(tmp_path / "folder" / "KD" / "resnet8")])
 
 
-def test_best_is_written_again_where_a_kill_came_between_the_renames(flags, begun, whole):
-    """last.pth is there, best.pth is not yet."""
-    (begun / "best.pth").unlink()
-    (begun / "test_best_metrics.json").write_text("{}")
-    train_GL.main([*flags, "--resume", str(begun), "--num_epochs", "1"])
-    assert_best_agrees(begun)
-
-
-@pytest.mark.parametrize("place", range(1, 11))
-def test_killed_before_each_rename(place, flags, tmp_path):
-    """Of all files, over two epochs; then again, over a third: nothing is missing once it has gone on to its end."""
-    flags = [*flags, "--resume", "auto", "--save_dir"]
-    folders = [tmp_path / name / "folder" / "OKDDip" / "resnet8" for name in ("killed", "whole")]
-    for num_epochs in ("2", "3"):
-        training = Training("train_GL", [*flags, tmp_path / "killed", "--num_epochs", num_epochs], tmp_path,
-                            die_at=place)
-        assert training.wait() in (-signal.SIGKILL, 0), training.said()
-        for where in ("killed", "whole"):
-            training = Training("train_GL", [*flags, tmp_path / where, "--num_epochs", num_epochs], tmp_path)
-            assert training.wait() == 0, training.said()
-        assert_same_run(*folders)
-        summary = json.loads((folders[0] / "summary.json").read_text())
-        assert summary["last"]["epoch"] == int(num_epochs)
-
-
 def test_num_epochs_is_not_lowered(flags, whole):
     with pytest.raises(UserError, match="was 4: it can be raised, not lowered"):
         train_GL.main([*flags, "--num_epochs", "3", "--resume", str(whole)])
@@ -235,80 +105,6 @@ def test_an_older_checkpoint_does_not_undo_the_run(flags, whole, tmp_path):
         train_GL.main([*flags, "--resume", str(tmp_path / "run" / "best.pth")])
 
 
-def test_save_every(flags, tmp_path, monkeypatch):
-    """last.pth every second epoch, and wherever a best or the last epoch is; the JSON lines always."""
-    saved = []
-    save = Checkpoints.save
-    monkeypatch.setattr(Checkpoints, "save", lambda self, best=False: (saved.append((len(self.history), best)),
-                                                                       save(self, best))[1])
-    train_GL.main([*flags, "--save_dir", str(tmp_path), "--save_every", "3"])
-    accuracies = [line["stu_test_accTop1"] for line in lines(tmp_path / "folder" / "OKDDip" / "resnet8")]
-    best = [a == max(accuracies[:i + 1]) for i, a in enumerate(accuracies)]
-    assert saved == [(i + 1, best[i]) for i in range(4) if best[i] or i in (2, 3)]
-
-
-def test_a_run_that_is_being_trained_is_left_alone(images, flags, tmp_path):
-    """The lock of a killed process is gone at once, though its workers live a little longer."""
-    flags = [*flags, *WORKERS[2], "--save_dir", str(tmp_path), "--log_every", "1", "--num_epochs", "200"]
-    first = Training("train_GL", flags, tmp_path / "first")
-    first.until(lambda: "epoch 2/200" in first.said())
-    for way_in in (["--resume", "auto"], ["--overwrite"]):
-        second = Training("train_GL", [*flags, *way_in], tmp_path / "second")
-        assert second.wait() == 2 and "another process is training in" in second.said()
-        assert "Traceback" not in second.said()
-    first.signal(signal.SIGKILL)
-    assert first.wait() == -signal.SIGKILL
-    third = Training("train_GL", [*flags, "--resume", "auto"], tmp_path / "third")
-    third.until(lambda: "continues after" in third.said())
-    third.signal(signal.SIGTERM)
-    assert third.wait() == 128 + signal.SIGTERM
-
-
-# --- files
-
-
-@pytest.mark.parametrize("share", [0.0005, 0.001, 0.01, 0.3, 0.6, 0.99, 0.9999])
-def test_a_disk_that_fills_leaves_the_old_checkpoint(share, flags, begun):
-    """Files may not grow beyond a share of a checkpoint: as a full disk, it fails the write."""
-    before = {name: (begun / name).read_bytes() for name in ("last.pth", "best.pth", "test_best_metrics.json")}
-    training = Training("train_GL", [*flags, "--resume", begun], begun.parents[2],
-                        file_size=int(share * len(before["last.pth"])))
-    assert training.wait() == 2
-    assert {name: (begun / name).read_bytes() for name in before} == before and epochs(begun) == 1
-    assert not list(begun.glob("*.tmp"))
-    assert training.said().count("cannot be saved") == 1 and "Traceback" not in training.said()
-
-
-def test_a_folder_that_vanishes_is_named(flags, tmp_path):
-    folder = tmp_path / "folder" / "OKDDip" / "resnet8"
-    training = Training("train_GL", [*flags, "--num_epochs", "100", "--save_dir", tmp_path], tmp_path)
-    training.until(lambda: "epoch 1/100  loss" in training.said())
-    shutil.rmtree(folder.rename(tmp_path / "gone"))
-    assert training.wait() == 2
-    assert "No such file or directory" in training.said() and "Traceback" not in training.said()
-
-
-def test_a_damaged_checkpoint_gives_the_right_weights_or_a_sentence(begun, tmp_path):
-    """Cut at 50 lengths, and with each of 50 bytes flipped."""
-    whole, rng = (begun / "last.pth").read_bytes(), random.Random(0)
-    right = checkpoints.digest(load(begun)["state_dict"])
-    damaged = [whole[:rng.randrange(len(whole))] for _ in range(50)]
-    for place in [*(rng.randrange(len(whole)) for _ in range(40)), *(-rng.randrange(1, 3000) for _ in range(10))]:
-        flipped = bytearray(whole)
-        flipped[place] ^= 1 << rng.randrange(8)
-        damaged.append(bytes(flipped))
-    refused = 0
-    for content in damaged:
-        (tmp_path / "damaged.pth").write_bytes(content)
-        try:
-            weights = checkpoints.load_checkpoint(tmp_path / "damaged.pth")["state_dict"]
-        except UserError as error:
-            refused += "damaged" in str(error)
-        else:
-            assert checkpoints.digest(weights) == right
-    assert refused >= 50  # a cut one never passes
-
-
 def test_a_checkpoint_without_its_digest_is_not_resumed(begun):
     state = load(begun)
     del state["digest"]
@@ -317,26 +113,48 @@ def test_a_checkpoint_without_its_digest_is_not_resumed(begun):
         checkpoints.load_checkpoint(begun / "last.pth")
 
 
-# --- divergence
+def test_resume_continues_where_the_run_stopped(finished, tmp_path):
+    """One epoch, then two more: the weights, figures and curves of three in one go."""
+    train_GL.main([*TINY, "--num_epochs", "1", "--save_dir", str(tmp_path)])
+    folder = tmp_path / "DIGITS" / "OKDDip" / "resnet8"
+    train_GL.main([*TINY, "--num_epochs", "3", "--resume", str(folder)])
+    assert all(value.equal(saved_weights(folder)[name]) for name, value in saved_weights(finished).items())
+    assert lines(folder) == lines(finished)
+    assert curve(folder, "Test/AccTop1") == curve(finished, "Test/AccTop1")
 
 
-def test_a_run_that_diverges_keeps_its_last_good_checkpoint(flags, begun):
-    """Weights so large that the next step's loss overflows."""
-    state = load(begun)
-    for weight in state["state_dict"].values():
-        if weight.is_floating_point():
-            weight.fill_(1e30)
-    del state["digest"]
-    good = checkpoints.serialise(state)
-    (begun / "last.pth").write_bytes(good)
-    training = Training("train_GL", [*flags, "--resume", begun], begun.parents[2])
-    assert training.wait() == 2
-    assert "the training diverged" in training.said() and "epoch 2, between steps 1 and" in training.said()
-    assert "Traceback" not in training.said() and (begun / "last.pth").read_bytes() == good
+def test_raising_num_epochs_keeps_the_first_schedule(tmp_path):
+    flags = [f for f in TINY if f not in ("--schedule", "3")]
+    train.main([*flags, "--num_epochs", "2", "--save_dir", str(tmp_path)])
+    folder = tmp_path / "DIGITS" / "resnet8"
+    train.main([*flags, "--num_epochs", "3", "--resume", str(folder / "last.pth")])
+    assert [record["lr"] for record in lines(folder)] == pytest.approx([0.1, 0.01, 0.001])  # milestones 1 2, not 2 3
 
 
-def test_diverging_at_once_leaves_no_checkpoint(flags, tmp_path):
-    with pytest.raises(UserError, match="diverged"):
-        train.main([*FLAGS, "--num_epochs", "2", "--data_dir", flags[-1], "--lr", "1e30", "--save_dir", str(tmp_path)])
-    folder = tmp_path / "folder" / "resnet8"
-    assert not (folder / "last.pth").exists() and json.loads((folder / "parameters.json").read_text())["lr"] == 1e30
+@pytest.mark.parametrize(("flags", "said"), [(["--lr", "0.2"], "--lr 0.1 there, 0.2 here"),
+                                             (["--num_branches", "3"], "--num_branches 4 there, 3 here")])
+def test_resuming_with_other_flags_is_refused(finished, flags, said):
+    before = (finished / "last.pth").read_bytes()
+    with pytest.raises(UserError, match=said):
+        train_GL.main([*TINY, *flags, "--num_epochs", "4", "--resume", str(finished)])
+    with pytest.raises(UserError, match="--method OKDDip there"):
+        train.main([*TINY, "--num_epochs", "4", "--resume", str(finished)])
+    assert (finished / "last.pth").read_bytes() == before
+
+
+def test_a_checkpoint_from_before_a_flag_was_there(tmp_path):
+    """It is continued as if it named the flag's default, and with nothing else."""
+    flags = [*TINY, "--train_size", "0"]
+    train_GL.main([*flags, "--num_epochs", "1", "--save_dir", str(tmp_path)])
+    folder = tmp_path / "DIGITS" / "OKDDip" / "resnet8"
+    state = checkpoints.load_checkpoint(folder / "last.pth")
+    assert state["flags"].pop("train_size") == 0 and state["flags"].pop("detach_targets") is False
+    (folder / "last.pth").write_bytes(checkpoints.serialise(state))
+    for other, said in ((["--train_size", "500"], "--train_size 0 there, 500 here"),
+                        (["--detach_targets"], "--detach_targets False there, True here")):
+        with pytest.raises(UserError, match=said):
+            train_GL.main([*flags, *other, "--num_epochs", "2", "--resume", str(folder)])
+    evaluate.main([str(folder / "last.pth"), "--device", "cpu"])
+    train_GL.main([*flags, "--num_epochs", "2", "--resume", str(folder)])
+    assert len(lines(folder)) == 2
+    assert checkpoints.load_checkpoint(folder / "last.pth")["flags"]["train_size"] == 0

@@ -1,0 +1,82 @@
+"""Whole trainings, by the scripts themselves."""
+
+import json
+
+import pytest
+import torch
+from kill import FLAGS
+from processes import TINY, Training, lines, load, saved_weights
+
+import models
+import train
+import train_GL
+from runtime import checkpoints
+from runtime.errors import UserError
+from training.checkpoint import Checkpoints
+
+
+def test_the_leader_is_a_plain_network(finished):
+    group, leader = models.OKDDip("resnet8", 10).eval(), models.create_model("resnet8", 10).eval()
+    group.load_state_dict(saved_weights(finished))
+    leader.load_state_dict(group.student(-1).state_dict())
+    images = torch.randn(4, 3, 32, 32)
+    assert leader(images).allclose(group(images)[2], atol=1e-5)
+
+
+def test_twice_the_same(finished, tmp_path):
+    """Equal flags end in bitwise equal weights and figures, with any --num_workers."""
+    train_GL.main([*TINY, "--num_epochs", "3", "--save_dir", str(tmp_path), "--num_workers", "0"])
+    again = tmp_path / "DIGITS" / "OKDDip" / "resnet8"
+    assert lines(again) == lines(finished)
+    assert all(value.equal(saved_weights(again)[name]) for name, value in saved_weights(finished).items())
+
+
+def test_another_seed_is_another_run(finished, tmp_path):
+    train_GL.main([*TINY, "--num_epochs", "1", "--save_dir", str(tmp_path), "--seed", "1"])
+    assert lines(tmp_path / "DIGITS" / "OKDDip" / "resnet8")[0] != lines(finished)[0]
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(tmp_path):
+    folder = tmp_path / "DIGITS" / "resnet8"
+    train.main([*TINY, "--num_epochs", "2", "--save_dir", str(tmp_path)])
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="--overwrite"):
+        train.main([*TINY, "--num_epochs", "1", "--save_dir", str(tmp_path)])
+    assert len(lines(folder)) == 2
+    train.main([*TINY, "--num_epochs", "1", "--save_dir", str(tmp_path), "--overwrite"])
+    assert len(lines(folder)) == 1 and (folder / "notes.txt").read_text() == "mine"
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+
+
+def test_save_every(flags, tmp_path, monkeypatch):
+    """last.pth every second epoch, and wherever a best or the last epoch is; the JSON lines always."""
+    saved = []
+    save = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, best=False: (saved.append((len(self.history), best)),
+                                                                       save(self, best))[1])
+    train_GL.main([*flags, "--save_dir", str(tmp_path), "--save_every", "3"])
+    accuracies = [line["stu_test_accTop1"] for line in lines(tmp_path / "folder" / "OKDDip" / "resnet8")]
+    best = [a == max(accuracies[:i + 1]) for i, a in enumerate(accuracies)]
+    assert saved == [(i + 1, best[i]) for i in range(4) if best[i] or i in (2, 3)]
+
+
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(flags, begun):
+    """Weights so large that the next step's loss overflows."""
+    state = load(begun)
+    for weight in state["state_dict"].values():
+        if weight.is_floating_point():
+            weight.fill_(1e30)
+    del state["digest"]
+    good = checkpoints.serialise(state)
+    (begun / "last.pth").write_bytes(good)
+    training = Training("train_GL", [*flags, "--resume", begun], begun.parents[2])
+    assert training.wait() == 2
+    assert "the training diverged" in training.said() and "epoch 2, between steps 1 and" in training.said()
+    assert "Traceback" not in training.said() and (begun / "last.pth").read_bytes() == good
+
+
+def test_diverging_at_once_leaves_no_checkpoint(flags, tmp_path):
+    with pytest.raises(UserError, match="diverged"):
+        train.main([*FLAGS, "--num_epochs", "2", "--data_dir", flags[-1], "--lr", "1e30", "--save_dir", str(tmp_path)])
+    folder = tmp_path / "folder" / "resnet8"
+    assert not (folder / "last.pth").exists() and json.loads((folder / "parameters.json").read_text())["lr"] == 1e30
