@@ -158,3 +158,14 @@ def test_a_checkpoint_from_before_a_flag_was_there(tmp_path):
     train_GL.main([*flags, "--num_epochs", "2", "--resume", str(folder)])
     assert len(lines(folder)) == 2
     assert checkpoints.load_checkpoint(folder / "last.pth")["flags"]["train_size"] == 0
+
+
+def test_a_checkpoint_that_would_run_code_is_not_resumed(begun, flags, tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return open, (str(tmp_path / "harm"), "w")
+
+    torch.save({"state_dict": Harm()}, begun / "last.pth")
+    with pytest.raises(UserError, match="not a checkpoint that can be loaded safely"):
+        train_GL.main([*flags, "--resume", str(begun)])
+    assert not (tmp_path / "harm").exists()
