@@ -1,0 +1,89 @@
+"""Augmentation: its parameters for an epoch, the crops and flips, and normalising."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from loading.images import SIZE, decode, read
+
+PADDING = 4
+SHIFTS = 2 * PADDING + 1  # a crop of the padded image starts at one of 9 rows and 9 columns
+
+
+def augmentation_parameters(num_images: int, seed: int, epoch: int, flip: bool, large: bool) -> tuple[Tensor, ...]:
+    """-> the order of the images in an epoch, then the parameters of the image at each place of it: each [N].
+
+    32x32 images: first row and first column of the crop, and whether to flip. Large images: the seed of torchvision's
+    transforms. They follow from (seed, epoch) alone, and are drawn on the CPU: every device sees the same images.
+    """
+    state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(state[0]))
+    order = torch.randperm(num_images, generator=generator)
+    if large:
+        return order, torch.randint(2**63 - 1, (num_images,), generator=generator)
+    top, left = torch.randint(SHIFTS, (2, num_images), generator=generator)
+    flips = torch.rand(num_images, generator=generator) < 0.5 if flip else torch.zeros(num_images, dtype=torch.bool)
+    return order, top, left, flips
+
+
+# --- one image at a time, in worker processes
+
+
+def prepare(image: np.ndarray | bytes, top: int = PADDING, left: int = PADDING, flip: bool = False) -> Tensor:
+    """uint8 [32, 32, 3], or the path of a file -> padded, cropped and flipped: uint8 [32, 32, 3].
+
+    The default parameters leave the image as it is.
+    """
+    pixels = torch.from_numpy(decode(image) if isinstance(image, bytes) else image)
+    x = v2.functional.pad(pixels.permute(2, 0, 1), [PADDING])  # [32, 32, 3] -> [3, 40, 40]
+    x = v2.functional.crop(x, top, left, SIZE, SIZE)
+    return (v2.functional.horizontal_flip(x) if flip else x).permute(1, 2, 0)  # [3, 32, 32] -> [32, 32, 3]
+
+
+LARGE_TRAIN = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+LARGE_TEST = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
+
+
+def prepare_large(path: bytes, seed: int | None = None) -> Tensor:
+    """The path of an image file -> uint8 [224, 224, 3]: a random crop and flip, or without a seed the centre crop."""
+    image = read(path)
+    if seed is None:
+        return LARGE_TEST(image).permute(1, 2, 0)  # [3, 224, 224] -> [224, 224, 3]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
+        return LARGE_TRAIN(image).permute(1, 2, 0)
+
+
+# --- a batch at once, on the training device
+
+
+def pad(images: Tensor) -> Tensor:
+    """uint8 [N, H, W, 3] -> [N, H + 8, W + 8, 3], with a black border: zeros before normalising."""
+    return F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
+
+
+def crop_and_flip(padded: Tensor, index: Tensor, top: Tensor, left: Tensor, flips: Tensor) -> Tensor:
+    """Images ``index`` of padded [N, H + 8, W + 8, 3], each with its own crop and flip -> [B, H, W, 3].
+
+    All H x W windows of all images are a view of overlapping memory: [N, 9, 9, H, 3 W]. So one gather crops a batch.
+    """
+    n, height, width, channels = padded.shape
+    height, width = height - 2 * PADDING, width - 2 * PADDING
+    image, row, column = padded.stride()[:3]
+    windows = padded.as_strided((n, SHIFTS, SHIFTS, height, width * channels), (image, row, column, row, 1))
+    crops = windows[index, top, left].view(-1, height, width, channels)  # [B, H, 3 W] -> [B, H, W, 3]
+    return torch.where(flips[:, None, None, None], crops.flip(2), crops)
+
+
+class Normalise:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in channels_last: (x / 255 - mean) / std, torchvision's bits."""
+
+    def __init__(self, mean: tuple, std: tuple, device: torch.device):
+        self.mean = torch.tensor(mean, device=device).view(3, 1, 1)
+        self.std = torch.tensor(std, device=device).view(3, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        x = images.permute(0, 3, 1, 2).to(torch.float32)  # [B, H, W, 3] -> [B, 3, H, W]
+        return x.div_(255).sub_(self.mean).div_(self.std)

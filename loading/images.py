@@ -1,0 +1,72 @@
+"""Image files: read and decode them, and measure their pixels."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from loading.data import Split
+from loading.workers import usable_workers
+from runtime.errors import UserError
+
+SIZE = 32
+
+
+def read(path: bytes) -> Image.Image:
+    """An image file -> RGB image. UserError with the file's name if it does not decode."""
+    try:
+        with Image.open(os.fsdecode(path)) as image:
+            image = ImageOps.exif_transpose(image)  # cameras store the rotation instead of rotating the pixels
+            if image.mode == "F":
+                raise ValueError("its pixels are floating-point numbers of unknown range, save it with 8 bits")
+            if image.mode.startswith("I"):  # 16-bit grey: convert would clip it
+                image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+            return image.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise many kinds of exceptions for broken files
+        reason = " ".join(str(error).split())
+        raise UserError(f"{os.fsdecode(path)} does not decode as an image: {reason}") from error
+
+
+def decode(path: bytes) -> np.ndarray:
+    """An image file -> uint8 [32, 32, 3]. UserError as in ``read``."""
+    return np.array(read(path).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+
+def map_blocks(function: Callable[[np.ndarray], np.ndarray], split: Split, num_workers: int) -> list[np.ndarray]:
+    """Apply ``function`` to each block of up to 256 images, uint8 [256, 32, 32, 3], in ``num_workers`` threads.
+
+    Files are decoded block by block. So a split in files is measured without all of its images in memory.
+    """
+    def work(block: np.ndarray) -> np.ndarray:
+        return function(np.stack([decode(path) for path in block]) if split.in_files else block)
+
+    with ThreadPoolExecutor(max(1, usable_workers(num_workers))) as pool:
+        try:
+            return list(pool.map(work, np.split(split.images, range(256, len(split.images), 256))))
+        except UserError:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def in_memory(split: Split, num_workers: int) -> Split:
+    """The split with its files decoded by ``num_workers`` threads. UserError if one does not decode."""
+    if not split.in_files:
+        return split
+    return Split(np.concatenate(map_blocks(np.asarray, split, num_workers)), split.labels)
+
+
+def channel_statistics(split: Split, num_workers: int = 0) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, for pixels between 0 and 1, to four decimals.
+
+    They are computed from the counts of the 256 levels, so no error adds up.
+    """
+    def count(block: np.ndarray) -> np.ndarray:  # [B, 32, 32, 3] -> [3, 256]
+        return np.stack([np.bincount(block[..., c].reshape(-1), minlength=256) for c in range(3)])
+
+    levels, counts = np.arange(256) / 255, sum(map_blocks(count, split, num_workers))
+    share = counts / counts.sum(1, keepdims=True)  # [3, 256]
+    mean = share @ levels  # [3]
+    std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1)).clip(1 / 255)  # not 0 for a constant channel
+    return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())

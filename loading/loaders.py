@@ -1,0 +1,124 @@
+"""Loaders: the batches of one split, augmented and normalised on the training device."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from loading.augmentation import Normalise, augmentation_parameters, crop_and_flip, pad, prepare, prepare_large
+from loading.data import Data, Split
+from loading.workers import Batches, BatchKeys, leave_signals_to_the_parent, usable_workers
+from runtime import processes
+from runtime.errors import UserError
+
+
+class Loader:
+    """The batches of one split. ``Cached`` and ``Streamed`` give the same ones.
+
+    augment: each epoch has a new order, new crops and new flips. Without it the images come in order, unchanged.
+    held_out: the loader of the training images that are held out (--val_size), if there are any.
+    """
+
+    def __init__(self, split: Split, data: Data, batch_size: int, device: torch.device, seed: int = 0,
+                 augment: bool = False):
+        self.classes, self.num_classes, self.num_images = data.classes, len(data.classes), len(split.labels)
+        self.mean, self.std = data.mean, data.std
+        self.batch_size, self.device, self.seed, self.epoch = batch_size, device, seed, 0
+        self.augment, self.flip, self.large = augment, data.flip, data.large
+        self.normalise = Normalise(data.mean, data.std, device)
+        self.held_out: Loader | None = None
+
+    def bounds(self) -> list[tuple[int, int]]:
+        """(first, end) of each batch, of all processes together.
+
+        A last batch with too few images joins the batch before it. Each process needs two images in training
+        (for BatchNorm), and one in evaluation.
+        """
+        starts = list(range(0, self.num_images, self.batch_size))
+        least = processes.world_size() * (2 if self.augment else 1)
+        if len(starts) > 1 and self.num_images - starts[-1] < least:
+            starts.pop()
+        return list(zip(starts, starts[1:] + [self.num_images], strict=True))
+
+    def parts(self, first: int = 0) -> list[tuple[int, int]]:
+        """This process's part of each batch, from batch ``first`` on."""
+        return [processes.part(a, b) for a, b in self.bounds()[first:]]
+
+    def shares(self, first: int = 0) -> list[float]:
+        """This process's number of images in each batch, divided by an equal share. 1 if all processes have as many.
+
+        With these weights, the mean of the processes' losses is the mean over the images of the batch.
+        """
+        parts = zip(self.bounds()[first:], self.parts(first), strict=True)
+        return [(end - begin) * processes.world_size() / (b - a) for (a, b), (begin, end) in parts]
+
+    def __len__(self) -> int:
+        return len(self.bounds())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next batches, from 0. Their order and augmentation follow from it."""
+        self.epoch = epoch
+
+    def augmentation_parameters(self) -> tuple[Tensor, ...]:
+        """The order of the images in this epoch and their augmentation parameters, each [N]."""
+        return augmentation_parameters(self.num_images, self.seed, self.epoch, self.flip, self.large)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.batches()
+
+    def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's part of each batch of the epoch, from batch ``first`` on.
+
+        images: float32 [B, 3, H, W] in channels_last; labels: int64 [B].
+        """
+        raise NotImplementedError
+
+
+class Cached(Loader):
+    """All images of the split are on the device, as one uint8 tensor. A batch is augmented at once."""
+
+    def __init__(self, split: Split, *args, **kwargs):
+        super().__init__(split, *args, **kwargs)
+        images = torch.from_numpy(np.ascontiguousarray(split.images))
+        self.images = (pad(images) if self.augment else images).to(self.device)
+        self.labels = torch.from_numpy(split.labels).to(self.device)
+
+    def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        parts = self.parts(first)
+        if not self.augment:
+            for a, b in parts:
+                yield self.normalise(self.images[a:b]), self.labels[a:b]
+            return
+        order, top, left, flips = (t.to(self.device) for t in self.augmentation_parameters())
+        for a, b in parts:
+            images = crop_and_flip(self.images, order[a:b], top[a:b], left[a:b], flips[a:b])
+            yield self.normalise(images), self.labels[order[a:b]]
+
+
+class Streamed(Loader):
+    """Each image is read and augmented when its batch needs it, in ``num_workers`` processes (0: in this one).
+
+    A batch travels to the device as uint8, a quarter of the bytes, and is normalised there. UserError if a file does
+    not decode. One pass at a time: a new pass ends the one before.
+    """
+
+    def __init__(self, split: Split, *args, num_workers: int = 0, **kwargs):
+        super().__init__(split, *args, **kwargs)
+        self.keys, workers = BatchKeys(), usable_workers(num_workers)
+        # batch_size=None: each item is a whole batch already. DataLoader draws one number that is not used here; with
+        # a generator of its own it does not change the random numbers of the training.
+        self.loader = DataLoader(
+            Batches(split, prepare_large if self.large else prepare), batch_size=None, sampler=self.keys,
+            num_workers=workers, persistent_workers=workers > 0, pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(), worker_init_fn=leave_signals_to_the_parent)
+
+    def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        self.keys.parameters = self.augmentation_parameters() if self.augment else (torch.arange(self.num_images),)
+        self.keys.parts = self.parts(first)
+        for batch in self.loader:
+            if isinstance(batch, str):
+                raise UserError(batch)
+            images, labels = (t.to(self.device, non_blocking=True) for t in batch)
+            yield self.normalise(images), labels

@@ -1,0 +1,99 @@
+"""The images of a loader are those of torchvision's transforms, bit for bit."""
+
+import numpy as np
+import pytest
+import torch
+from image_data import IMAGENET_CLASSES, MEAN, STD, imagenet_files, make_imagenet, random_data
+from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import functional as TF
+from torchvision.transforms import v2
+
+from data_loader import CONSTANTS, Cached, dataloader
+from loading.augmentation import augmentation_parameters
+
+
+def all_batches(loader):
+    images, labels = zip(*loader, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def test_augmentation_is_torchvisions():
+    """With the same parameters: pad, crop, flip, to_tensor, normalize on PIL images, one at a time."""
+    data = random_data(200)
+    train = Cached(data.train, data, 64, torch.device("cpu"), augment=True)
+    train.set_epoch(3)
+    images, labels = all_batches(train)
+    order, top, left, flips = train.augmentation_parameters()
+    assert labels.equal(order)
+    assert flips.any() and not flips.all() and set(top.tolist()) == set(left.tolist()) == set(range(9))
+    for i, index in enumerate(order.tolist()):
+        image = TF.pad(Image.fromarray(data.train.images[index]), 4)
+        image = TF.crop(image, int(top[i]), int(left[i]), 32, 32)
+        image = TF.hflip(image) if flips[i] else image
+        expected = TF.normalize(TF.to_tensor(image), MEAN, STD)
+        assert images[i].equal(expected)
+
+
+def test_crops_and_flips_are_uniform():
+    """All 9 rows and 9 columns equally often, half of the images flipped. No flips if they change the class."""
+    _, top, left, flips = augmentation_parameters(9000, seed=0, epoch=0, flip=True, large=False)
+    for corner in (top, left):
+        assert np.bincount(corner.numpy(), minlength=9) == pytest.approx([1000] * 9, abs=150)
+    assert flips.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert not augmentation_parameters(100, seed=0, epoch=0, flip=False, large=False)[3].any()
+
+
+def test_evaluation_images_are_torchvisions():
+    data = random_data(20)
+    images, labels = all_batches(Cached(data.test, data, 8, torch.device("cpu")))
+    assert labels.tolist() == list(range(20))
+    for pixels, image in zip(data.test.images, images, strict=True):
+        assert image.equal(TF.normalize(TF.to_tensor(Image.fromarray(pixels)), MEAN, STD))
+
+
+# --- ImageNet
+
+TO_TENSOR = transforms.Compose([transforms.ToTensor(), transforms.Normalize(*CONSTANTS["imagenet"])])
+EVALUATED = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), TO_TENSOR])
+
+
+@pytest.fixture
+def root(tmp_path):
+    return make_imagenet(tmp_path / "images")
+
+
+def opened(file):
+    return Image.open(file).convert("RGB")
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_imagenet_evaluation_images_are_torchvisions(root, cache):
+    train, test = dataloader("imagenet", 4, 0, root, cache=cache)
+    assert (train.num_images, test.num_images, train.num_classes, test.classes) == (12, 6, 2, IMAGENET_CLASSES)
+    assert (train.mean, train.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    images, labels = all_batches(test)
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1] and images.dtype == torch.float32
+    for image, file in zip(images, imagenet_files(root, "val"), strict=True):
+        assert image.equal(EVALUATED(opened(file)))
+
+
+def test_imagenet_held_out_images_are_evaluation_images(root):
+    train, test = dataloader("imagenet", 4, 0, root, seed=1, val_size=4)
+    assert (train.num_images, train.held_out.num_images, test.num_images) == (8, 4, 6)
+    (images, labels), = train.held_out
+    assert labels.tolist() == [0, 0, 1, 1]
+    candidates = [EVALUATED(opened(file)) for file in imagenet_files(root, "train")]
+    assert all(any(image.equal(c) for c in candidates) for image in images)
+
+
+def test_imagenet_training_images_are_torchvisions(root):
+    """Each image is made by the usual transforms, after its own seed."""
+    train, _ = dataloader("imagenet", 4, 0, root, seed=2)
+    order, seeds = train.augmentation_parameters()
+    transform = transforms.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), TO_TENSOR])
+    images, labels = all_batches(train)
+    assert labels.tolist() == [index // 6 for index in order.tolist()]
+    for image, index, seed in zip(images, order.tolist(), seeds.tolist(), strict=True):
+        torch.manual_seed(seed)
+        assert image.equal(transform(opened(imagenet_files(root, "train")[index])))
