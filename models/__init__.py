@@ -1,4 +1,4 @@
-"""Networks (trunk + head), groups of them, and how a group aggregates what its students know."""
+"""Networks, each a trunk and a head; groups of them; and how a group combines its students' logits into targets."""
 
 from .aggregation import AGGREGATIONS
 from .architecture import count_batches

@@ -1,4 +1,4 @@
-"""How a group makes one target out of several students: attention (OKDDip), gate (ONE), mean of the others (CL)."""
+"""How a group makes a target from several students: attention (OKDDip), gate (ONE), mean of the others (CL-ILR)."""
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,10 @@ from .architecture import BatchNorm
 class Attention(nn.Module):
     """alpha_ab = softmax_b((W_L h_a) . (W_E h_b)), the weight of peer b in the target of peer a (paper, section 3.2).
 
-    No bias and no 1/sqrt(d); b runs over all peers, a itself included. W_L and W_E are shared by the peers, and that
-    they differ makes the weights asymmetric. They learn through the targets alone: detach those, and they stand still.
+    No bias and no 1/sqrt(d). b runs over all peers, a itself included. The peers share W_L and W_E. The two differ, so
+    the weights are asymmetric: alpha_ab is not alpha_ba.
+
+    W_L and W_E receive gradients only through the targets. Do not detach the targets.
     """
 
     def __init__(self, width: int):
@@ -20,28 +22,32 @@ class Attention(nn.Module):
         self.W_E = nn.Linear(width, width // 8, bias=False)
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
-        """h [B, p, D], the peers' features (z, their logits [B, p, C], is not used) -> alpha [B, p, p], whose rows (a)
-        sum to 1."""
+        """h [B, p, D]: features of the p peers; z [B, p, C]: their logits, not used -> alpha [B, p, p].
+
+        Each row alpha[:, a] sums to 1.
+        """
         L, E = self.W_L(h), self.W_E(h)  # [B, p, D/8]
-        return torch.softmax(L @ E.mT, dim=-1)
+        return torch.softmax(L @ E.mT, dim=-1)  # [B, p, D/8] @ [B, D/8, p] -> [B, p, p]
 
 
 class OthersAttention(Attention):
-    """Attention over b != a, not the paper's: alpha_aa = 0, so that no peer is its own teacher. Of two peers, each
-    attends to the other alone; a single one has nobody."""
+    """Attention over b != a: alpha_aa = 0, so no peer is its own teacher. This is not in the paper.
+
+    Needs at least two peers. With exactly two, each attends to the other alone.
+    """
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
-        scores = self.W_L(h) @ self.W_E(h).mT
+        scores = self.W_L(h) @ self.W_E(h).mT  # [B, p, p]
         itself = torch.eye(h.shape[1], dtype=torch.bool, device=h.device)
         return torch.softmax(scores.masked_fill(itself, float("-inf")), dim=-1)
 
 
-# The next four are what the paper's Table 5 puts in the attention's place. The paper names them and does not spell
-# them out: these are this project's readings. Each takes h and z and gives alpha, as Attention does.
+# The paper's Table 5 replaces the attention by each of the next four. The paper gives their names but no equations:
+# these are this project's readings. Like Attention, each takes h and z and returns alpha.
 
 
 class SymmetricAttention(nn.Module):
-    """W_E = W_L: what a sees in b, b sees in a (before the softmax)."""
+    """W_E = W_L: before the softmax, alpha_ab and alpha_ba are equal."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -64,8 +70,11 @@ class MeanWeights(nn.Module):
 
 
 class RandomWeights(MeanWeights):
-    """Softmax of normal draws, fresh for every image and step, from PyTorch's generator, which the run seeds and its
-    checkpoints keep. In evaluation their mean, 1/p, so that measuring a network does not move the draws of training."""
+    """Softmax of normal random numbers, new for every image and step. In evaluation their mean, 1/p.
+
+    They come from PyTorch's generator, which the run seeds and saves in its checkpoints. Evaluation uses no random
+    numbers, so it does not change those of the training.
+    """
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
         if not self.training:
@@ -75,12 +84,12 @@ class RandomWeights(MeanWeights):
 
 
 class EntropyWeights(MeanWeights):
-    """softmax_b(-H(softmax(z_b))): a surer peer weighs more, for every a alike."""
+    """softmax_b(-H(softmax(z_b))), H the entropy: a more confident peer has a larger weight, the same for every a."""
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
         log_p = F.log_softmax(z, dim=-1)
         negative_entropy = (log_p.exp() * log_p).sum(-1)  # [B, p]
-        return torch.softmax(negative_entropy, dim=-1).unsqueeze(1).expand(-1, z.shape[1], -1)
+        return torch.softmax(negative_entropy, dim=-1).unsqueeze(1).expand(-1, z.shape[1], -1)  # [B, p] -> [B, p, p]
 
 
 AGGREGATIONS = {"attention": Attention, "mean": MeanWeights, "random": RandomWeights, "entropy": EntropyWeights,
@@ -88,7 +97,7 @@ AGGREGATIONS = {"attention": Attention, "mean": MeanWeights, "random": RandomWei
 
 
 class Gate(nn.Module):
-    """g = softmax(ReLU(BatchNorm(Linear(avgpool(x))))), ONE's weight of each branch (Lan et al. 2018)."""
+    """ONE's weight of each branch: g = softmax(ReLU(BatchNorm(Linear(avgpool(x))))) (Lan et al. 2018)."""
 
     def __init__(self, width: int, num_branches: int):
         super().__init__()
@@ -96,8 +105,9 @@ class Gate(nn.Module):
         self.norm = BatchNorm(num_branches)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, width, H, W], the trunk's output -> g [B, m], summing to 1."""
-        return torch.softmax(F.relu(self.norm(self.linear(x.mean((2, 3))))), dim=-1)
+        """x [B, width, H, W], the trunk's output -> g [B, m]; each row sums to 1."""
+        pooled = x.mean((2, 3))  # [B, width]
+        return torch.softmax(F.relu(self.norm(self.linear(pooled))), dim=-1)
 
 
 def others_mean(logits: Tensor) -> Tensor:
@@ -118,5 +128,5 @@ class _DivideGradient(torch.autograd.Function):
 
 
 def divide_gradient(x: Tensor, divisor: int) -> Tensor:
-    """x itself; the gradient that comes back through it is divided (CL-ILR's intermediate-level representation)."""
+    """x unchanged. In backward its gradient is divided by ``divisor`` (CL-ILR, Song & Chai 2018)."""
     return _DivideGradient.apply(x, divisor)

@@ -1,4 +1,4 @@
-"""What a family of networks says about itself, and the plain network that is made of it."""
+"""How a family of networks is described, and the plain network: a trunk and a head."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from torch.nn import functional as F
 class Architecture(NamedTuple):
     """How to build one network of ``models.NETWORKS``.
 
-    trunk(): the stages that branches share; images [B, 3, H, W] -> x [B, trunk.width, H', W'].
-    head(num_classes=C): last stage and classifier; x -> (h [B, head.width], z [B, C]).
-    initialise(module): draws the weights of a whole model, attention and gate included, the family's way.
-    branch_names: part of the head -> its names in the authors' branch-based checkpoints, {i} being the branch.
-    trunk_options, head_options: the keyword options of ``registry.find`` that trunk and head take besides.
+    trunk(): makes the stages that branches share. images [B, 3, H, W] -> x [B, trunk.width, H', W'].
+    head(num_classes=C): makes the last stage and the classifier. x -> features h [B, head.width], logits z [B, C].
+    initialise(module): draws the initial weights of a whole model, also of its attention or gate.
+    branch_names: part of the head -> its names in the authors' branch-based checkpoints; {i} is the branch.
+    trunk_options, head_options: the options of ``registry.find`` that trunk and head take.
     """
 
     trunk: Callable[[], nn.Module]
@@ -27,10 +27,10 @@ class Architecture(NamedTuple):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm of any input [B, C, ...] that does not count its batches in forward.
+    """BatchNorm for inputs [B, C, ...]. It does not count its batches in forward.
 
-    PyTorch's adds 1 to ``num_batches_tracked``, a kernel launch for every layer and step, and reads it only where
-    there is no momentum. ``count_batches`` brings all counters up to date at once, before they are saved.
+    PyTorch's BatchNorm adds 1 to ``num_batches_tracked``: one kernel launch for every layer and step. It reads the
+    counter only if there is no momentum. ``count_batches`` updates all counters at once, before they are saved.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,14 +39,14 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def count_batches(module: nn.Module, batches: int) -> None:
-    """Add ``batches``, those trained on since the last call, to the counter of every BatchNorm."""
+    """Add ``batches``, the training steps since the last call, to the counter of every BatchNorm."""
     counters = [m.num_batches_tracked for m in module.modules() if isinstance(m, BatchNorm)]
-    if counters:  # none where --sync_bn has put modules in their place that count for themselves
+    if counters:  # none with --sync_bn: its modules count by themselves
         torch._foreach_add_(counters, batches)
 
 
 class Network(nn.Module):
-    """A plain network: a trunk and a head. Baseline, teacher, and what is left of a group after training."""
+    """A plain network: a trunk and a head. It is the baseline, the teacher, or one student of a group."""
 
     def __init__(self, name: str, trunk: nn.Module, head: nn.Module):
         super().__init__()

@@ -1,6 +1,6 @@
-"""Groups of students: heads on one trunk (branch-based) or whole networks side by side (network-based).
+"""Groups of m students: m heads on one trunk (branch-based), or m whole networks (network-based).
 
-Every group tensor is [B, m, .], the group leader of OKDDip being the last of the m.
+Every group tensor is [B, m, .]. OKDDip's group leader is the last of the m students.
 """
 
 import torch
@@ -12,9 +12,9 @@ from .registry import find
 
 
 class Branches(nn.Module):
-    """m students that share nothing but, when branch-based, the trunk (the "individual" baseline, and DML's networks).
+    """m students without interaction: the "individual" baseline (one shared trunk), or the networks of DML.
 
-    network_based: m trunks instead of one. options: those of ``registry.find``.
+    network_based: m trunks instead of one. options: see ``registry.find``. ValueError if m < 2.
     """
 
     def __init__(self, name: str, num_classes: int, num_branches: int, network_based: bool = False, **options):
@@ -29,13 +29,13 @@ class Branches(nn.Module):
         architecture.initialise(self)
 
     def add_aggregation(self, trunk_width: int, width: int) -> None:
-        """The modules that combine the students: none here."""
+        """Subclasses create the modules that combine the students here. ``Branches`` has none."""
 
     def students(self, x: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """x: the output of each trunk -> features h [B, m, D], logits z [B, m, C]."""
+        """x: the output of each trunk, [B, trunk_width, H, W] -> features h [B, m, D], logits z [B, m, C]."""
         inputs = x if self.network_based else x * self.num_branches
         h, z = zip(*(head(x) for head, x in zip(self.heads, inputs, strict=True)), strict=True)
-        return torch.stack(h, 1), torch.stack(z, 1)
+        return torch.stack(h, 1), torch.stack(z, 1)  # m times [B, D] -> [B, m, D]; m times [B, C] -> [B, m, C]
 
     def forward(self, images: Tensor):
         """images [B, 3, H, W] -> logits [B, m, C]."""
@@ -43,15 +43,15 @@ class Branches(nn.Module):
         return z
 
     def student(self, i: int) -> Network:
-        """Student i as a plain network that shares its weights with the group; -1 is the last, OKDDip's leader."""
+        """Student i as a plain network. It shares its weights with the group. -1: the last one, OKDDip's leader."""
         return Network(self.name, self.trunks[i if self.network_based else 0], self.heads[i])
 
 
 class OKDDip(Branches):
     """m - 1 auxiliary peers, each with its own target, and the group leader (Chen et al. 2020).
 
-    aggregation: what weighs the peers, a name of ``AGGREGATIONS``. leader=False: all m are peers. ValueError where
-    "others" would leave a peer nobody to attend to.
+    aggregation: how the peers are weighted, a name in ``AGGREGATIONS``. leader=False: all m students are peers.
+    ValueError if the name is unknown, or if "others" has fewer than two peers.
     """
 
     def __init__(self, name: str, num_classes: int, num_branches: int = 4, network_based: bool = False,
@@ -78,17 +78,18 @@ class OKDDip(Branches):
         return peers, self.aggregation(h[:, :-1], peers), leader
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """images [B, 3, H, W] -> peers and their targets [B, m-1, C], leader [B, C] (None without one).
+        """images [B, 3, H, W] -> peers [B, m-1, C], their targets [B, m-1, C], leader [B, C] (None without one).
 
-        t_a = sum_b alpha_ab z_b, on logits (the paper's Figure 1 and the authors' code; its equation writes
-        probabilities). The gradient flows through t_a: it is not detached here.
+        t_a = sum_b alpha_ab z_b (paper, section 3.2), on logits as in the paper's Figure 1 and the authors' code. The
+        paper's equation has probabilities. The gradient flows through t_a: it is not detached.
         """
         peers, attention, leader = self.attend(images)
-        return peers, attention @ peers, leader
+        targets = attention @ peers  # [B, m-1, m-1] @ [B, m-1, C] -> [B, m-1, C]
+        return peers, targets, leader
 
 
 class ONE(Branches):
-    """m branches and their gated ensemble, which teaches each of them (Lan et al. 2018). Branch-based only."""
+    """m branches and their gated ensemble, the teacher of each branch (Lan et al. 2018). Branch-based only."""
 
     def __init__(self, name: str, num_classes: int, num_branches: int, **options):
         super().__init__(name, num_classes, num_branches, **options)
@@ -101,13 +102,14 @@ class ONE(Branches):
         x = self.trunks[0](images)
         _, z = self.students([x])
         g = self.gate(x)  # [B, m]
-        return z, (g.unsqueeze(1) @ z).squeeze(1)  # [B, 1, m] @ [B, m, C]
+        return z, (g.unsqueeze(1) @ z).squeeze(1)  # [B, 1, m] @ [B, m, C] -> [B, C]
 
 
 class CLILR(Branches):
     """Collaborative learning (Song & Chai 2018): each branch learns from the mean of the others.
 
     rescale: divide the gradient that enters the shared trunk by m (intermediate-level representation, ILR).
+    ValueError if rescale is used with network-based students: they have no shared trunk.
     """
 
     def __init__(self, name: str, num_classes: int, num_branches: int, rescale: bool = True,

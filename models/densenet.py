@@ -1,9 +1,10 @@
-"""CIFAR DenseNet-BC (Huang et al. 2017), cut in front of the last dense block into a trunk and a head.
+"""CIFAR DenseNet-BC (Huang et al. 2017). The head starts with the last dense block.
 
     images [B, 3, 32, 32] --Trunk--> [B, width, 8, 8] --Head--> (h [B, D], z [B, C])
 
-``efficient``: spend time for memory (Pleiss et al. 2017, arXiv 1707.06990). Every layer concatenates all features
-before it, so what these concatenations leave for backward grows with the square of the depth; it is recomputed then.
+``efficient``: less memory, more time (Pleiss et al. 2017, arXiv 1707.06990). Every layer concatenates all features
+before it. What backward needs of them grows with the square of the depth. With ``efficient`` it is not kept but
+computed again in backward.
 """
 
 from collections import OrderedDict
@@ -24,7 +25,7 @@ STEM = 24  # channels in front of the first block
 
 @contextmanager
 def untouched_statistics(norm: BatchNorm) -> Iterator[None]:
-    """A second pass over the same batch works on copies of norm's buffers, so that they count each batch once."""
+    """Give norm copies of its buffers for a second pass over the same batch: each batch counts once."""
     buffers = dict(norm.named_buffers())
     for name, value in buffers.items():
         setattr(norm, name, value.clone())
@@ -36,7 +37,7 @@ def untouched_statistics(norm: BatchNorm) -> Iterator[None]:
 
 
 class DenseLayer(nn.Module):
-    """norm1-relu-conv1 (1x1), norm2-relu-conv2 (3x3): all features so far -> GROWTH new ones."""
+    """norm1-relu-conv1 (1x1), norm2-relu-conv2 (3x3): all features so far -> GROWTH new channels."""
 
     def __init__(self, in_channels: int, efficient: bool):
         super().__init__()
@@ -48,10 +49,11 @@ class DenseLayer(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def bottleneck(self, *features: Tensor) -> Tensor:
-        """features [B, c_j, H, W], their channels adding up to in_channels -> [B, BOTTLENECK, H, W]."""
+        """features: [B, c_j, H, W] each, together in_channels channels -> [B, BOTTLENECK, H, W]."""
         return self.conv1(self.relu(self.norm1(torch.cat(features, 1))))
 
     def forward(self, features: list[Tensor]) -> Tensor:
+        """[B, c_j, H, W] each -> [B, GROWTH, H, W]."""
         if self.efficient and self.training:
             x = checkpoint(
                 self.bottleneck, *features, use_reentrant=False,
@@ -64,7 +66,10 @@ class DenseLayer(nn.Module):
 
 
 class DenseBlock(nn.Sequential):
-    """Layers that see the block's input and the output of every layer before them: c -> c + layers * GROWTH."""
+    """Each layer takes the block's input and the outputs of all layers before it.
+
+    [B, c, H, W] -> [B, c + layers * GROWTH, H, W].
+    """
 
     def __init__(self, in_channels: int, layers: int, efficient: bool):
         super().__init__(OrderedDict(
@@ -89,7 +94,7 @@ def transition(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 def trunk_width(layers: int) -> int:
-    """Channels in front of block 3: each of two blocks adds layers * GROWTH, each transition halves (compression)."""
+    """Channels in front of block 3. Each of two blocks adds layers * GROWTH, each transition halves the channels."""
     return ((STEM + layers * GROWTH) // 2 + layers * GROWTH) // 2
 
 
@@ -132,11 +137,11 @@ class Head(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Convolutions Kaiming-normal (fan_in); classifiers' biases 0; all else stays as PyTorch makes it."""
+    """Convolutions: Kaiming-normal (fan_in). Biases of the classifiers: 0. All else: PyTorch's default."""
     for m in module.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, mode="fan_in", nonlinearity="relu")
-        elif isinstance(m, Head):  # not every linear: the gate's bias keeps PyTorch's default
+        elif isinstance(m, Head):  # only the classifier: the gate's bias keeps PyTorch's default
             nn.init.zeros_(m.classifier.bias)
 
 
@@ -156,5 +161,5 @@ def architecture(layers: int) -> Architecture:
     )
 
 
-# Depth 3 * 2 * layers + 4: a layer has two convolutions; the stem, two transitions and the classifier are the 4.
+# Depth = 3 * 2 * layers + 4: three blocks, two convolutions in a layer; first convolution, two transitions, classifier.
 NETWORKS = {f"densenetd{depth}k{GROWTH}": architecture((depth - 4) // 6) for depth in (40, 100)}

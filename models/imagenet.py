@@ -1,8 +1,8 @@
-"""ImageNet ResNets (He et al. 2016): torchvision's, cut in front of the last stage into a trunk and a head.
+"""ImageNet ResNets (He et al. 2016), made from torchvision's. The head starts with the last stage.
 
     images [B, 3, 224, 224] --Trunk--> [B, width, 14, 14] --Head--> (h [B, D], z [B, C])
 
-Parameters keep torchvision's names, so its weights load by ``load_official_state_dict``.
+Parameters keep torchvision's names: ``load_official_state_dict`` loads torchvision's weights.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, resnet18, resnet34, resnet50
 
 from .architecture import Architecture, BatchNorm
-from .resnet import initialise  # Kaiming-normal (fan_out) convolutions, as torchvision's own
+from .resnet import initialise  # convolutions Kaiming-normal (fan_out), as in torchvision
 
 
 class Trunk(nn.Module):
@@ -45,7 +45,7 @@ class Head(nn.Module):
 
 
 def architecture(build: Callable[..., ResNet]) -> Architecture:
-    """torchvision's network that ``build`` makes."""
+    """The architecture of torchvision's network ``build()``."""
     return Architecture(
         trunk=partial(Trunk, build),
         head=partial(Head, build),

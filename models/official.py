@@ -1,4 +1,4 @@
-"""Weights under the parameter names of the authors' code, into the models of this project."""
+"""Load checkpoints of the authors' code: their parameter names -> ours."""
 
 import re
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .registry import find
 
-AGGREGATION = {
+AGGREGATION = {  # our module -> theirs
     "aggregation.W_L": "query_weight",
     "aggregation.W_E": "key_weight",
     "gate.linear": "control_v1",
@@ -15,7 +15,7 @@ AGGREGATION = {
 
 
 def official_names(key: str, model: nn.Module) -> list[str]:
-    """The names under which the authors' checkpoints may hold our parameter ``key``, the likeliest first."""
+    """The names of our parameter ``key`` in the authors' checkpoints, the likeliest first."""
     module, _, leaf = key.rpartition(".")
     if module in AGGREGATION:
         return [f"{AGGREGATION[module]}.{leaf}"]
@@ -33,11 +33,11 @@ def official_names(key: str, model: nn.Module) -> list[str]:
 
 
 def load_official_state_dict(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
-    """Copy weights saved by the authors' code into ``model``, any of ``create_model``'s or the groups'.
+    """Copy weights of the authors' code into ``model``, a network of ``create_model`` or a group.
 
-    A file's ``state_dict`` entry may be handed over whole; a leading ``module.`` (DataParallel) is dropped, and
-    names that the model has no use for are skipped. ValueError where a weight is missing or has another shape;
-    BatchNorm's batch counters, absent from the oldest files, may be missing.
+    state_dict: the weights, or the whole dictionary of a file with an entry ``state_dict``. A leading ``module.``
+    (DataParallel) is removed. Names that the model does not need are skipped. BatchNorm's batch counters may be
+    missing, as in the oldest files. ValueError if another weight is missing or has the wrong shape.
     """
     weights = state_dict.get("state_dict", state_dict)
     weights = {name.removeprefix("module."): value for name, value in weights.items()}

@@ -1,4 +1,4 @@
-"""Every network by name. To add one: build its trunk and head, and put an ``Architecture`` in this dictionary."""
+"""All networks by name. To add one: write its trunk and head, and add an ``Architecture`` to NETWORKS."""
 
 from functools import partial
 
@@ -9,10 +9,10 @@ NETWORKS: dict[str, Architecture] = {**resnet.NETWORKS, **vgg.NETWORKS, **densen
 
 
 def find(name: str, *, dropout: float = 0.0, efficient: bool = False) -> Architecture:
-    """The architecture of that name, its options bound to trunk and head.
+    """The architecture ``name``, with the options set for its trunk and head.
 
     dropout: probability in VGG's classifier. efficient: recompute DenseNet's concatenations in backward.
-    Both may always be given, off. ValueError where the name is unknown, or an option is on that it does not have.
+    ValueError if the name is unknown, or if an option is on that the network does not have.
     """
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}; known are {', '.join(NETWORKS)}")
@@ -29,12 +29,12 @@ def find(name: str, *, dropout: float = 0.0, efficient: bool = False) -> Archite
 
 
 def has_option(architecture: Architecture, option: str) -> bool:
-    """Whether its trunk or head takes the option."""
+    """Whether the trunk or the head takes the option."""
     return option in architecture.trunk_options + architecture.head_options
 
 
 def create_model(name: str, num_classes: int, **options) -> Network:
-    """A plain network by name: images [B, 3, H, W] -> logits [B, C]. options and ValueError: those of ``find``."""
+    """A plain network: images [B, 3, H, W] -> logits [B, C]. options and ValueError: see ``find``."""
     architecture = find(name, **options)
     network = Network(name, architecture.trunk(), architecture.head(num_classes=num_classes))
     architecture.initialise(network)

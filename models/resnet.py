@@ -1,36 +1,28 @@
-"""CIFAR ResNets (He et al. 2016), cut in front of the last stage into a trunk and a head.
+"""CIFAR ResNets (He et al. 2016). The head starts with the last stage.
 
     images [B, 3, 32, 32] --Trunk--> [B, width, 16, 16] --Head--> (h [B, D], z [B, C])
 
-Nothing here knows of peers: a plain network, a branch and a group leader are all made of these two parts.
+A plain network, a branch and a group leader are all made from these two parts. The blocks are those of torchvision, but
+compute the shortcut first: this order decides how the gradients of several heads are rounded when they are added.
 """
 
 from functools import partial
 
 from torch import Tensor, nn
+from torchvision.models.resnet import conv1x1, conv3x3
 
 from .architecture import Architecture, BatchNorm
 
 
-def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    """[B, in, H, W] -> [B, out, H/stride, W/stride], no bias."""
-    return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-
-
-def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    """The same, padded by 1."""
-    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-
-
 def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """1x1 convolution and BatchNorm where the shape changes, nothing (the identity) where it does not."""
+    """1x1 convolution and BatchNorm if the shape changes, otherwise None (the identity)."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(conv1x1(in_channels, out_channels, stride), BatchNorm(out_channels))
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and the shortcut around them: [B, in, H, W] -> [B, channels, H/stride, W/stride]."""
+    """Two 3x3 convolutions and the shortcut: [B, in, H, W] -> [B, channels, H/stride, W/stride]."""
     expansion = 1
 
     def __init__(self, in_channels: int, channels: int, stride: int):
@@ -50,7 +42,10 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions and the shortcut: [B, in, H, W] -> [B, 4 * channels, H/stride, W/stride]."""
+    """1x1, 3x3, 1x1 convolutions and the shortcut: [B, in, H, W] -> [B, 4 * channels, H/stride, W/stride].
+
+    widen: factor of the channels of the 3x3 convolution.
+    """
     expansion = 4
 
     def __init__(self, in_channels: int, channels: int, stride: int, widen: int = 1):
@@ -74,14 +69,17 @@ class Bottleneck(nn.Module):
 
 
 def stage(block, in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
-    """``blocks`` residual blocks; the first one strides and changes the number of channels."""
+    """``blocks`` residual blocks. The first one has the stride and changes the number of channels.
+
+    [B, in_channels, H, W] -> [B, channels * expansion(block), H/stride, W/stride].
+    """
     out_channels = channels * expansion(block)
     rest = [block(out_channels, channels, 1) for _ in range(blocks - 1)]
     return nn.Sequential(block(in_channels, channels, stride), *rest)
 
 
 def expansion(block) -> int:
-    """How many times wider than its stage a block's output is."""
+    """Channels of a block's output, divided by ``channels`` of its stage."""
     return getattr(block, "func", block).expansion
 
 
@@ -98,7 +96,7 @@ class Trunk(nn.Module):
         self.layer2 = stage(block, 16 * expansion(block), 32, blocks, stride=2)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.conv1(images)))
+        x = self.relu(self.bn1(self.conv1(images)))  # [B, 16, 32, 32]
         return self.layer2(self.layer1(x))
 
 
@@ -117,14 +115,14 @@ class Head(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Convolutions Kaiming-normal (fan_out); BatchNorm 1/0 and linears stay as PyTorch makes them."""
+    """Convolutions: Kaiming-normal (fan_out). All else: PyTorch's default."""
     for m in module.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
 
 def architecture(block, blocks: int) -> Architecture:
-    """``blocks`` of one kind in each of three stages."""
+    """Three stages of ``blocks`` residual blocks each."""
     return Architecture(
         trunk=partial(Trunk, block, blocks),
         head=partial(Head, block, blocks),

@@ -1,9 +1,9 @@
-"""VGG with BatchNorm for 32x32 images (Simonyan & Zisserman 2015), cut in front of the last stage.
+"""VGG with BatchNorm for 32x32 images (Simonyan & Zisserman 2015). The head starts with the last stage.
 
     images [B, 3, 32, 32] --Trunk--> [B, 512, 2, 2] --Head--> (h [B, 512], z [B, C])
 
-The stages bear the names of the authors' code: two convolutions, then layer1 .. layer4. A small classifier of
-three linears stands where ImageNet's VGG has 4096 units.
+Names as in the authors' code: two convolutions, then the stages layer1 to layer4. The classifier has three linear
+layers with 512 hidden units; ImageNet's VGG has 4096.
 """
 
 from functools import partial
@@ -32,7 +32,7 @@ def stage(in_channels: int, channels: int, convolutions: int) -> nn.Sequential:
 class Trunk(nn.Module):
     """First two convolutions and stages 1 to 3. ``width``: channels of its output.
 
-    convolutions: how many the second and later stages have each (3 in vgg16, 4 in vgg19).
+    convolutions: their number in each stage from layer2 on (3 in vgg16, 4 in vgg19).
     """
 
     def __init__(self, convolutions: int):
@@ -55,7 +55,7 @@ class Trunk(nn.Module):
 
 
 class Head(nn.Module):
-    """Stage 4 and the classifier. ``width``: D, the size of h. dropout: probability, after each hidden linear."""
+    """Stage 4 and the classifier. ``width``: D, the size of h. dropout: probability after each hidden layer."""
 
     def __init__(self, convolutions: int, num_classes: int, dropout: float = 0.0):
         super().__init__()
@@ -68,12 +68,12 @@ class Head(nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.layer4(x).flatten(1)  # [B, D, 1, 1] -> [B, D], in front of the whole classifier
+        h = self.layer4(x).flatten(1)  # [B, D, 1, 1] -> [B, D], the input of the classifier
         return h, self.classifier(h)
 
 
 def initialise(module: nn.Module) -> None:
-    """Convolutions Kaiming-normal (fan_out); every linear, attention and gate included, N(0, 0.01^2); biases 0."""
+    """Convolutions: Kaiming-normal (fan_out). Linear layers, also attention and gate: N(0, 0.01^2). Biases: 0."""
     for m in module.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
@@ -85,7 +85,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def architecture(convolutions: int) -> Architecture:
-    """``convolutions`` in each of the last three stages."""
+    """``convolutions``: their number in each of the last three stages."""
     return Architecture(
         trunk=partial(Trunk, convolutions),
         head=partial(Head, convolutions),

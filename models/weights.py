@@ -1,4 +1,4 @@
-"""Weights from a file into a network: one that is trained further, or a frozen teacher."""
+"""Load weights from a file into a network, and make a frozen teacher."""
 
 from pathlib import Path
 
@@ -13,9 +13,10 @@ from .registry import create_model
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Copy trained weights into ``network``. path: a run folder (its best.pth), our checkpoint, or the authors'.
+    """Copy trained weights into ``network``.
 
-    UserError if the file is missing, is not a checkpoint, or holds another network or another number of classes.
+    path: a run folder (best.pth in it), a checkpoint of this project, or one of the authors' code.
+    UserError if the file is missing, is not a checkpoint, or has another network or another number of classes.
     """
     path = Path(path)
     path = path / "best.pth" if path.is_dir() else path
@@ -35,7 +36,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
 
 
 def content_in_words(checkpoint: dict) -> str:
-    """What a checkpoint contains, in words."""
+    """What a checkpoint contains, in words, for an error message."""
     flags = checkpoint.get("flags")
     if "format" not in checkpoint or not flags:
         return "another network"
@@ -44,9 +45,9 @@ def content_in_words(checkpoint: dict) -> str:
 
 
 def load_teacher(name: str, num_classes: int, path: str | Path) -> nn.Module:
-    """A frozen teacher: network ``name`` with the weights at ``path``. images [B, 3, H, W] -> logits [B, C].
+    """A teacher: the network ``name`` with the weights at ``path``. images [B, 3, H, W] -> logits [B, C].
 
-    In evaluation mode, without gradients. UserError as in ``load_weights``.
+    It is in evaluation mode, and its weights need no gradients. UserError as in ``load_weights``.
     """
     teacher = create_model(name, num_classes)
     processes.main_first(lambda: load_weights(teacher, path))
