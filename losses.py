@@ -1,8 +1,11 @@
-"""The objectives, as pure functions: one per method, each term named.
+"""The losses: one pure function per method, with a name for each term.
 
-z: logits; T: temperature; KL(t || z) = batch mean of sum_c p_c (log p_c - log q_c), p = softmax(t/T), q = softmax(z/T).
-``loss="CE"`` puts soft cross-entropy, -sum_c p_c log q_c, in KL's place. Gradients flow through the targets t:
-whoever wants them fixed detaches them before the call (OKDDip's: detach_targets).
+Shapes: B images, C classes, m students. Symbols: z logits, t targets (logits, too), y labels, T temperature, and
+
+    KL(t || z) = batch mean of sum_c p_c (log p_c - log q_c),   p = softmax(t/T), q = softmax(z/T).
+
+``loss="CE"`` replaces KL by soft cross-entropy, -sum_c p_c log q_c. Gradients flow through the targets t. For constant
+targets, detach them before the call; okddip_loss has detach_targets for this.
 """
 
 import math
@@ -18,7 +21,10 @@ DISTILLATION = ("KL", "CE")
 
 
 class Terms(NamedTuple):
-    """An objective and what it is made of, each a scalar tensor: total = true + alpha * weight * group (+ teacher)."""
+    """A loss and its terms, each a scalar tensor: total = true + alpha * weight * group.
+
+    dml_loss, kd_loss and the teacher of okddip_loss have no ramp-up weight: see there.
+    """
 
     total: Tensor
     true: Tensor
@@ -28,32 +34,34 @@ class Terms(NamedTuple):
 def ramp_up(epoch: int, num_epochs: int, start_consistency: float = 0.0, length: float = 80) -> float:
     """w(e) = exp(-5 (1 - x/length)^2), x = clip(e - start_consistency * num_epochs, 0, length) (Laine & Aila 2017).
 
-    epoch counts from 0. 1 before the start, and always when length is 0.
+    e is ``epoch``, which counts from 0. w(e) is 1 before the start, and always if length is 0.
     """
-    x = round(epoch - start_consistency * num_epochs, 9)  # 0.07 * 100 is a little more than 7
+    x = round(epoch - start_consistency * num_epochs, 9)  # in floating point, 0.07 * 100 is a little more than 7
     if length == 0 or x < 0:
         return 1.0
     return math.exp(-5 * (1 - min(x, length) / length) ** 2)
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """float32 in place of half precision (--amp), whose few digits would be lost in a sum of exponentials."""
+    """Half precision (--amp) -> float32, any shape: a sum of exponentials needs more digits."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def true_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy with the labels, summed over students: logits [B, m, C] or [B, C], labels [B] -> scalar."""
+    """sum_i CE(z_i, y), averaged over the batch: logits [B, m, C] or [B, C], labels [B] -> scalar."""
     logits = full_precision(logits)
     if logits.dim() == 2:
         return F.cross_entropy(logits, labels)
     m = logits.shape[1]
-    return F.cross_entropy(logits.flatten(0, 1), labels.unsqueeze(1).expand(-1, m).flatten()) * m
+    labels = labels.unsqueeze(1).expand(-1, m).flatten()  # [B] -> [B m]
+    return F.cross_entropy(logits.flatten(0, 1), labels) * m  # [B, m, C] -> [B m, C]
 
 
 def distillation(target: Tensor, logits: Tensor, temperature: float, loss: str = "KL") -> Tensor:
-    """T^2 KL(target || logits), or T^2 times the soft cross-entropy; summed over students, averaged over the batch.
+    """T^2 KL(target || logits), summed over students (Hinton et al. 2015). loss="CE": T^2 times the soft cross-entropy.
 
-    target, logits: [B, C] or [B, m, C] -> scalar. ValueError where ``loss`` is neither KL nor CE.
+    target, logits: [B, C] or [B, ..., C]; dimensions of size 1 are broadcast -> scalar.
+    ValueError if ``loss`` is neither KL nor CE.
     """
     log_p = F.log_softmax(full_precision(target) / temperature, dim=-1)
     log_q = F.log_softmax(full_precision(logits) / temperature, dim=-1)
@@ -69,20 +77,20 @@ def distillation(target: Tensor, logits: Tensor, temperature: float, loss: str =
 def okddip_loss(peers: Tensor, targets: Tensor, leader: Tensor | None, labels: Tensor, weight: float | Tensor = 1.0,
                 temperature: float = 3.0, alpha: float = 1.0, loss: str = "KL", teacher: Tensor | None = None,
                 detach_targets: bool = False) -> Terms:
-    """OKDDip (paper, section 3.3): peers, targets [B, m-1, C], leader [B, C], labels [B]; weight: w(e).
+    """OKDDip (Chen et al. 2020, section 3.3): peers, targets [B, m-1, C], leader [B, C], labels [B]; weight: w(e).
 
     L_true  = sum_a CE(z_a, y) + CE(z_leader, y)
     L_group = sum_a T^2 KL(t_a || z_a) + T^2 KL(mean_a z_a || z_leader)
     L       = L_true + alpha w(e) L_group
 
-    leader None: without the second level, the terms of the peers alone. teacher [B, C]: a pre-trained network besides
-    (Table 6), L + alpha sum over peers and leader of T^2 KL(teacher || z), without ramp-up. detach_targets: t_a and
-    mean_a z_a are constants to the gradient, which the paper's are not.
+    leader None: no second level; only the terms of the peers. (All m students may be peers.)
+    teacher [B, C]: adds alpha sum_z T^2 KL(teacher || z) over peers and leader, without ramp-up (Table 6).
+    detach_targets: no gradient flows through t_a and mean_a z_a. In the paper it does.
     """
-    students, taught_by = peers, targets  # first level: each peer from its own mixture
-    if leader is not None:  # second level: the leader from the peers' mean
+    students, taught_by = peers, targets  # first level: t_a teaches peer a
+    if leader is not None:  # second level: the mean of the peers teaches the leader
         students = torch.cat([peers, leader.unsqueeze(1)], 1)  # [B, m, C]
-        taught_by = torch.cat([targets, peers.mean(1, keepdim=True)], 1)
+        taught_by = torch.cat([targets, peers.mean(1, keepdim=True)], 1)  # [B, m, C]
     taught_by = taught_by.detach() if detach_targets else taught_by
     L_true = true_loss(students, labels)
     L_group = distillation(taught_by, students, temperature, loss)
@@ -107,7 +115,7 @@ def cl_ilr_loss(branches: Tensor, targets: Tensor, labels: Tensor, weight: float
                 temperature: float = 3.0, alpha: float = 1.0, loss: str = "KL") -> Terms:
     """CL-ILR (Song & Chai 2018): branches, targets [B, m, C], labels [B]; weight: w(e).
 
-    L = sum_i CE(z_i, y) + alpha w(e) sum_i T^2 KL(t_i || z_i), t_i the mean of the other branches
+    L = sum_i CE(z_i, y) + alpha w(e) sum_i T^2 KL(t_i || z_i),   t_i = mean of z_j over j != i
     """
     L_true = true_loss(branches, labels)
     L_group = distillation(targets, branches, temperature, loss)
@@ -115,24 +123,25 @@ def cl_ilr_loss(branches: Tensor, targets: Tensor, labels: Tensor, weight: float
 
 
 def individual_loss(branches: Tensor, labels: Tensor) -> Terms:
-    """L = sum_i CE(z_i, y): branches [B, m, C] that only share the trunk, or logits [B, C] of one network."""
+    """L = sum_i CE(z_i, y): branches [B, m, C] or the logits [B, C] of one network, labels [B]. No distillation."""
     L_true = true_loss(branches, labels)
     return Terms(L_true, L_true, torch.zeros_like(L_true))
 
 
 def dml_loss(branches: Tensor, labels: Tensor, temperature: float = 3.0, loss: str = "KL",
              pairwise: bool = False) -> Terms:
-    """Deep mutual learning (Zhang et al. 2018) of m networks: branches [B, m, C], labels [B].
+    """Deep mutual learning (Zhang et al. 2018): branches [B, m, C], the logits of m networks; labels [B]. No ramp-up.
 
-    L = sum_i CE(z_i, y) + sum_i T^2 KL(t_i || z_i), t_i the mean of the other networks' logits;
-    pairwise: sum_{i != j} T^2 KL(z_j || z_i) / (m - 1) in its place. No ramp-up.
+    L = sum_i CE(z_i, y) + sum_i T^2 KL(t_i || z_i),   t_i = mean of z_j over j != i
+
+    pairwise: the second sum is sum_{i != j} T^2 KL(z_j || z_i) / (m - 1).
     """
     m = branches.shape[1]
     L_true = true_loss(branches, labels)
     if pairwise:
-        every_pair = distillation(branches.unsqueeze(1), branches.unsqueeze(2), temperature, loss)  # [B, m, m, C]
-        itself = distillation(branches, branches, temperature, loss)
-        L_group = (every_pair - itself) / (m - 1)
+        all_pairs = distillation(branches.unsqueeze(1), branches.unsqueeze(2), temperature, loss)  # [B, m, m, C]
+        same = distillation(branches, branches, temperature, loss)  # the pairs i = j
+        L_group = (all_pairs - same) / (m - 1)
     else:
         L_group = distillation(others_mean(branches), branches, temperature, loss)
     return Terms(L_true + L_group, L_true, L_group)

@@ -1,4 +1,4 @@
-"""The paper's formulas written out one number at a time: the oracles of the tests."""
+"""The formulas of the papers, computed one number at a time. Tests compare the code with them."""
 
 import math
 
@@ -32,7 +32,8 @@ def mean(vectors):
 def attention_to_others(W_L, W_E, h):
     """alpha_ab = exp((W_L h_a).(W_E h_b)) / sum_{f != a} exp((W_L h_a).(W_E h_f)) for b != a, 0 for b = a.
 
-    h: the vector of each peer. Of tensors, so that gradients can be compared, but one number at a time."""
+    h: the feature vector of each peer. The numbers are tensors, so that gradients can be compared as well.
+    """
     rows = []
     for a in range(len(h)):
         weight = {b: ((W_L @ h[a]) @ (W_E @ h[b])).exp() for b in range(len(h)) if b != a}
@@ -42,8 +43,10 @@ def attention_to_others(W_L, W_E, h):
 
 
 def calibration_error(logits, labels, bins=15):
-    """sum_m |B_m| / n |acc(B_m) - conf(B_m)|, B_m the images with confidence in ((m - 1) / M, m / M] (Guo et al. 2017,
-    equation 3)."""
+    """sum_m |B_m| / n |acc(B_m) - conf(B_m)| (Guo et al. 2017, equation 3).
+
+    B_m: the images with confidence in ((m - 1) / M, m / M], M = ``bins``.
+    """
     members = [[] for _ in range(bins)]
     for z, y in zip(logits, labels, strict=True):
         p = softmax(z)
@@ -58,7 +61,7 @@ def calibration_error(logits, labels, bins=15):
 
 
 def accuracy_of_class(logits, labels, c):
-    """In %, None without images."""
+    """Accuracy on the images of class c, in %. None if there are none."""
     right = [z.index(max(z)) == y for z, y in zip(logits, labels, strict=True) if y == c]
     return 100 * sum(right) / len(right) if right else None
 

@@ -1,4 +1,4 @@
-"""Each objective against the formula of its paper, written out one number at a time in slow.py."""
+"""Each loss is compared with the formula of its paper, computed one number at a time in slow.py."""
 
 import pytest
 import slow
@@ -19,7 +19,7 @@ divergences = pytest.mark.parametrize("loss", ["KL", "CE"])
 
 
 def check(terms, true, group, weight):
-    """true, group: functions of one image's index, averaged over the batch here."""
+    """true, group: functions of the index of an image. Here they are averaged over the batch."""
     expected_true = sum(true(b) for b in range(B)) / B
     expected_group = sum(group(b) for b in range(B)) / B
     assert terms.true.item() == pytest.approx(expected_true, rel=1e-12)
@@ -56,7 +56,7 @@ def test_okddip_without_a_leader(loss):
 
 @divergences
 def test_okddip_with_a_teacher(loss):
-    """alpha T^2 KL(teacher || z) for the leader and each peer, not ramped up."""
+    """alpha T^2 KL(teacher || z) for the leader and each peer, without ramp-up."""
     peers, targets = logits(B, 3, C), logits(B, 3, C, seed=1)
     leader, teacher = logits(B, C, seed=2), logits(B, C, seed=3)
     without = losses.okddip_loss(peers, targets, leader, LABELS, W, T, ALPHA, loss)
@@ -163,7 +163,7 @@ def double(*shape, seed):
     lambda z, t, e, loss: losses.dml_loss(z, LABELS, T, loss, pairwise=True),
     lambda z, t, e, loss: losses.kd_loss(e, TEACHER, LABELS, T, ALPHA, loss)])
 def test_gradients_flow_through_the_targets(objective, loss):
-    """The gradient is that of the formula, by finite differences: nothing is detached on the way."""
+    """The gradient is that of the formula, measured by finite differences: nothing is detached."""
     inputs = double(B, 3, C, seed=0), double(B, 3, C, seed=1), double(B, C, seed=2)
     assert torch.autograd.gradcheck(lambda *x: objective(*x, loss).total, inputs)
 
@@ -171,7 +171,7 @@ def test_gradients_flow_through_the_targets(objective, loss):
 @pytest.mark.parametrize("loss", losses.DISTILLATION)
 @pytest.mark.parametrize("with_leader", [True, False])
 def test_detached_targets(loss, with_leader):
-    """The loss is the same; its gradients are those of the formula with numbers in the targets' places."""
+    """The loss stays the same. Its gradients are those of the formula with constant targets."""
     peers, targets, leader = double(B, 3, C, seed=0), double(B, 3, C, seed=1), double(B, C, seed=2)
     t, mean_of_peers = targets.detach().clone(), peers.detach().mean(1)
     students = [*peers.unbind(1), *([leader] if with_leader else [])]
@@ -201,14 +201,14 @@ def test_ramp_up(epoch, weight):
 
 
 def test_ramp_up_starts_later():
-    """1 before a tenth of 300 epochs, then the ramp from its lowest point."""
+    """1 before epoch 30, a tenth of 300; then the ramp starts with its lowest value."""
     found = [losses.ramp_up(epoch, 300, 0.1) for epoch in (0, 29, 30, 70, 110, 111)]
     assert found == pytest.approx([1, 1, 0.006737946999085467, 0.2865047968601901, 1, 1], rel=1e-15)
 
 
 @pytest.mark.parametrize(("epoch", "share", "num_epochs"), [(7, 0.07, 100), (14, 0.14, 100), (21, 0.07, 300)])
-def test_the_ramp_starts_where_the_share_is_a_whole_epoch(epoch, share, num_epochs):
-    """0.07 * 100 is 7.000000000000001"""
+def test_the_ramp_starts_at_a_whole_epoch(epoch, share, num_epochs):
+    """In floating point 0.07 * 100 is 7.000000000000001."""
     assert losses.ramp_up(epoch, num_epochs, share) == pytest.approx(0.006737946999085467)
 
 
