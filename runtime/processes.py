@@ -84,8 +84,11 @@ def gather(value: object) -> list:
 
 
 def on_main(function: Callable[[], Result]) -> Result:
-    """Call ``function`` in the first process only. Every process gets its result, or its UserError or Complete."""
-    if world_size() == 1:
+    """Call ``function`` in the first process only. Every process gets its result, or its UserError or Complete.
+
+    Before ``start`` each process is on its own and calls it.
+    """
+    if not dist.is_initialized():
         return function()
     outcome = [None, None]
     if is_main():

@@ -10,7 +10,7 @@ from models.aggregation import AGGREGATIONS, Attention, Gate, divide_gradient, o
 
 @pytest.mark.parametrize("p", [1, 2, 3, 7])
 def test_attention_is_the_papers_definition(p):
-    """alpha_ab = exp((W_L h_a).(W_E h_b)) / sum_f exp((W_L h_a).(W_E h_f)), one number at a time."""
+    """alpha_ab = exp((W_L h_a).(W_E h_b)) / sum_f exp((W_L h_a).(W_E h_f)), computed one number at a time."""
     torch.manual_seed(0)
     B, D = 4, 64
     attention = Attention(D).double()
@@ -49,7 +49,7 @@ def weights(name, p=3, training=True):
 @pytest.mark.parametrize("p", [1, 2, 7])
 @pytest.mark.parametrize("training", [True, False])
 def test_weights_are_distributions_over_the_peers(name, p, training):
-    p += name == "others" and p == 1  # a lone peer has no others
+    p += name == "others" and p == 1  # a single peer has no others
     alpha = weights(name, p, training)[-1]
     assert alpha.shape == (4, p, p) and (alpha >= 0).all()
     assert alpha.sum(-1).allclose(torch.ones(4, p, dtype=torch.float64))
@@ -59,7 +59,7 @@ def test_mean_weights():
     assert (weights("mean")[-1] == 1 / 3).all()
 
 
-def test_random_weights_are_fresh_but_seeded():
+def test_random_weights_are_new_but_seeded():
     module, h, z, alpha = weights("random")
     again = module(h, z)
     assert not again.allclose(alpha) and not alpha[0].allclose(alpha[1])
@@ -69,14 +69,14 @@ def test_random_weights_are_fresh_but_seeded():
     assert module(h, z).equal(first)
 
 
-def test_random_weights_leave_the_generator_alone_in_evaluation():
+def test_random_weights_use_no_random_numbers_in_evaluation():
     module, h, z, _ = weights("random", training=False)
     before = torch.get_rng_state()
     assert (module(h, z) == 1 / 3).all() and torch.get_rng_state().equal(before)
 
 
 def test_entropy_weights():
-    """softmax over b of -H(b), H(b) = -sum_c p_c log p_c: the same for every a, more for the surer peer."""
+    """softmax over b of -H(b), H(b) = -sum_c p_c log p_c: the same for every a, larger for a more confident peer."""
     _, _, z, alpha = weights("entropy")
     for b in range(4):
         entropies = [-sum(p * math.log(p) for p in torch.softmax(peer, 0).tolist()) for peer in z[b]]
@@ -86,7 +86,7 @@ def test_entropy_weights():
 
 
 def test_symmetric_attention():
-    """(W_L h_a) . (W_L h_b), one projection for both sides."""
+    """softmax over b of (W_L h_a) . (W_L h_b): one projection for both sides."""
     module, h, _, alpha = weights("symmetric")
     assert [name for name, _ in module.named_parameters()] == ["W_L.weight"]
     L = h[0] @ module.W_L.weight.T
@@ -97,7 +97,7 @@ def test_symmetric_attention():
 
 @pytest.mark.parametrize("p", [2, 3, 7])
 def test_attention_to_the_others(p):
-    """Values, and the gradients of a weighted sum, with respect to W_L, W_E and h."""
+    """The values, and the gradients of a weighted sum with respect to W_L, W_E and h."""
     module, h, _, _ = weights("others", p)
     inputs = [module.W_L.weight, module.W_E.weight, h.requires_grad_()]
     alpha = module(h, None)
@@ -115,7 +115,7 @@ def test_attention_to_the_others(p):
         assert ours.allclose(theirs, rtol=1e-9, atol=1e-12) and (p == 2 or ours.abs().max() > 1e-3)
 
 
-def test_a_lone_peer_has_no_others():
+def test_a_single_peer_has_no_others():
     with pytest.raises(ValueError, match="at least 2 peers, not 1"):
         models.OKDDip("resnet8", 10, 2, aggregation="others")
     peers, alpha, leader = models.OKDDip("resnet8", 10, 2, aggregation="others", leader=False).attend(

@@ -1,4 +1,4 @@
-"""Groups of students: shapes, gradients, who learns from whom, and the plain network each student is."""
+"""Groups of students: shapes, gradients, targets, and each student as a plain network."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("m", [2, 3, 8])
 def test_every_weight_receives_a_gradient(method, m):
-    """W_L and W_E too, which only the targets reach; a lone peer (OKDDip, m = 2) has nobody to compare."""
+    """Also W_L and W_E, through the targets. A single peer (OKDDip, m = 2) always has weight 1: its gradient is 0."""
     torch.manual_seed(0)
     build, objective = METHODS[method]
     model = build(m)
@@ -83,7 +83,7 @@ def test_one_ensemble_is_the_gated_sum():
 
 @pytest.mark.parametrize("m", [2, 3, 8])
 def test_cl_ilr_divides_the_trunks_gradient(m):
-    """With rescaling the trunk's gradient is the one without, over m; the heads' is the same."""
+    """Rescaling divides the gradient of the trunk by m. The gradients of the heads stay the same."""
     torch.manual_seed(0)
     plain = models.CLILR("resnet8", C, m, rescale=False).double()
     rescaled = models.CLILR("resnet8", C, m, rescale=True).double()
@@ -108,7 +108,7 @@ def test_a_group_has_two_students(m):
 @pytest.mark.parametrize("network_based", [False, True])
 @pytest.mark.parametrize("i", [0, 1, -1])
 def test_a_student_is_a_plain_network(network_based, i):
-    """Its weights load into create_model, which then gives the group's logits of that student."""
+    """Its weights load into create_model. The network then has the logits of this student in the group."""
     torch.manual_seed(0)
     group = models.Branches("resnet8", C, 3, network_based).eval()
     network = models.create_model("resnet8", C).eval()
@@ -119,7 +119,6 @@ def test_a_student_is_a_plain_network(network_based, i):
 def test_students_differ_from_the_start():
     z = models.Branches("resnet8", C, 3).eval()(IMAGES)
     assert not z[:, 0].allclose(z[:, 1], atol=0.1)
-
 
 
 
@@ -134,8 +133,8 @@ def test_every_trunk_and_head_runs_once(method):
     assert len(calls) == len(parts) and set(map(id, calls)) == set(map(id, parts))
 
 
-def moved_by_its_bias(output, model, i):
-    """d output[0, ..., 0] / d (bias of student i's first class), which moves z_i alone and no feature."""
+def gradient_of_bias(output, model, i):
+    """d output[0, ..., 0] / d (student i's bias of the first class). This bias changes z_i alone, and no feature."""
     return torch.autograd.grad(output, model.heads[i].fc.bias, retain_graph=True)[0][0]
 
 
@@ -148,7 +147,7 @@ def test_targets_move_with_every_peer(network_based):
     _, attention, _ = model.attend(IMAGES)
     for a in range(3):
         for b in range(3):
-            assert moved_by_its_bias(targets[0, a, 0], model, b).item() == pytest.approx(attention[0, a, b].item())
+            assert gradient_of_bias(targets[0, a, 0], model, b).item() == pytest.approx(attention[0, a, b].item())
 
 
 def test_ones_ensemble_moves_with_every_branch():
@@ -157,12 +156,12 @@ def test_ones_ensemble_moves_with_every_branch():
     _, ensemble = model(IMAGES)
     g = model.gate(model.trunks[0](IMAGES))
     for i in range(3):
-        assert moved_by_its_bias(ensemble[0, 0], model, i).item() == pytest.approx(g[0, i].item())
+        assert gradient_of_bias(ensemble[0, 0], model, i).item() == pytest.approx(g[0, i].item())
 
 
 def test_cl_targets_move_with_the_others():
     model = models.CLILR("resnet8", C, 3).eval()
     _, targets = model(IMAGES)
     for a in range(3):
-        moved = [moved_by_its_bias(targets[0, a, 0], model, b).item() for b in range(3)]
+        moved = [gradient_of_bias(targets[0, a, 0], model, b).item() for b in range(3)]
         assert moved == pytest.approx([0 if b == a else 0.5 for b in range(3)])

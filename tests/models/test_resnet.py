@@ -20,7 +20,7 @@ def test_number_of_weights_of_a_group():
 
 @pytest.mark.parametrize(("depth", "convolutions"), [(8, 7), (14, 13), (20, 19), (32, 31), (44, 43), (56, 55)])
 def test_depth(depth, convolutions):
-    """A ResNet-n of basic blocks: n - 1 3x3 convolutions and the classifier, shortcuts not counted."""
+    """A ResNet-n of basic blocks has n - 1 3x3 convolutions and the classifier. Shortcuts do not count."""
     network = models.create_model(f"resnet{depth}", 10)
     assert sum(m.kernel_size == (3, 3) for m in network.modules() if isinstance(m, torch.nn.Conv2d)) == convolutions
 
@@ -47,8 +47,3 @@ def test_initialisation():
     for m in network.modules():
         if isinstance(m, torch.nn.BatchNorm2d):
             assert (m.weight == 1).all() and (m.bias == 0).all()
-
-
-def test_unknown_network():
-    with pytest.raises(ValueError, match="resnet33.*known are.*resnet32"):
-        models.create_model("resnet33", 10)

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from network_data import random_images
 from processes import TINY, saved_weights
 
 import models
 import train
 import train_kd
+from runtime.checkpoints import serialise
 from runtime.errors import UserError
 
 
@@ -66,3 +68,32 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a checkpoint that can be loaded safely"):
         models.load_weights(models.create_model("resnet8", 10), tmp_path / "harmful.pth")
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run folder with a network's weights in best.pth, and other weights in last.pth."""
+    for name, seed in (("best.pth", 0), ("last.pth", 1)):
+        torch.manual_seed(seed)
+        network = models.create_model("resnet8", 10)
+        (tmp_path / name).write_bytes(serialise({"format": 1, "state_dict": network.state_dict()}))
+    return tmp_path
+
+
+def test_a_teacher_has_the_weights_of_the_best_epoch_and_is_frozen(run_folder):
+    teacher = models.load_teacher("resnet8", 10, run_folder)
+    torch.manual_seed(0)
+    expected = models.create_model("resnet8", 10).eval()(random_images(2))
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    assert teacher(random_images(2)).equal(expected)
+    assert not models.load_teacher("resnet8", 10, run_folder / "last.pth")(random_images(2)).equal(expected)
+
+
+def test_the_checkpoint_of_a_group_is_named(tmp_path):
+    """It is no plain network. The message says what the file has."""
+    group = models.ONE("resnet8", 10, 2)
+    flags = {"method": "ONE", "model": "resnet8", "dataset": "DIGITS"}
+    (tmp_path / "last.pth").write_bytes(serialise({"format": 1, "flags": flags, "classes": list("0123456789"),
+                                                   "state_dict": group.state_dict()}))
+    with pytest.raises(UserError, match="ONE group of resnet8 trained on DIGITS with 10 classes.*not fit.* resnet8"):
+        models.load_weights(models.create_model("resnet8", 10), tmp_path / "last.pth")
