@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes .venv, installs what is needed, and trains OKDDip for about two minutes on two CPU cores, on images that come
-# with scikit-learn. Run it again, and it trains again.
+# Makes .venv, installs the requirements, and trains OKDDip on images that come with scikit-learn. The training takes
+# about two minutes on two CPU cores. Each start trains anew.
 set -eu
 REQUIREMENTS=requirements.txt
 . "$(dirname "$0")/setup.sh"
@@ -8,9 +8,9 @@ REQUIREMENTS=requirements.txt
     --save_dir runs/demo --overwrite "$@"
 cat <<'END'
 
-That was OKDDip: three peers that learn from each other, and a group leader that learns from all of them. The leader is
-what you would deploy. Where to look next:
+That was OKDDip: three peers learn from each other, and a group leader learns from all of them. You would deploy the
+leader. Where to look next:
   runs/demo/DIGITS/OKDDip/resnet14/   the run: best.pth, metrics.jsonl, train.log
   .venv/bin/tensorboard --logdir runs/demo
-  README.md                           the commands behind the paper's CIFAR-10 results
+  README.md                           the commands for the paper's CIFAR-10 results
 END

@@ -1,23 +1,32 @@
-# Sourced by table*.sh, figure*.sh and study.sh, which say what to train. From the environment:
+# The other scripts source this file. It prints or runs the command lines of trainings. Variables of the environment:
 #
-#   SEEDS="0 1 2"          seeds of each cell             DATA_DIR=./Data        where the data is
-#   EPOCHS=300             length of the trainings        SAVE_DIR=./runs/paper  where the runs are made; with EPOCHS,
+#   SEEDS="0 1 2"          seeds                          DATA_DIR=./Data        folder of the data
+#   EPOCHS=300             epochs of each training        SAVE_DIR=./runs/paper  folder of the runs; with EPOCHS,
 #                                                                                ./runs/paper_<EPOCHS>_epochs
 #   GPUS="0 1"             one run at a time on each      DRY_RUN=1              print the commands, run nothing
 #   MODELS, DATASETS       other networks, other data     LENGTH=80              epochs of the ramp-up
-#   T_MODEL=resnet110      the teacher                    PYTHON=python          what runs them
+#   T_MODEL=resnet110      the teacher                    PYTHON=python          the Python that runs everything
 #
-# Flags given to a script are passed on to every run. Finished runs are passed over and interrupted ones continued, so
-# a script that was stopped is simply started again; runs that tables share are made once.
+# Flags of a script are added to every command. To continue after a stop, start the script again: finished runs are
+# skipped, interrupted runs continue. Runs that several tables need are made once.
 set -eu
-CDPATH='' cd -- "$(dirname "$0")/.." > /dev/null  # where paths that are not absolute begin
+CDPATH='' cd -- "$(dirname "$0")/.." > /dev/null  # relative paths begin at the repository's root
 SEEDS=${SEEDS:-0 1 2} DATA_DIR=${DATA_DIR:-./Data} T_MODEL=${T_MODEL:-resnet110}
-# a folder of its own for each length: a short trial would be continued, at its low learning rate, by the full training
+# Each length has its own folder. Otherwise a full training would continue a short trial, at its low learning rate.
 SAVE_DIR=${SAVE_DIR:-./runs/paper${EPOCHS:+_${EPOCHS}_epochs}}
 [ "${DRY_RUN:-}" != 0 ] || DRY_RUN=
 unset branches recipe teacher_seed
 
-# quote WORD...: the words as part of a line that a shell reads back as the same words
+python=${PYTHON:-python}
+if ! command -v "$python" > /dev/null; then
+    if [ -z "${DRY_RUN:-}" ]; then
+        echo "error: $python not found: name a Python with PYTHON=/path/to/python" >&2
+        exit 127
+    fi
+    python=python3  # to print the commands, any Python will do
+fi
+
+# quote WORD...: print the words so that a shell reads them back unchanged
 quote() {
     for word; do
         case $word in
@@ -26,55 +35,52 @@ quote() {
         esac
     done
 }
-passed_on=$(quote "$@")
+more_flags=$(quote "$@")
 
-# runs METHOD...: a line for each run, a method under the name of its runs' folder
+# runs METHOD...: print the command line of each run. A METHOD is a name from methods.py and, if needed, more flags:
+# "OKDDip --no_leader", or with colons OKDDip:--no_leader. OKDDip+KD is OKDDip with a teacher.
 runs() {
+    commands=$(for method; do with_flags $(printf %s "$method" | tr : ' '); done) || exit 2
+    [ -n "$commands" ] || return 0
     for seed in $SEEDS; do
         for dataset in $DATASETS; do
             for model in $MODELS; do
-                for method; do
-                    line
-                done
+                printf '%s\n' "$commands" | while read -r command; do line; done
             done
         done
     done
 }
 
-line() {
-    ramp_up=${LENGTH:+ --length $LENGTH}
-    teacher=$(quote --T_model "$T_MODEL" --T_model_path "$SAVE_DIR/$dataset/${T_MODEL}_seed${teacher_seed:-$seed}")
-    case $method in
-        baseline) script=train.py ;;
-        KD) script="train_kd.py$teacher" ;;
-        DML) script=train_DML.py ;;
-        Ind) script="train_one.py --ind" ;;
-        ONE) script="train_one.py$ramp_up" ;;
-        CL-ILR) script="train_one.py --avg --bpscale$ramp_up" ;;
-        OKDDip) script="train_GL.py$ramp_up" ;;
-        OKDDip-N) script="train_GL.py --MulStu$ramp_up" ;;
-        OKDDip-no_leader) script="train_GL.py --no_leader$ramp_up" ;;
-        OKDDip+KD) script="train_GL.py$teacher$ramp_up" ;;
-        OKDDip-random | OKDDip-entropy | OKDDip-mean | OKDDip-symmetric)
-            script="train_GL.py --aggregation ${method#OKDDip-}$ramp_up"
-            ;;
-        *)
-            echo "error: unknown method $method" >&2
-            exit 2
-            ;;
-    esac
-    case $method-$model in  # as in the authors' code, whose branches of a VGG have it built in
-        baseline-* | KD-* | DML-* | OKDDip-N-*) ;;
-        *-vgg*) script="$script --dropout 0.5" ;;
-    esac
-    [ "${branches:-4}" = 4 ] || script="$script --num_branches $branches"
-    version=seed$seed
-    [ "${branches:-4}" = 4 ] || version=m${branches}_$version
-    what="--model $model --dataset $dataset${EPOCHS:+ --num_epochs $EPOCHS}${recipe:-} --seed $seed --version $version"
-    printf '%s\n' "python $script $what$(quote --data_dir "$DATA_DIR" --save_dir "$SAVE_DIR") --resume auto$passed_on"
+# with_flags NAME FLAG...: print the training script and the flags of a method
+with_flags() {
+    command=$("$python" methods.py "${1%+KD}") || { echo "error: unknown method $1" >&2; exit 2; }
+    case $1 in KD | *+KD) teacher=$(quote --T_model "$T_MODEL") ;; *) teacher= ;; esac
+    shift
+    printf '%s\n' "$command${*:+ $*}$teacher"
 }
 
-# execute LINES: print them, or become what runs them, so that a signal to the script reaches it
+# line: print the command line of one run
+line() {
+    case $command in *" --T_model "*)
+        command="$command$(quote --T_model_path "$SAVE_DIR/$dataset/${T_MODEL}_seed${teacher_seed:-$seed}")" ;;
+    esac
+    case $command in
+        *" --ind"*) ;;  # no ramp-up
+        train_GL.py* | train_one.py*) command="$command${LENGTH:+ --length $LENGTH}" ;;
+    esac
+    case "$model $command" in  # in the authors' code, branches of a VGG always have dropout
+        *" --MulStu"*) ;;
+        vgg*" train_GL.py"* | vgg*" train_one.py"*) command="$command --dropout 0.5" ;;
+    esac
+    version=seed$seed
+    if [ "${branches:-4}" != 4 ]; then
+        command="$command --num_branches $branches" version=m${branches}_$version
+    fi
+    what="--model $model --dataset $dataset${EPOCHS:+ --num_epochs $EPOCHS}${recipe:-} --seed $seed --version $version"
+    printf '%s\n' "python $command $what$(quote --data_dir "$DATA_DIR" --save_dir "$SAVE_DIR") --resume auto$more_flags"
+}
+
+# execute LINES: print the command lines, or run them. exec: a signal to the script reaches run_all.py
 execute() {
     if [ -z "$1" ]; then
         echo "error: no run: a variable that lists them (SEEDS, MODELS, DATASETS, METHODS, BRANCHES) is blank" >&2
@@ -82,7 +88,7 @@ execute() {
     elif [ -n "${DRY_RUN:-}" ]; then
         printf '%s\n' "$1"
     else
-        exec "${PYTHON:-python}" scripts/run_all.py ${GPUS:+--gpus $GPUS} <<LINES
+        exec "$python" scripts/run_all.py ${GPUS:+--gpus $GPUS} <<LINES
 $1
 LINES
     fi

@@ -1,4 +1,5 @@
-# Sourced by the scripts beside it: goes to the repository's root and makes .venv there, once, with the packages of the file $REQUIREMENTS in it.
+# demo.sh and test.sh source this file. It goes to the repository's root, makes .venv there if there is none, and
+# installs the packages of the file $REQUIREMENTS.
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {

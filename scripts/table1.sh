@@ -1,4 +1,4 @@
 #!/bin/sh
-# Table 1: CIFAR-10, five networks, seven methods. runs.sh says what the environment may change.
+# Table 1: CIFAR-10, five networks, seven methods. Variables and flags: see runs.sh.
 DATASETS=${DATASETS:-CIFAR10}
 . "$(dirname "$0")/table2.sh"

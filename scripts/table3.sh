@@ -1,6 +1,6 @@
 #!/bin/sh
-# Table 3: ImageNet, ResNet-34, six methods. The paper's own recipe could not be read: this is the usual one. runs.sh
-# says what the environment may change.
+# Table 3: ImageNet, ResNet-34, six methods. The paper's own recipe could not be read. This is the usual one.
+# Variables and flags: see runs.sh.
 . "$(dirname "$0")/runs.sh"
 DATASETS=${DATASETS:-imagenet} MODELS=${MODELS:-resnet34}
 recipe=" --batch_size 256 --wd 1e-4"

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Table 5: ResNet-32 on CIFAR-100, other weights in the attention's place, and one level of distillation in place of
-# two. runs.sh says what the environment may change.
+# Table 5: ResNet-32 on CIFAR-100, with other weights instead of attention, and with one level of distillation instead
+# of two. Variables and flags: see runs.sh.
 . "$(dirname "$0")/runs.sh"
 DATASETS=${DATASETS:-CIFAR100} MODELS=${MODELS:-resnet32}
-execute "$(runs OKDDip-random OKDDip-entropy OKDDip-mean OKDDip-symmetric OKDDip-no_leader OKDDip)"
+execute "$(runs "OKDDip --aggregation random" "OKDDip --aggregation entropy" "OKDDip --aggregation mean" \
+    "OKDDip --aggregation symmetric" "OKDDip --no_leader" OKDDip)"

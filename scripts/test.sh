@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes .venv, installs what is needed, and runs the linter and the tests, a file of them on each core.
+# Makes .venv, installs the requirements, and runs the linter and the tests. Each core runs one test file at a time.
 set -eu
 REQUIREMENTS=requirements-dev.txt
 . "$(dirname "$0")/setup.sh"
