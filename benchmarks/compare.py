@@ -1,9 +1,10 @@
-"""What the benchmarks share: timing in turns, the peak of tensor memory, random images, a table."""
+"""Shared by the benchmarks: timing in turns, peak memory of tensors, random images, tables."""
 
 import argparse
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,38 +12,49 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from tabulate import tabulate
 
+import methods
 import utils
 from data_loader import Data, Split
+from runtime.device import environment, pick_device, seed_everything, set_precision
+from training.method import Method
 
 
 def parser(description: str) -> argparse.ArgumentParser:
+    """The flags of every benchmark."""
     p = argparse.ArgumentParser(description=description.partition("\n")[0],
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--batch_size", default=128, type=utils.number(int, 2), help="images in a batch")
-    p.add_argument("--device", default="auto", help="cuda, cpu, ...; auto: the GPU where there is one, else the CPU")
+    p.add_argument("--device", default="auto", help="cuda, cpu, ...; auto: the GPU if there is one, else the CPU")
     p.add_argument("--seed", default=0, type=int, help="fixes weights and images")
     return p
 
 
 def precision_flags(p: argparse.ArgumentParser) -> None:
+    """--amp and --tf32, as in the training scripts."""
     p.add_argument("--amp", default="off", choices=("off", "bf16", "fp16"), help="networks in half precision")
     p.add_argument("--tf32", action="store_true", help="TF32 in convolutions and matrix products")
 
 
 def start(args: argparse.Namespace) -> torch.device:
-    """Seed, precision and device; prints the machine."""
-    utils.seed_everything(args.seed)
-    utils.set_precision(getattr(args, "tf32", False))
-    name = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    machine = utils.environment(device)
+    """Set seed and precision, print the machine; -> the device."""
+    seed_everything(args.seed)
+    set_precision(getattr(args, "tf32", False))
+    device = pick_device(None if args.device == "auto" else args.device)
+    machine = environment(device)
     print(f"torch {machine['torch']}, {machine['device']}, revision {machine['revision'][:12]}")
     return device
 
 
+def method(name: str, num_classes: int, **flags) -> Method:
+    """A method of methods.py with the defaults of its script, except ``flags``."""
+    cls, defaults = methods.find(name)
+    return cls(argparse.Namespace(**vars(defaults) | flags), num_classes)
+
+
 def random_data(train: int, test: int, seed: int) -> Data:
-    """Noise in the shape of CIFAR-10, with its constants."""
+    """Random images in the shape of CIFAR-10, with its means and deviations."""
     rng = np.random.default_rng(seed)
 
     def split(n: int) -> Split:
@@ -56,13 +68,16 @@ def random_data(train: int, test: int, seed: int) -> Data:
 
 
 def synchronise(device: torch.device) -> None:
+    """Wait until the GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def in_turns(contenders: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each contender in each round. A machine grows faster and slower while one waits: only what is
-    measured side by side compares, and every contender begins some of the rounds."""
+    """Seconds of each contender in each round.
+
+    The speed of a machine drifts. So every round measures all contenders, and each of them begins some of the rounds.
+    """
     names, seconds = list(contenders), {name: [] for name in contenders}
     for r in range(rounds):
         first = r % len(names)
@@ -76,7 +91,7 @@ def in_turns(contenders: dict[str, Callable[[], object]], rounds: int, device: t
 
 
 def ratio(of: list[float], to: list[float]) -> str:
-    """Median, least and greatest of the rounds' ratios."""
+    """Median, minimum and maximum of the ratios of all rounds."""
     if of is to:
         return "1"
     ratios = [a / b for a, b in zip(of, to, strict=True)]
@@ -87,9 +102,9 @@ def ratio(of: list[float], to: list[float]) -> str:
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> int:
-    """Bytes that ``work`` allocates in tensors (workspaces of the libraries included), at the moment it holds most.
+    """The maximum of the bytes that ``work`` holds in tensors at one time, with the workspaces of the libraries.
 
-    What was there before does not count, nor that it is freed.
+    Tensors that exist before ``work`` do not count. If ``work`` frees them, that does not count either.
     """
     if device.type == "cuda":
         synchronise(device)
@@ -100,7 +115,7 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
-    with TemporaryDirectory() as folder:  # of what the profiler offers, only its trace tells one block from another
+    with TemporaryDirectory() as folder:  # only the profiler's trace has the addresses of blocks
         path = Path(folder, "trace.json")
         profile.export_chrome_trace(str(path))
         trace = json.loads(path.read_text())["traceEvents"]
@@ -112,18 +127,16 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
             total += size
             peak = max(peak, total)
         else:
-            total -= held.pop(address, 0)  # 0: a block from before
+            total -= held.pop(address, 0)  # 0: the block was there before
     return peak
 
 
-# --- what is printed ------------------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------------------------
 
 
-def table(*rows: tuple[str, ...]) -> str:
-    """Rows of cells, the first column aligned to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in
-                               enumerate(zip(row, widths, strict=True))).rstrip() for row in rows)
+def table(header: tuple[str, ...], *rows: tuple[str, ...]) -> str:
+    """The first column is aligned to the left, the others to the right."""
+    return tabulate(rows, header, "plain", colalign=("left", *["right"] * (len(header) - 1)), disable_numparse=True)
 
 
 def mebibytes(size: int) -> str:
@@ -131,11 +144,11 @@ def mebibytes(size: int) -> str:
 
 
 def must_agree(what: str, ours: float, plain: float, relative: float, absolute: float = 0.0) -> None:
-    """Two versions that compute something else cannot be compared in speed."""
+    """End the benchmark if two versions do not compute the same number."""
     if not math.isclose(ours, plain, rel_tol=relative, abs_tol=absolute):
-        raise SystemExit(f"error: {what} {ours:.6g}, and {plain:.6g} in the plain version")
+        sys.exit(f"error: {what} {ours:.6g}, and {plain:.6g} in the plain version")
 
 
 def tolerance(args: argparse.Namespace) -> float:
-    """How far equal computations may lie apart, in relation: rounding, of 24 bits or of 8 to 11."""
+    """The relative difference that rounding may cause: float32 has 24 bits, TF32 and half precision 8 to 11."""
     return 1e-3 if args.amp == "off" and not args.tf32 else 3e-2

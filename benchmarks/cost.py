@@ -1,16 +1,17 @@
-"""What the paper's tables cost: operations of every run behind them, counted, and hours, estimated from these.
+"""The cost of the paper's tables: the operations of all their runs, counted, and an estimate of the GPU hours.
 
     python benchmarks/cost.py --tflops 2
 
-Counted: convolutions and matrix products of a training step's forward and backward pass (a multiplication and an
-addition are two operations) and of an evaluation's forward pass, without a teacher's evaluation, on the meta device,
-which computes nothing. Assumed: the sustained rate --tflops, which these narrow networks do not let a GPU exceed by
-much, whatever its data sheet says. A run that a script shares with one above it is not counted again.
+Counted are convolutions and matrix products: forward and backward passes of training steps, the teacher's forward
+passes in them, and forward passes of evaluations. A multiplication and an addition are two operations. The counting
+uses the meta device, which computes nothing. The hours assume the sustained rate --tflops. With these narrow networks
+no GPU is much faster, whatever its data sheet says. A run that an earlier script has made is not counted again.
 """
 
 import argparse
 import importlib
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -24,12 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import methods  # noqa: E402
 import models  # noqa: E402
-import train  # noqa: E402
 import utils  # noqa: E402
 
 SCRIPTS = ("table1", "table2", "table3", "table4", "table5", "table6", "figure3", "figure4")
-# number of training images, test images, classes, and their height and width
+# data set -> training images, test images, classes, height and width
 DATA = {"CIFAR10": (50_000, 10_000, 10, 32), "CIFAR100": (50_000, 10_000, 100, 32),
         "imagenet": (1_281_167, 50_000, 1000, 224)}
 
@@ -37,54 +38,47 @@ DATA = {"CIFAR10": (50_000, 10_000, 10, 32), "CIFAR100": (50_000, 10_000, 100, 3
 def commands(script: str) -> list[str]:
     """The command lines of a script."""
     done = subprocess.run(["sh", ROOT / "scripts" / f"{script}.sh"], check=True, capture_output=True, text=True,
-                          env={"PATH": os.environ["PATH"], "DRY_RUN": "1"})
+                          env={"PATH": os.environ["PATH"], "DRY_RUN": "1", "PYTHON": sys.executable})
     return done.stdout.splitlines()
 
 
-def parse(command: str) -> tuple[str, Namespace]:
-    """-> the script's module, its flags."""
-    name, *flags = shlex.split(command)[1:]
-    module = importlib.import_module(name.removesuffix(".py"))
-    return module.__name__, (utils.parse(utils.Parser(""), flags) if module is train else module.parse_args(flags))
+def parse(command: str) -> tuple[type, Namespace]:
+    """-> the class of the method that a command line trains, and all its flags."""
+    script, *flags = shlex.split(command)[1:]
+    entries = [(len(entry.flags.split()), name) for name, entry in methods.METHODS.items()
+               if f"{entry.module}.py" == script and set(entry.flags.split()) <= set(flags)]
+    cls, _ = methods.find(max(entries)[1])  # the entry with the most flags
+    return cls, importlib.import_module(cls.__module__).parse_args(flags)
 
 
 def operations(command: str) -> float:
-    """Of the whole run."""
-    module, args = parse(command)
+    """The operations of a whole run."""
+    return operations_of(re.sub(r" --(seed|version|T_model_path) \S+", "", command))
+
+
+@cache
+def operations_of(command: str) -> float:
+    """The same, of a command without the flags that do not change it."""
+    cls, args = parse(command)
     images, test_images, classes, size = DATA[args.dataset]
-    build = (module, *((n, v) for n, v in sorted(vars(args).items()) if n in BUILD))
-    step, evaluation = per_image(build, classes, size)
-    teacher = getattr(args, "T_model", None)
-    taught = forward(teacher, classes, size) if teacher else 0
-    return args.num_epochs * (images * (step + taught) + test_images * evaluation)
+    step, evaluation = per_image(cls, args, classes, size)
+    return args.num_epochs * (images * step + test_images * evaluation)
 
 
-# the flags that a model is made of
-BUILD = {"model", "num_branches", "MulStu", "aggregation", "no_leader", "ind", "avg", "bpscale", "dropout", "efficient"}
-
-
-@cache
-def per_image(build: tuple, classes: int, size: int) -> tuple[float, float]:
-    """Operations of a training step and of an evaluation, for each image."""
-    module, *flags = build
+def per_image(cls: type, args: Namespace, classes: int, size: int) -> tuple[float, float]:
+    """Operations of a training step and of an evaluation, divided by the number of images."""
     with torch.device("meta"):
-        model, _, predict = importlib.import_module(module).build(Namespace(**dict(flags)), classes)
-        images = torch.empty(2, 3, size, size)
-    with FlopCounterMode(display=False) as step:
-        outputs = model(images)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        sum(output.sum() for output in outputs if output is not None).backward()
-    with FlopCounterMode(display=False) as evaluation, torch.no_grad():
-        predict(model.eval(), images)
+        method = cls(args, classes)
+        if getattr(args, "T_model", None):
+            method.teacher = models.create_model(args.T_model, classes).eval().requires_grad_(False)
+        images, labels = torch.empty(2, 3, size, size), torch.zeros(2, dtype=torch.int64)
+        with FlopCounterMode(display=False) as step:
+            terms, _ = method.loss(method.model, images, labels, 1.0)
+            terms.total.backward()
+        method.model.eval()
+        with FlopCounterMode(display=False) as evaluation, torch.no_grad():
+            method.predict(images)
     return step.get_total_flops() / 2, evaluation.get_total_flops() / 2
-
-
-@cache
-def forward(model: str, classes: int, size: int) -> float:
-    """Operations of one network's forward pass, for each image."""
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        models.create_model(model, classes).eval()(torch.empty(2, 3, size, size))
-    return counter.get_total_flops() / 2
 
 
 def known(script: str) -> str:
@@ -100,7 +94,7 @@ def main() -> None:
     p.add_argument("scripts", nargs="*", default=SCRIPTS, metavar="SCRIPT", type=known,
                    help=f"{', '.join(SCRIPTS)} (default: all)")
     p.add_argument("--tflops", type=utils.number(float, 0, open_end=True), default=2.0,
-                   help="10^12 operations that a GPU sustains in a second")
+                   help="10^12 operations that a GPU sustains per second")
     args = p.parse_args()
     print(f"| script | runs | of them new | 10^18 operations | GPU hours at {args.tflops:g} * 10^12 / s |\n"
           "| --- | ---: | ---: | ---: | ---: |")

@@ -2,8 +2,8 @@
 
     python benchmarks/loader.py
 
-Augmented and normalised images in the shape of CIFAR-10. Cached is the default of the training scripts, streamed their
---cache off. Plain's and streamed's workers have started, and seen an epoch, before the time is taken.
+Augmented and normalised images in the shape of CIFAR-10. Cached is the default of the training scripts; streamed is
+their --cache off. The workers of plain and streamed have loaded one epoch before the timing begins.
 
 Measured (two CPU cores, torch 2.14.1): plain 10,652 images/s; cached 147,737, 13.6 times as fast; streamed 19,702,
 1.86 times.
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler prints nothing; read when torch is imported
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # silences the profiler; read when torch is imported
 
 import torch
 from PIL import Image
@@ -31,7 +31,7 @@ from data_loader import Cached, Data, Loader, Split, Streamed
 
 
 class Images(Dataset):
-    """As torchvision's CIFAR10 does it: one image at a time, made a PIL image, then transformed."""
+    """Like torchvision's CIFAR10: each image becomes a PIL image and is then transformed."""
 
     def __init__(self, split: Split, transform: Callable[[Image.Image], Tensor]):
         self.split, self.transform = split, transform
@@ -55,7 +55,7 @@ def pil_pipeline(data: Data, batch_size: int, workers: int, device: torch.device
 
 
 class Epochs:
-    """Calling it passes through the next epoch of a loader, every batch to the device."""
+    """Each call loads the next epoch, and moves every batch to the device."""
 
     def __init__(self, loader: Iterable, device: torch.device):
         self.loader, self.device, self.epoch, self.images = loader, device, 0, 0
@@ -73,7 +73,7 @@ class Epochs:
 
 
 def private_memory(pid: int) -> int:
-    """Bytes that a process shares with no other (Linux; elsewhere 0)."""
+    """Bytes of memory that a process does not share (Linux; 0 on other systems)."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -83,9 +83,10 @@ def private_memory(pid: int) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     p = compare.parser(__doc__)
-    p.add_argument("--images", default=50000, type=utils.number(int, 2), help="in an epoch of the cached loader")
-    p.add_argument("--plain_images", default=10000, type=utils.number(int, 2), help="in an epoch of the slower ones")
-    p.add_argument("--workers", default=2, type=utils.number(int, 0), help="processes of the slower ones")
+    p.add_argument("--images", default=50000, type=utils.number(int, 2), help="images in an epoch of cached")
+    p.add_argument("--plain_images", default=10000, type=utils.number(int, 2),
+                   help="images in an epoch of plain and streamed")
+    p.add_argument("--workers", default=2, type=utils.number(int, 0), help="processes of plain and streamed")
     p.add_argument("--repeats", default=5, type=utils.number(int, 1), help="timed epochs of each loader")
     args = p.parse_args(argv)
     device = compare.start(args)
@@ -102,9 +103,10 @@ def main(argv: list[str] | None = None) -> None:
     seconds = compare.in_turns(epochs, args.repeats, device)
     per_image = {name: [s / epochs[name].images for s in seconds[name]] for name in epochs}
 
-    print(f"medians of {args.repeats} epochs of {args.images:,} images, "
-          f"of {len(part.train.labels):,} where {args.workers} workers prepare them")
-    print(compare.table(("", "images/s", "times as fast as plain", "data MiB", "peak MiB besides", "workers MiB"), *(
+    print(f"medians of {args.repeats} epochs of {args.images:,} images "
+          f"(plain and streamed: {len(part.train.labels):,} images, {args.workers} workers)")
+    header = "", "images/s", "times as fast as plain", "data MiB", "peak MiB without data", "workers MiB"
+    print(compare.table(header, *(
         (name, f"{1 / statistics.median(per_image[name]):,.0f}",
          compare.ratio(per_image["plain (PIL)"], per_image[name]), compare.mebibytes(kept[name]),
          compare.mebibytes(compare.peak_memory(epoch, device)),

@@ -3,9 +3,9 @@
     python benchmarks/step.py                                            # OKDDip, resnet32, batches of 128
     python benchmarks/step.py --method ONE --model vgg16 --compile
 
-Plain is what one writes first: NCHW, PyTorch's BatchNorm and default SGD; loops over the students in attention,
-cross-entropy and divergence; top-k by ``topk``; every figure read from the device at once. Both start from the same
-weights, and every term of their first losses must agree.
+Ours is a method of methods.py and its Trainer. Plain is what most people write first: NCHW, PyTorch's BatchNorm and
+default SGD; loops over the students in attention, cross-entropy and divergence; top-k by ``topk``; every metric read
+from the device at once. Both start from the same weights, and every term of their first losses must agree.
 
 Measured (two CPU cores, torch 2.14.1, --compile): plain 715 ms; ours 577 ms, 1.24 times as fast; compiled 576 ms, 1.24.
 Peak 447.7, 447.7 and 441.8 MiB. Ours: forward 208 ms, backward 384 ms, optimizer 2.8 ms, metrics 0.6 ms.
@@ -20,12 +20,10 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler prints nothing; read when torch is imported
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # silences the profiler; read when torch is imported
 
-import engine
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,67 +34,15 @@ import utils
 from benchmarks import compare
 from models.aggregation import Gate
 from models.architecture import BatchNorm
+from training.method import Method
+from training.step import AMP, Trainer
 
 CLASSES, LR, WD, T = 10, 0.1, 5e-4, 3.0
-WEIGHT = 0.5  # w(e), neither 0 nor 1: the losses agree only where both use it
-WARM_UP = 3  # steps; on a GPU, torch.compile traces in the first, records in the second
+EPOCH, NUM_EPOCHS = 40, 300  # w(e) = 0.29 in methods with a ramp-up: the losses agree only if both versions use it
+WARM_UP = 3  # steps; on a GPU, torch.compile traces in the first and records in the second
 
 
-# --- ours: the models and losses of this repository, as the training scripts put them together ------------------------
-
-
-def with_mean(z: Tensor) -> Tensor:
-    return torch.cat([z, z.mean(1, keepdim=True)], 1)
-
-
-def okddip(model, images, labels, weight):
-    peers, targets, leader = model(images)
-    return (losses.okddip_loss(peers, targets, leader, labels, weight, T),
-            torch.cat([peers, leader.unsqueeze(1), peers.mean(1, keepdim=True)], 1))
-
-
-def one(model, images, labels, weight):
-    z, e = model(images)
-    return losses.one_loss(z, e, labels, weight, T), torch.cat([with_mean(z), e.unsqueeze(1)], 1)
-
-
-def cl_ilr(model, images, labels, weight):
-    z, t = model(images)
-    return losses.cl_ilr_loss(z, t, labels, weight, T), with_mean(z)
-
-
-def individual(model, images, labels, weight):
-    z = model(images)
-    return losses.individual_loss(z, labels), with_mean(z)
-
-
-def dml(model, images, labels, weight):
-    z = model(images)
-    return losses.dml_loss(z, labels, T), with_mean(z)
-
-
-def baseline(model, images, labels, weight):
-    z = model(images)
-    return losses.individual_loss(z, labels), z.unsqueeze(1)
-
-
-class Ours:
-    """A training of engine.py's, step by step."""
-
-    def __init__(self, model: nn.Module, objective: Callable, device: torch.device, amp: str, compiled: bool = False):
-        method = engine.Method([], objective, predict=None, best="")
-        self.trainer = engine.Trainer(model, method, LR, WD, [], device, amp, compiled)
-        self.model, self.optimizer, self.tally = self.trainer.model, self.trainer.optimizer, self.trainer.tally
-        self.weight = torch.tensor(WEIGHT, device=device) if compiled else WEIGHT
-
-    def step(self, images: Tensor, labels: Tensor) -> None:
-        self.trainer.step(images, labels, self.weight)
-
-    def mean_terms(self) -> list[float]:
-        return self.tally.means()["terms"]
-
-
-# --- plain: each -> L_true, L_group, [logits of a row, ...] -----------------------------------------------------------
+# --- plain losses: model, images, labels -> L_true, L_group, [logits of each output, ...] ----------------------------
 
 
 def kl(t: Tensor, z: Tensor) -> Tensor:
@@ -129,7 +75,7 @@ def plain_okddip(model, images, labels):
         alpha = torch.softmax(torch.stack([(L_a * E_b).sum(1) for E_b in E], 1), 1)  # [B, m-1]
         targets.append(sum(alpha[:, b : b + 1] * z_b for b, z_b in enumerate(peers)))
     group = sum(kl(t, z_a) for t, z_a in zip(targets, peers, strict=True)) + kl(mean(peers), leader)
-    return cross_entropies(z, labels), group, [*z, mean(peers)]
+    return cross_entropies(z, labels), group, [leader, *peers, mean(peers)]
 
 
 def plain_one(model, images, labels):
@@ -163,33 +109,38 @@ def plain_baseline(model, images, labels):
     return F.cross_entropy(z, labels), torch.zeros((), device=images.device), [z]
 
 
-class Plain:
-    """The step as one writes it first. ``weight``: w(e); DML has no ramp-up."""
+PLAIN = {"OKDDip": plain_okddip, "ONE": plain_one, "CL-ILR": plain_cl_ilr, "Ind": plain_individual, "DML": plain_dml,
+         "baseline": plain_baseline}  # a name in methods.py -> its plain loss
 
-    def __init__(self, model: nn.Module, objective: Callable, device: torch.device, amp: str, weight: float):
-        self.model, self.objective, self.weight = with_torch_batch_norm(model).to(device), objective, weight
+
+class Plain:
+    """The plain step. Used like Trainer."""
+
+    def __init__(self, model: nn.Module, loss: Callable, device: torch.device, amp: str):
+        self.model, self.loss = with_torch_batch_norm(model).to(device), loss
         self.optimizer = torch.optim.SGD(self.model.parameters(), LR, momentum=0.9, nesterov=True, weight_decay=WD)
-        self.autocast = partial(torch.autocast, device.type, dtype=engine.AMP.get(amp), enabled=amp in engine.AMP)
+        self.autocast = partial(torch.autocast, device.type, dtype=AMP.get(amp), enabled=amp in AMP)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         self.steps, self.sums = 0, []
 
-    def step(self, images: Tensor, labels: Tensor) -> None:
+    def step(self, images: Tensor, labels: Tensor, weight: float) -> None:
         with self.autocast():
-            true, group, rows = self.objective(self.model, images, labels)
-            loss = true + self.weight * group
+            true, group, outputs = self.loss(self.model, images, labels)
+            total = true + weight * group
         self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(total).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        figures = [loss.item(), true.item(), group.item()]
-        for z in rows:
-            right = z.topk(5, 1).indices == labels.unsqueeze(1)  # [B, 5]
-            figures += [right[:, 0].float().mean().item(), right.any(1).float().mean().item()]
-        self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(figures), figures, strict=True)]
+        metrics = [total.item(), true.item(), group.item()]
+        for z in outputs:
+            correct = z.topk(5, 1).indices == labels.unsqueeze(1)  # [B, 5]
+            metrics += [correct[:, 0].float().mean().item(), correct.any(1).float().mean().item()]
+        self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(metrics), metrics, strict=True)]
         self.steps += 1
 
-    def mean_terms(self) -> list[float]:
-        return [s / self.steps for s in self.sums[:3]]
+    def means(self) -> dict[str, list]:
+        means = [s / self.steps for s in self.sums]
+        return {"terms": means[:3], "hits": [means[i : i + 2] for i in range(3, len(means), 2)]}
 
 
 def with_torch_batch_norm(module: nn.Module) -> nn.Module:
@@ -204,52 +155,35 @@ def with_torch_batch_norm(module: nn.Module) -> nn.Module:
     return module
 
 
-# --- the methods ------------------------------------------------------------------------------------------------------
-
-
-class Versions(NamedTuple):
-    """build(model's name, classes, branches); the objective, ours and plain; plain_weight: w(e) where it is plain."""
-
-    build: Callable[[str, int, int], nn.Module]
-    ours: Callable
-    plain: Callable
-    plain_weight: float = WEIGHT
-
-
-METHODS = {
-    "OKDDip": Versions(models.OKDDip, okddip, plain_okddip),
-    "ONE": Versions(models.ONE, one, plain_one),
-    "CL-ILR": Versions(models.CLILR, cl_ilr, plain_cl_ilr),
-    "Ind": Versions(models.Branches, individual, plain_individual),
-    "DML": Versions(partial(models.Branches, network_based=True), dml, plain_dml, plain_weight=1.0),
-    "baseline": Versions(lambda name, classes, branches: models.create_model(name, classes), baseline, plain_baseline),
-}
-
-
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def sections(model: nn.Module, objective: Callable, batch: tuple[Tensor, Tensor], amp: str, steps: int) -> str:
-    """Where a step of ours spends its time: between its parts the device is waited for."""
-    device, stamps = batch[0].device, []
+def ours(method: Method, device: torch.device, amp: str, compiled: bool = False) -> Trainer:
+    """A training of a copy of this method."""
+    return Trainer(copy.deepcopy(method), LR, WD, [], device, amp, compiled)
+
+
+def sections(trainer: Trainer, batch: tuple[Tensor, Tensor, float], steps: int) -> str:
+    """The times of the parts of our step. The benchmark waits for the device between the parts."""
+    stamps, loss = [], trainer.loss
 
     def stamp(*_):
-        compare.synchronise(device)
+        compare.synchronise(trainer.device)
         stamps.append(time.perf_counter())
 
     def stamped(*inputs):
-        outputs = objective(*inputs)
+        outputs = loss(*inputs)
         stamp()
         return outputs
 
-    ours = Ours(model, stamped, device, amp)
-    ours.optimizer.register_step_pre_hook(stamp)
-    ours.optimizer.register_step_post_hook(stamp)
+    trainer.loss = stamped
+    trainer.optimizer.register_step_pre_hook(stamp)
+    trainer.optimizer.register_step_post_hook(stamp)
     parts = {"forward": [], "backward": [], "optimizer": [], "metrics": []}
     for step in range(WARM_UP + steps):
         stamps.clear()
         stamp()
-        ours.step(*batch)
+        trainer.step(*batch)
         stamp()
         if step >= WARM_UP:
             for seconds, (begin, end) in zip(parts.values(), pairwise(stamps), strict=True):
@@ -257,11 +191,11 @@ def sections(model: nn.Module, objective: Callable, batch: tuple[Tensor, Tensor]
     return ", ".join(f"{name} {1000 * statistics.median(seconds):.1f} ms" for name, seconds in parts.items())
 
 
-def peak(contender: Ours | Plain, batch: tuple[Tensor, Tensor]) -> int:
-    """Bytes of weights, optimizer and one step's tensors together."""
+def peak(contender: Trainer | Plain, batch: tuple[Tensor, Tensor, float]) -> int:
+    """Bytes of weights, optimizer and the tensors of one step."""
     contender.optimizer.zero_grad()
 
-    def two_steps():  # the second begins with the gradients of the first, as a step in a training does
+    def two_steps():  # the second begins with the gradients of the first, as in a training
         contender.step(*batch)
         contender.step(*batch)
 
@@ -272,11 +206,11 @@ def peak(contender: Ours | Plain, batch: tuple[Tensor, Tensor]) -> int:
 
 def parse_args(argv: list[str] | None):
     p = compare.parser(__doc__)
-    p.add_argument("--method", default="OKDDip", choices=METHODS, help="what is trained")
+    p.add_argument("--method", default="OKDDip", choices=PLAIN, help="the method to train")
     p.add_argument("--model", default="resnet32", choices=models.NETWORKS, metavar="NAME", help="network")
     p.add_argument("--num_branches", default=4, type=utils.num_branches, help="m, students")
     p.add_argument("--pairs", default=10, type=utils.number(int, 1), help="timed steps of each version")
-    p.add_argument("--compile", action="store_true", help="besides, ours with torch.compile")
+    p.add_argument("--compile", action="store_true", help="also measure ours with torch.compile")
     compare.precision_flags(p)
     return p.parse_args(argv)
 
@@ -284,21 +218,22 @@ def parse_args(argv: list[str] | None):
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     device = compare.start(args)
-    build, objective, plain_objective, plain_weight = METHODS[args.method]
-    model = build(args.model, CLASSES, args.num_branches)
+    method = compare.method(args.method, CLASSES, model=args.model, num_branches=args.num_branches)
     images = torch.randn(args.batch_size, 3, 32, 32, device=device)
     labels = torch.randint(CLASSES, (args.batch_size,), device=device)
-    batch = images.contiguous(memory_format=torch.channels_last), labels  # as our loaders give it
+    weight = method.ramp_up(EPOCH, NUM_EPOCHS)
+    batch = images.contiguous(memory_format=torch.channels_last), labels, weight  # as our loaders give it
 
-    plain = Plain(copy.deepcopy(model), plain_objective, device, args.amp, plain_weight)
-    contenders = {"plain": (plain, (images, labels)),
-                  "ours": (Ours(copy.deepcopy(model), objective, device, args.amp), batch)}
+    plain = Plain(copy.deepcopy(method.model), PLAIN[args.method], device, args.amp)
+    contenders = {"plain": (plain, (images, labels, weight)), "ours": (ours(method, device, args.amp), batch)}
     if args.compile:
-        contenders["ours, compiled"] = Ours(copy.deepcopy(model), objective, device, args.amp, compiled=True), batch
+        weight = torch.tensor(weight, device=device)
+        contenders["ours, compiled"] = ours(method, device, args.amp, compiled=True), (*batch[:2], weight)
     steps = {name: partial(contender.step, *inputs) for name, (contender, inputs) in contenders.items()}
     compare.in_turns(steps, 1, device)
-    for name, (contender, _) in contenders.items():  # each term: beside the true loss, the group's is small at first
-        for term, a, b in zip(losses.Terms._fields, contender.mean_terms(), plain.mean_terms(), strict=True):
+    for name, (contender, _) in contenders.items():  # each term, because the group's loss is small at first
+        terms = zip(losses.Terms._fields, contender.means()["terms"], plain.means()["terms"], strict=True)
+        for term, a, b in terms:
             compare.must_agree(f"{term} loss of the first step, {name}:", a, b, compare.tolerance(args))
     compare.in_turns(steps, WARM_UP - 1, device)
     seconds = compare.in_turns(steps, args.pairs, device)
@@ -306,10 +241,10 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.method}, {args.model}, batches of {args.batch_size}, amp {args.amp}: medians of {args.pairs} steps")
     print(compare.table(("", "ms/step", "times as fast as plain", "peak MiB"), *(
         (name, f"{1000 * statistics.median(seconds[name]):.1f}", compare.ratio(seconds["plain"], seconds[name]),
-         # the memory of CUDA graphs is not seen from outside
+         # memory of CUDA graphs cannot be measured from outside
          "-" if name == "ours, compiled" and device.type == "cuda" else compare.mebibytes(peak(*contenders[name])))
         for name in contenders)))
-    print(f"a step of ours: {sections(model, objective, batch, args.amp, args.pairs)}")
+    print(f"a step of ours: {sections(ours(method, device, args.amp), batch, args.pairs)}")
 
 
 if __name__ == "__main__":
