@@ -1,0 +1,30 @@
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import compare, loader
+
+CPU = torch.device("cpu")
+
+
+def test_plain_loader_gives_what_ours_gives():
+    data = compare.random_data(40, 0, seed=0)
+    plain = next(iter(loader.pil_pipeline(data, 16, 0, CPU)))
+    ours = next(iter(loader.Cached(data.train, data, 16, CPU, augment=True)))
+    for a, b in zip(plain, ours, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    assert plain[0].mean().item() == pytest.approx(ours[0].mean().item(), abs=0.1)
+    assert plain[0].std().item() == pytest.approx(ours[0].std().item(), abs=0.1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux reports private memory")
+def test_private_memory():
+    before = loader.private_memory(os.getpid())
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # malloc may reuse memory that the process already has
+    with mmap.mmap(-1, 2**26, flags=private) as kept:
+        kept[::mmap.PAGESIZE] = b"x" * (len(kept) // mmap.PAGESIZE)
+        after = loader.private_memory(os.getpid())
+    assert after - before == pytest.approx(2**26, rel=0.1)

@@ -1,0 +1,62 @@
+import copy
+
+import pytest
+import torch
+
+import losses
+from benchmarks import compare, step
+from training.method import SingleNetwork
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", step.PLAIN)
+def test_plain_steps_compute_the_same(name):
+    """In float64, three steps: losses and correct answers. The losses depend on the gradients of the steps before."""
+    torch.manual_seed(0)
+    method = compare.method(name, 10, model="resnet8", num_branches=3)
+    method.model.double()
+    images, labels = torch.randn(8, 3, 32, 32, dtype=torch.float64), torch.randint(10, (8,))
+    ours, plain = step.ours(method, CPU, "off"), step.Plain(method.model, step.PLAIN[name], CPU, "off")
+    for _ in range(3):
+        for contender in (ours, plain):
+            contender.step(images, labels, method.ramp_up(step.EPOCH, step.NUM_EPOCHS))
+        found, expected = ours.means(), plain.means()
+        assert found["terms"] == pytest.approx(expected["terms"], 1e-9)
+        assert sum(found["hits"], []) == pytest.approx(sum(expected["hits"], []), 1e-9)
+    assert not any(isinstance(m, step.BatchNorm) for m in plain.model.modules())
+
+
+@pytest.mark.parametrize("name", step.PLAIN)
+def test_both_versions_must_use_the_weight_of_the_group_loss(name):
+    """With 0 or 1, a version that forgets w(e) would agree. DML and the baseline have no ramp-up."""
+    weight = compare.method(name, 10, model="resnet8").ramp_up(step.EPOCH, step.NUM_EPOCHS)
+    assert weight == 1 if name in ("DML", "baseline") else 0.1 < weight < 0.9
+
+
+def test_peak_memory_of_a_step():
+    """A million weights. Ours holds weights, momentum and gradients; plain also two sums in its optimizer."""
+    class Linear(SingleNetwork):
+        def loss(self, model, images, labels, weight):
+            z = model(images)
+            return losses.Terms(z.sum(), z.sum(), z.sum()), z.unsqueeze(1)
+
+    def plain_loss(model, images, labels):
+        z = model(images)
+        return z.sum(), z.sum(), []
+
+    net, batch = torch.nn.Linear(1000, 1000, bias=False), (torch.zeros(1, 1000), torch.zeros(1, dtype=torch.int64), 0.0)
+    for contender, copies in ((step.Plain(copy.deepcopy(net), plain_loss, CPU, "off"), 5),
+                              (step.ours(Linear(net), CPU, "off"), 3)):
+        contender.step(*batch)
+        assert step.peak(contender, batch) / 4e6 == pytest.approx(copies, abs=0.02)
+
+
+def test_two_versions_that_disagree_end_the_benchmark(monkeypatch):
+    def wrong(*inputs):
+        true, group, outputs = step.plain_okddip(*inputs)
+        return true, 1.01 * group, outputs
+
+    monkeypatch.setitem(step.PLAIN, "OKDDip", wrong)
+    with pytest.raises(SystemExit, match="group loss of the first step, ours"):
+        step.main(["--model", "resnet8", "--batch_size", "8", "--device", "cpu"])

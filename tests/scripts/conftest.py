@@ -1,0 +1,18 @@
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """shell("table2", "--amp", "bf16", SEEDS="0") runs scripts/table2.sh; -> the finished process."""
+
+    def start(name, *flags, **environment):
+        environment = {"SAVE_DIR": str(tmp_path / "runs"), "PYTHON": sys.executable, **environment}
+        return subprocess.run(["sh", ROOT / "scripts" / f"{name}.sh", *flags], capture_output=True, text=True,
+                              cwd=tmp_path, env=os.environ | environment)
+
+    return start

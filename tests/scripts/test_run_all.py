@@ -1,0 +1,142 @@
+"""How the scripts run their command lines. Most tests replace Python by a stand-in that records its arguments."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+
+def test_tables_4_and_5_on_the_digits(shell, tmp_path):
+    """Real trainings. The run that both tables need is made once, and the report shows every run."""
+    quick = {"SEEDS": "0", "EPOCHS": "1", "MODELS": "resnet8", "DATASETS": "DIGITS"}
+    for name, runs in (("table4", 4), ("table5", 6)):
+        done = shell(name, "--device", "cpu", "--batch_size", "512", **quick)
+        assert done.returncode == 0, done.stderr
+        assert f"{runs} of {runs} runs are complete" in done.stdout
+    assert done.stdout.count("is complete: 1 epochs") == 1
+    report = subprocess.run([sys.executable, ROOT / "report.py", "--json", tmp_path / "runs"], capture_output=True,
+                            text=True, check=True)
+    (section,) = json.loads(report.stdout)["sections"]
+    (row,) = section["tables"][0]["rows"]
+    assert sum(len(cell["groups"]) for cell in row["cells"]) == 9  # the run without a leader is in both
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """stand_in(body) -> a PYTHON that runs the shell code ``body`` instead of a training, and all other scripts."""
+
+    def make(body):
+        path = tmp_path / "stand_in"
+        path.write_text(f"#!/bin/sh\nlog={tmp_path}/log\n"
+                        f"case $1 in train*) ;; *) exec {sys.executable} \"$@\" ;; esac\n{body}")
+        path.chmod(0o755)
+        return str(path)
+
+    return make
+
+
+def log(tmp_path):
+    path = tmp_path / "log"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def gpu_of(line):
+    return shlex.split(line)[-1]
+
+
+def test_one_run_at_a_time_on_each_gpu(shell, stand_in, tmp_path):
+    python = stand_in('echo "start $@" >> $log\nsleep 0.3\necho "end $@" >> $log\n')
+    done = shell("table5", PYTHON=python, GPUS="0 3", SEEDS="0")
+    assert done.returncode == 0 and "6 of 6 runs are complete" in done.stdout
+    running = []
+    for line in log(tmp_path):
+        gpu = gpu_of(line)
+        running.append(gpu) if line.startswith("start") else running.remove(gpu)
+        assert len(set(running)) == len(running) and set(running) <= {"0", "3"}
+    assert {gpu_of(line) for line in log(tmp_path)} == {"0", "3"} and len(log(tmp_path)) == 12
+
+
+def test_students_wait_for_their_teachers(shell, stand_in, tmp_path):
+    python = stand_in('echo "start $@" >> $log\nsleep 0.2\necho "end $@" >> $log\n')
+    assert shell("table6", PYTHON=python, GPUS="0 1 2 3", SEEDS="0").returncode == 0
+    lines = log(tmp_path)
+    first = next(i for i, line in enumerate(lines) if "--T_model_path" in line)
+    assert all("--T_model_path" in line for line in lines[first:]) and first == 2 * 4
+
+
+@pytest.mark.parametrize("gpus", ["", "0 1"])
+def test_a_failing_run_does_not_stop_the_others(shell, stand_in, tmp_path, gpus):
+    python = stand_in('case "$@" in *entropy*) echo "error: diverged" >&2; exit 2 ;; esac\necho "$@" >> $log\n')
+    done = shell("table5", PYTHON=python, SEEDS="0", GPUS=gpus)
+    assert done.returncode == 1 and "5 of 6 runs are complete" in done.stdout and len(log(tmp_path)) == 5
+    assert "error: diverged" in done.stderr and "entropy" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_after_three_failures_and_no_success_no_more_runs_start(shell, stand_in, tmp_path):
+    python = stand_in('echo "$@" >> $log\necho "error: no data" >&2\nexit 2\n')
+    done = shell("table2", PYTHON=python)
+    assert done.returncode == 1 and len(log(tmp_path)) == 3 and done.stderr.count("error: no data") == 3
+    assert "the first 3 runs failed" in done.stderr and "are complete" not in done.stdout
+    done = shell("study", PYTHON=python, METHODS="baseline")
+    assert "0 of 3 runs are complete" in done.stdout and "not started" not in done.stderr
+
+
+def test_a_first_run_that_fails_does_not_stop_the_others(shell, stand_in, tmp_path):
+    """It happens if a script is killed and started again while its first training still runs."""
+    python = stand_in('case "$@" in *random*) exit 2 ;; esac\necho "$@" >> $log\n')
+    done = shell("table5", PYTHON=python, SEEDS="0")
+    assert done.returncode == 1 and "5 of 6 runs are complete" in done.stdout and "1 run failed" in done.stderr
+    assert len(log(tmp_path)) == 5
+
+
+def take_signals():
+    """Take SIGINT again. Background processes of a shell script ignore it, and so do their children, such as tests."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_once_and_nothing_starts_after_it(stand_in, tmp_path, number):
+    python = stand_in('trap "echo stopped >> $log; exit 143" TERM\necho start >> $log\nwhile :; do sleep 0.1; done\n')
+    process = subprocess.Popen(["sh", ROOT / "scripts" / "table5.sh"], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHON": python},
+                               preexec_fn=take_signals)
+    while not log(tmp_path):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number and "start the script again" in errors
+    assert log(tmp_path) == ["start", "stopped"]
+
+
+def test_a_student_of_a_failed_teacher_does_not_start(shell, stand_in, tmp_path):
+    python = stand_in('case "$*" in *"--model resnet110 --dataset CIFAR100"*) exit 2 ;; esac\necho "$@" >> $log\n')
+    done = shell("table6", PYTHON=python, SEEDS="0")
+    assert done.returncode == 1 and done.stderr.count("teacher's run has failed") == 2
+    students = [line for line in log(tmp_path) if "--T_model_path" in line]
+    assert len(students) == 2 and all("CIFAR10 " in line for line in students)
+
+
+def test_a_run_that_cannot_start_has_failed(shell, stand_in, tmp_path):
+    """The first run deletes the Python of the others."""
+    python = stand_in(f'echo "$@" >> $log\nrm {tmp_path}/stand_in\n')
+    done = shell("table5", PYTHON=python, SEEDS="0")
+    assert done.returncode == 1 and "1 of 6 runs are complete" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_nohup_ignores_sighup(stand_in, tmp_path):
+    python = stand_in('echo start >> $log\nsleep 0.5\n')
+    process = subprocess.Popen(["nohup", "sh", ROOT / "scripts" / "table5.sh"], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, env=os.environ | {"PYTHON": python, "SEEDS": "0"})
+    while not log(tmp_path):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=30) == 0 and log(tmp_path) == ["start"] * 6

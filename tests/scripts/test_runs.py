@@ -1,0 +1,130 @@
+"""The scripts of the paper's tables and figures: the command lines that they print."""
+
+import json
+import shlex
+import shutil
+import sys
+
+import pytest
+from conftest import ROOT
+
+from methods import METHODS
+
+SEVEN = ["train.py", "train_one.py --ind", "train_DML.py", "train_one.py --avg --bpscale", "train_one.py",
+         "train_GL.py --MulStu", "train_GL.py"]
+RUNS = {"table1": 105, "table2": 105, "table3": 18, "table4": 36, "table5": 18, "table6": 24, "figure3": 54,
+           "figure4": 12, "study": 25}  # script -> number of runs
+
+
+@pytest.fixture
+def listed(shell):
+    """listed("table2", SEEDS="0") -> the words of each command line, from the training script on."""
+
+    def dry_run(name, *flags, **environment):
+        done = shell(name, *flags, DRY_RUN="1", **environment)
+        assert done.returncode == 0 and done.stderr == ""
+        lines = done.stdout.splitlines()
+        assert all(line.startswith("python train") for line in lines) and len(set(lines)) == len(lines)
+        return [shlex.split(line)[1:] for line in lines]
+
+    return dry_run
+
+
+def flag(command, name):
+    return command[command.index(name) + 1] if name in command else None
+
+
+def test_table2_is_five_networks_seven_methods_three_seeds(listed):
+    commands = listed("table2")
+    assert len(commands) == 105
+    cells = {(flag(c, "--model"), flag(c, "--seed"), tuple(c[:c.index("--model")])) for c in commands}
+    branch_based = {"train_one.py --ind", "train_one.py --avg --bpscale", "train_one.py", "train_GL.py"}
+    assert cells == {
+        (model, str(seed), tuple(shlex.split(m + " --dropout 0.5" * (model == "vgg16" and m in branch_based))))
+        for model in ("densenetd40k12", "resnet32", "vgg16", "resnet110", "wide_resnet20_8") for seed in range(3)
+        for m in SEVEN}
+    assert all(flag(c, "--dataset") == "CIFAR100" and flag(c, "--resume") == "auto" for c in commands)
+    assert len({flag(c, "--version") for c in commands}) == 3  # a folder for each seed
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_number_of_runs(listed, name):
+    assert len(listed(name)) == RUNS[name]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_run_is_of_a_method_in_methods_py(listed, name):
+    commands = [(entry.module + ".py", set(entry.flags.split())) for entry in METHODS.values()]
+    for script, *flags in listed(name, SEEDS="0"):
+        assert any(script == known and chosen <= set(flags) for known, chosen in commands)
+
+
+def test_the_committed_results_are_the_study_and_all_of_it(listed):
+    """The words of each command are compared, because the order of the flags has changed since."""
+    records = (ROOT / "results" / "study").rglob("parameters.json")
+    made = [sorted(shlex.split(json.loads(path.read_text())["command"])) for path in records]
+    assert sorted(made) == sorted(map(sorted, listed("study", SAVE_DIR="./runs/study")))
+
+
+def test_table5_and_table6(listed):
+    kinds = {flag(c, "--aggregation") or ("one level" if "--no_leader" in c else "full") for c in listed("table5")}
+    assert kinds == {"random", "entropy", "mean", "symmetric", "one level", "full"}
+    students = [c for c in listed("table6") if "--T_model" in c]
+    teachers = {f"{flag(c, '--save_dir')}/{flag(c, '--dataset')}/{flag(c, '--model')}_{flag(c, '--version')}"
+                for c in listed("table6") if c[0] == "train.py"}
+    assert len(students) == 12 and {flag(c, "--T_model_path") for c in students} == teachers
+
+
+def test_tables_share_their_runs(listed):
+    two = {tuple(c) for c in listed("table2")}
+    assert sum(tuple(c) in two for c in listed("table4")) == 27
+    assert sum(tuple(c) in two for c in listed("figure3")) == 9
+    assert all(tuple(c) in two for c in listed("figure4"))
+    sizes = [c for c in listed("figure3") if tuple(c) not in two]
+    assert {flag(c, "--num_branches") for c in sizes} == set("35678")
+    assert all(flag(c, "--version") == f"m{flag(c, '--num_branches')}_seed{flag(c, '--seed')}" for c in sizes)
+
+
+def test_the_environment_and_flags(listed):
+    (command,) = listed("figure4", "--amp", "bf16", "--data_dir", "with space", SEEDS="7", EPOCHS="5", DATA_DIR="it's",
+                        MODELS="resnet8", DATASETS="DIGITS", LENGTH="2")[:1]
+    assert flag(command, "--seed") == "7" and flag(command, "--num_epochs") == "5" and flag(command, "--length") == "2"
+    assert flag(command, "--data_dir") == "it's" and flag(command, "--model") == "resnet8"
+    assert command[-4:] == ["--amp", "bf16", "--data_dir", "with space"]
+
+
+def test_lengths_do_not_share_a_folder(listed):
+    places = {flag(listed("table5", EPOCHS=epochs, SAVE_DIR="")[0], "--save_dir") for epochs in ("", "1", "300")}
+    assert len(places) == 3
+
+
+@pytest.mark.parametrize("script, variable", [("table1", "SEEDS"), ("study", "SEEDS"), ("figure3", "BRANCHES")])
+@pytest.mark.parametrize("dry", ["", "1"])
+def test_nothing_to_run_is_an_error(shell, script, variable, dry):
+    done = shell(script, DRY_RUN=dry, **{variable: " "})
+    assert done.returncode == 2 and done.stdout == "" and variable in done.stderr
+
+
+def test_unknown_method(shell):
+    done = shell("study", METHODS="OKDip")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.endswith("error: unknown method OKDip\n")
+
+
+def test_methods_with_flags_and_teacher(listed):
+    teacher, baseline, others, taught = listed("study", METHODS="baseline OKDDip:--aggregation:others OKDDip+KD",
+                                               SEEDS="0")
+    assert flag(teacher, "--model") == "resnet20" and baseline[0] == "train.py" and "--length" not in baseline
+    assert others[:5] == ["train_GL.py", "--aggregation", "others", "--length", "2"]
+    assert taught[:3] == ["train_GL.py", "--T_model", "resnet20"] and flag(taught, "--T_model_path").endswith("_seed0")
+
+
+def test_without_python_the_commands_are_still_printed(shell, listed, tmp_path):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in ("sh", "dirname", "sed", "tr"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    (tools / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tools / "python3").chmod(0o755)
+    assert listed("table5", PATH=str(tools), PYTHON="") == listed("table5")
+    done = shell("table5", PATH=str(tools), PYTHON="")
+    assert done.returncode == 127 and done.stderr.startswith("error: python not found")
