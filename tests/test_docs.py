@@ -1,8 +1,12 @@
-"""README.md as it stands: its commands, one after another, on the digits and for one epoch; its code; its links."""
+"""README.md, CONTRIBUTING.md and docs/ as they are: their commands, code, links, and what they say about the code.
+
+Commands run one after another, as a reader would type them, on a few digits and for one epoch.
+"""
 
 import ast
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -14,17 +18,31 @@ from conftest import ROOT
 from PIL import Image
 
 import data_loader
+import methods
 
-TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-LINES = [re.sub(r"\s+#.*", "", line) for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line]
-PYTHON = [block for kind, block in BLOCKS if kind == "python"]
-TRAININGS = [line for line in LINES if line.startswith("python train") and "--resume" not in line]
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+TEXT = {page: (ROOT / page).read_text() for page in PAGES}
+BLOCKS = {page: re.findall(r"^```(\w+)\n(.*?)^```$", TEXT[page], re.MULTILINE | re.DOTALL) for page in PAGES}
+EXTENDING = "docs/extending.md"  # its code is written into a copy of the repository, and its commands run there
+QUICK = ["--num_epochs", "1", "--train_size", "256", "--device", "cpu"]
+
+
+def blocks(kind, page):
+    """The code blocks of a page, of one language."""
+    return [block for language, block in BLOCKS[page] if language == kind]
+
+
+def commands(page):
+    """The lines of a page's shell blocks, without comments."""
+    return [re.sub(r"\s+#.*", "", line) for block in blocks("sh", page) for line in block.splitlines() if line]
+
+
+LINES = list(dict.fromkeys(line for page in PAGES if page != EXTENDING for line in commands(page)))
 RESUMED = [line for line in LINES if "--resume" in line]
+TRAININGS = [line for line in LINES if line.startswith("python train") and line not in RESUMED]
 EVALUATIONS = [line for line in LINES if line.startswith("python evaluate.py")]
 REPORTS = [line for line in LINES if line.startswith("python report.py")]
 SCRIPTS = [line for line in LINES if re.search(r"(^| )sh scripts/", line)]
-QUICK = ["--num_epochs", "1", "--device", "cpu"]
 
 
 def on_the_digits(line):
@@ -43,18 +61,20 @@ def folder(tmp_path_factory):
     return where
 
 
-def test_no_command_is_left_out():
-    """What sets up an environment is run by hand, and by scripts/setup.sh before these tests are."""
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_command_is_tested():
+    """Except the one that sets up an environment. scripts/setup.sh does the same before these tests run."""
     rest = [line for line in LINES if line not in TRAININGS + RESUMED + EVALUATIONS + REPORTS + SCRIPTS]
     assert rest == ["python -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt"]
-    assert len(TRAININGS) == len(set(TRAININGS)) == 10 and len(RESUMED) == 2 and EVALUATIONS and REPORTS and SCRIPTS
 
 
 @pytest.mark.parametrize("command", TRAININGS)
 def test_training(command, folder, script):
     _, name, *flags = on_the_digits(command)
     before = set(folder.rglob("summary.json"))
-    version = ["--version", "own_images"] if "path/to/images" in command else []  # else it is a run that was made
+    version = ["--version", "own_images"] if "path/to/images" in command else []  # otherwise this run exists already
     done = script(name, *flags, *QUICK, *version, cwd=folder)
     assert done.returncode == 0, done.stderr
     (made,) = set(folder.rglob("summary.json")) - before
@@ -77,7 +97,7 @@ def test_resuming(command, folder):
 @pytest.mark.parametrize("command", EVALUATIONS)
 def test_evaluation(command, folder, script):
     _, name, *flags = on_the_digits(command)
-    done = script(name, *flags, *QUICK[2:], cwd=folder)
+    done = script(name, *flags, "--device", "cpu", cwd=folder)
     assert done.returncode == 0 and done.stdout, done.stderr
 
 
@@ -98,8 +118,8 @@ def test_shell_script(command):
 def test_network_based_groups(folder, script, image_folder):
     root = image_folder()
     for flags in (["train_GL.py"], ["train_one.py", "--ind"], ["train_one.py", "--avg"]):
-        done = script(*flags, "--model", "resnet8", "--dataset", "folder", "--batch_size", "8", "--MulStu", *QUICK,
-                      "--data_dir", root, cwd=folder)
+        done = script(*flags, "--model", "resnet8", "--dataset", "folder", "--batch_size", "8", "--MulStu",
+                      "--num_epochs", "1", "--device", "cpu", "--data_dir", root, cwd=folder)
         assert done.returncode == 0, done.stderr
     assert {p.parent.name for p in (folder / "folder").glob("*-N/resnet8")} == {"OKDDip-N", "Ind-N", "CL-N"}
 
@@ -107,7 +127,7 @@ def test_network_based_groups(folder, script, image_folder):
 def test_a_lone_peer_runs_and_warns(folder, script):
     done = script("train_GL.py", "--model", "resnet8", "--dataset", "DIGITS", "--num_branches", "2", "--version",
                   "lone", *QUICK, cwd=folder)
-    assert done.returncode == 0 and "nobody but itself" in done.stderr
+    assert done.returncode == 0 and "can attend only to itself" in done.stderr
 
 
 def test_own_images(folder, script, image_folder):
@@ -125,10 +145,12 @@ def test_own_images(folder, script, image_folder):
 
 @pytest.fixture
 def copy(tmp_path):
-    """The code alone, to be changed."""
+    """A copy of the code that a test may change."""
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)
-    shutil.copytree(ROOT / "models", tmp_path / "models")
+    packages = [path.parent for path in ROOT.glob("*/__init__.py")]
+    for path in (*packages, ROOT / "scripts", ROOT / "results"):
+        shutil.copytree(path, tmp_path / path.name, ignore=shutil.ignore_patterns("__pycache__", "study", "figures"))
     return tmp_path
 
 
@@ -137,51 +159,103 @@ def python(where, *words):
 
 
 def code_with(word):
-    (block,) = [block for block in PYTHON if word in block]
-    assert len(block.splitlines()) < 30
+    """The Python block of docs/extending.md that has this word."""
+    (block,) = [block for block in blocks("python", EXTENDING) if word in block]
     return block
+
+
+def insert(path, before, text):
+    """Write ``text`` in front of the only place in a file that reads ``before``."""
+    content = path.read_text()
+    assert content.count(before) == 1, f"{path.name} has no single place that reads {before!r}"
+    path.write_text(content.replace(before, text + before))
+
+
+def extending(word):
+    """The commands of docs/extending.md that have this word: on the digits, with a small network."""
+    return [line.replace("resnet32", "resnet8") for line in commands(EXTENDING) if word in line]
+
+
+def test_every_command_about_extending_is_tested():
+    assert set(commands(EXTENDING)) == {line for word in ("tiny", "mean", "Mean") for line in commands(EXTENDING)
+                                        if word in line}
 
 
 def test_adding_a_network(copy):
     (copy / "models" / "tiny.py").write_text(code_with("NETWORKS = "))
-    registry = copy / "models" / "registry.py"
-    text = registry.read_text().replace("from . import densenet", "from . import tiny, densenet")
-    registry.write_text(text.replace("**imagenet.NETWORKS}", "**imagenet.NETWORKS, **tiny.NETWORKS}"))
-    for script, *flags in (["train.py"], ["train_GL.py"], ["train_GL.py", "--MulStu"], ["train_one.py"]):
-        done = python(copy, script, "--model", "tiny", "--dataset", "DIGITS", *flags, *QUICK)
+    insert(copy / "models" / "registry.py", "densenet, imagenet", "tiny, ")
+    insert(copy / "models" / "registry.py", "**densenet.NETWORKS", "**tiny.NETWORKS, ")
+    (command,) = extending("--model tiny")
+    for words in (on_the_digits(command)[1:], ["train.py"], ["train_GL.py", "--MulStu"], ["train_one.py"]):
+        done = python(copy, *words, "--model", "tiny", "--dataset", "DIGITS", *QUICK)
         assert done.returncode == 0, done.stderr
 
 
-def test_adding_a_method(copy):
-    (copy / "train_mean.py").write_text(code_with("with_mean"))
-    flags = ["train_mean.py", "--model", "resnet8", "--dataset", "DIGITS", "--device", "cpu"]
-    done = python(copy, *flags, "--num_epochs", "1", "--loss", "CE")
+@pytest.fixture
+def with_mean(copy):
+    """The copy with the method of docs/extending.md: its script, and its one line in METHODS."""
+    (copy / "train_mean.py").write_text(code_with("class Mean(Group)"))
+    insert(copy / "methods.py", '    "baseline": Entry(', code_with("Entry("))
+    return copy
+
+
+def test_adding_a_method(with_mean):
+    first, continued = extending("train_mean.py")
+    for command, epochs, printed in ((first, "1", "mean of the students"),
+                                     (continued, "2", "continues after 1 epochs")):
+        done = python(with_mean, *on_the_digits(command)[1:], *QUICK, "--num_epochs", epochs)
+        assert done.returncode == 0 and printed in done.stdout, done.stderr
+
+
+def test_an_added_method_is_evaluated_and_exported(with_mean):
+    command, _ = extending("train_mean.py")
+    assert python(with_mean, *on_the_digits(command)[1:], *QUICK).returncode == 0
+    (command,) = extending("evaluate.py")
+    words = on_the_digits(command)
+    done = python(with_mean, *words[1:], "--device", "cpu")
+    assert done.returncode == 0 and (with_mean / words[words.index("--export") + 1]).exists(), done.stderr
+    done = python(with_mean, "evaluate.py", "DIGITS/Mean/resnet8", "--device", "cpu")
     assert done.returncode == 0 and "mean of the students" in done.stdout, done.stderr
-    again = python(copy, *flags, "--num_epochs", "2", "--loss", "CE", "--resume", "auto")
-    assert again.returncode == 0 and "continues after 1 epochs" in again.stdout, again.stderr
-    command = copy / "evaluate.py"
-    text = command.read_text().replace("import train_kd\n", "import train_kd\nimport train_mean\n")
-    command.write_text(text.replace('SCRIPTS = {', 'SCRIPTS = {"Mean": train_mean, '))
-    done = python(copy, "evaluate.py", "DIGITS/Mean/resnet8", "--branch", "1", "--export", "one.pth")
-    assert done.returncode == 0 and (copy / "one.pth").exists(), done.stderr
 
 
-@pytest.mark.parametrize("block", [block for block in PYTHON if not re.search("with_mean|NETWORKS = ", block)])
+def test_an_added_method_is_reported(with_mean):
+    command, _ = extending("train_mean.py")
+    assert python(with_mean, *on_the_digits(command)[1:], *QUICK).returncode == 0
+    (command,) = extending("report.py")
+    done = python(with_mean, *on_the_digits(command)[1:])
+    assert done.returncode == 0, done.stderr
+    header = next(line for line in done.stdout.splitlines() if line.startswith("|"))
+    assert "Mean" in [cell.strip() for cell in header.split("|")]
+
+
+def test_an_added_method_joins_the_study(with_mean):
+    (command,) = extending("study.sh")
+    done = subprocess.run(["sh", "-c", command], cwd=with_mean, capture_output=True, text=True,
+                          env=os.environ | {"DRY_RUN": "1", "SEEDS": "0"})
+    assert done.returncode == 0, done.stderr
+    _, line = done.stdout.splitlines()
+    words = shlex.split(line)
+    assert words[1] == "train_mean.py"
+    done = python(with_mean, *words[1:], "--dataset", "DIGITS", *QUICK)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", [block for page in PAGES if page != EXTENDING for block in blocks("python", page)])
 def test_code(block, folder):
-    """What loads a leader: after the commands that make one, with this clone on the path."""
+    """What loads a network: after the commands that make one, with this clone on the path."""
     block = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + block.replace("CIFAR10", "DIGITS")
     done = python(folder, "-c", block)
     assert done.returncode == 0, done.stderr
 
 
-# --- words ------------------------------------------------------------------------------------------------------------
+# --- links ------------------------------------------------------------------------------------------------------------
 
 
 def slug(heading):
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md"])
+@pytest.mark.parametrize("name", [*PAGES, "CHANGELOG.md", "results/README.md"])
 def test_links_resolve(name):
     text = (ROOT / name).read_text()
     for link in re.findall(r"\]\(([^)]+)\)", text):
@@ -193,54 +267,120 @@ def test_links_resolve(name):
         assert not anchor or anchor in map(slug, re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)), link
 
 
-def table_under(heading):
-    part = TEXT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    lines = [line for line in part.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+def tests_by_name():
+    """The name of each test function -> the files that define it."""
+    found = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                found.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
+    return found
 
 
-def test_every_difference_has_a_test_that_is_there():
-    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
-    rows = table_under("Differences from the authors' code")
-    assert len(rows) >= 20
-    for *_, held in rows:
-        names = re.findall(r"`(test_\w+)`", held)
-        assert names or held == "the same" or re.search(r"tests/test_\w+\.py", held), held
-        assert all(f"def {name}(" in tests for name in names), held
+def places(page):
+    """Links such as [`OKDDip.forward`](../models/branches.py) -> (name, path from the root)."""
+    links = re.findall(r"\[`([\w.]+)`\]\(([^)]+\.py)\)", TEXT[page])
+    return [(name, os.path.relpath((ROOT / page).parent / path, ROOT)) for name, path in links]
 
 
-def test_every_equation_is_where_it_is_said_to_be():
-    modules = [importlib.import_module(name) for name in
-               ("models.aggregation", "models.branches", "losses", "engine", "run")]
-    for _, place in table_under("Where each equation is"):
-        names = [name for name in re.findall(r"`([\w.]+)`", place) if not name.startswith("--")]
-        assert names
-        for name in names:
-            first, _, rest = name.partition(".")
-            assert any(hasattr(getattr(module, first, None), rest or "__name__") for module in modules), name
+@pytest.mark.parametrize("page", PAGES)
+def test_what_is_named_is_in_the_file_that_is_linked(page):
+    tests = tests_by_name()
+    for name, path in places(page):
+        if path.startswith("tests"):
+            assert path in tests.get(name, []), f"{name} is in {tests.get(name, 'no file')}, not in {path}"
+            continue
+        value = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        assert value is not None, f"{path} has no {name}"
 
 
-def test_every_file_is_told():
-    told = " ".join(row[0] for row in table_under("Where what is"))
-    assert all(path.name in told for path in ROOT.glob("*.py"))
+# --- what pages say ---------------------------------------------------------------------------------------------------
 
 
-def test_the_results_are_the_committed_ones():
-    committed = (ROOT / "results" / "study.md").read_text()
-    table = re.search(r"^### folder .*?\n\n(\|.*?)\n\n", committed, re.MULTILINE | re.DOTALL)[1]
-    assert table in TEXT
+def rows(lines):
+    """The rows of a Markdown table: lists of cells, without the ruler."""
+    cells = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
+    return [row for row in cells if not set("".join(row)) <= set("-: ")]
 
 
-def test_the_scripts_figures_are_those_of_the_results():
-    names, last = re.findall(r"^\|  \|.*?\| (.*) \|$", (ROOT / "results" / "study.md").read_text(), re.MULTILINE)[:2]
-    measured = dict(zip(names.split(" | "), last.split(" | "), strict=True))
+def tables(text):
+    """The tables of a page."""
+    return [rows(part.splitlines()) for part in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
+
+
+def test_every_difference_names_its_test():
+    ((_, *differences),) = tables(TEXT["docs/differences.md"])
+    assert all(re.search(r"\[`test_\w+`\]", test) for *_, test in differences)
+
+
+def test_every_equation_names_its_function():
+    (_, *equations), _ = tables(TEXT["docs/equations.md"])
+    assert all(re.search(r"\[`[\w.]+`\]", place) for _, place in equations)
+
+
+def test_every_file_is_on_the_map():
+    """CONTRIBUTING.md names every Python file at the root and every package."""
+    ((_, *lines),) = tables(TEXT["CONTRIBUTING.md"])
+    named = set(" ".join(re.sub("[`,]", " ", name) for name, _ in lines).split())
+    assert {path.name for path in ROOT.glob("*.py")} <= named
+    assert {f"{path.parent.name}/" for path in ROOT.glob("*/__init__.py")} <= named
+
+
+def test_every_flag_exists(capsys):
+    """The flags that the pages name are in --help of a script."""
+    helps = []
+    names = {entry.module for entry in methods.METHODS.values()} | {"evaluate", "report"}
+    for module in map(importlib.import_module, sorted(names)):
+        with pytest.raises(SystemExit):
+            module.parse_args(["--help"])
+        helps.append(capsys.readouterr().out)
+    known = set(re.findall(r"--\w+", "".join(helps))) | {"--standalone", "--nproc_per_node"}  # torchrun's
+    for page in PAGES:
+        assert set(re.findall(r"(?<![\w-])--[a-zA-Z]\w*", TEXT[page])) <= known, page
+
+
+def test_the_published_numbers_are_those_of_the_paper():
+    """The README's first table against results/published.json, and the sentence below it."""
+    published = json.loads((ROOT / "results" / "published.json").read_text())["tables"]
+    of_data = {"CIFAR-10": "table1", "CIFAR-100": "table2", "ImageNet": "table3"}
+    (_, _, *names), *lines = next(table for table in tables(TEXT["README.md"]) if table[0][:2] == ["data", "network"])
+    for data, network, *cells in lines:
+        layout = published[of_data[data]]
+        (row,) = [row for row in layout["rows"] if row["name"] == network]
+        columns = [column["name"] for column in layout["columns"]]
+        values = dict(zip(columns, row["published"], strict=True))
+        assert cells == [f"{values[name][0]:.2f}" if name in values else "–" for name in names], (data, network)
+    (resnet32,) = [row for row in published["table2"]["rows"] if row["name"] == "ResNet-32"]
+    (pcl,) = [other["published"] for other in resnet32["others"] if other["source"] == "PCL (AAAI 2021)"]
+    values = dict(zip([column["name"] for column in published["table2"]["columns"]], pcl, strict=True))
+    assert f"{values['OKDDip-B'][0]} for OKDDip-B and {values['ONE'][0]} for ONE" in " ".join(TEXT["README.md"].split())
+
+
+@pytest.fixture(scope="module")
+def study():
+    """The table of results/study.md: header, best and last epoch of ResNet-8, of ResNet-20."""
+    text = (ROOT / "results" / "study.md").read_text()
+    return rows(re.search(r"^### folder .*?\n\n(\|.*?)\n\n", text, re.MULTILINE | re.DOTALL)[1].splitlines())
+
+
+def test_the_results_are_the_committed_ones(study):
+    assert study[:3] in tables(TEXT["README.md"])
+    teacher = study[3][study[0].index("Baseline")]
+    assert f"ResNet-20 with {teacher.split()[0]} %" in " ".join(TEXT["README.md"].split())
+
+
+def test_the_scripts_figures_are_those_of_the_results(study):
+    """The measured results that a script's docstring states."""
+    last = dict(zip(study[0], study[2], strict=True))
     expected = {
-        "train.py": ["Baseline"],
-        "train_kd.py": ["KD", "Baseline"],
-        "train_GL.py": ["OKDDip-B", "OKDDip-N"],
-        "train_one.py": ["ONE", "CL-ILR", "Ind"],
-        "train_DML.py": ["DML"],
+        "train": ["Baseline"],
+        "train_kd": ["KD", "Baseline"],
+        "train_GL": ["OKDDip-B", "OKDDip-N"],
+        "train_one": ["ONE", "CL-ILR", "Ind"],
+        "train_DML": ["DML"],
     }
-    for script, methods in expected.items():
-        told = re.findall(r"\d+\.\d+ ± \d+\.\d+", ast.get_docstring(ast.parse((ROOT / script).read_text())))
-        assert [f"{figure} (3)" for figure in told] == [measured[name] for name in methods], script
+    for script, names in expected.items():
+        stated = re.findall(r"\d+\.\d+ ± \d+\.\d+", importlib.import_module(script).__doc__)
+        assert [f"{result} (3)" for result in stated] == [last[name] for name in names], script
