@@ -143,15 +143,14 @@ def test_own_images(folder, script, image_folder):
 # --- code -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def copy(tmp_path):
-    """A copy of the code that a test may change."""
+def copy_code(where):
+    """Copy the code to a folder, where a test may change it; -> the folder."""
     for path in ROOT.glob("*.py"):
-        shutil.copy(path, tmp_path)
+        shutil.copy(path, where)
     packages = [path.parent for path in ROOT.glob("*/__init__.py")]
     for path in (*packages, ROOT / "scripts", ROOT / "results"):
-        shutil.copytree(path, tmp_path / path.name, ignore=shutil.ignore_patterns("__pycache__", "study", "figures"))
-    return tmp_path
+        shutil.copytree(path, where / path.name, ignore=shutil.ignore_patterns("__pycache__", "study", "figures"))
+    return where
 
 
 def python(where, *words):
@@ -181,7 +180,8 @@ def test_every_command_about_extending_is_tested():
                                         if word in line}
 
 
-def test_adding_a_network(copy):
+def test_adding_a_network(tmp_path):
+    copy = copy_code(tmp_path)
     (copy / "models" / "tiny.py").write_text(code_with("NETWORKS = "))
     insert(copy / "models" / "registry.py", "densenet, imagenet", "tiny, ")
     insert(copy / "models" / "registry.py", "**densenet.NETWORKS", "**tiny.NETWORKS, ")
@@ -191,25 +191,25 @@ def test_adding_a_network(copy):
         assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture
-def with_mean(copy):
-    """The copy with the method of docs/extending.md: its script, and its one line in METHODS."""
+@pytest.fixture(scope="module")
+def with_mean(tmp_path_factory):
+    """A copy with the method of docs/extending.md: its script, its one line in METHODS, and a run of one epoch."""
+    copy = copy_code(tmp_path_factory.mktemp("copy"))
     (copy / "train_mean.py").write_text(code_with("class Mean(Group)"))
     insert(copy / "methods.py", '    "baseline": Entry(', code_with("Entry("))
+    first, _ = extending("train_mean.py")
+    done = python(copy, *on_the_digits(first)[1:], *QUICK)
+    assert done.returncode == 0 and "mean of the students" in done.stdout, done.stderr
     return copy
 
 
-def test_adding_a_method(with_mean):
-    first, continued = extending("train_mean.py")
-    for command, epochs, printed in ((first, "1", "mean of the students"),
-                                     (continued, "2", "continues after 1 epochs")):
-        done = python(with_mean, *on_the_digits(command)[1:], *QUICK, "--num_epochs", epochs)
-        assert done.returncode == 0 and printed in done.stdout, done.stderr
+def test_an_added_method_resumes(with_mean):
+    _, continued = extending("train_mean.py")
+    done = python(with_mean, *on_the_digits(continued)[1:], *QUICK, "--num_epochs", "2")
+    assert done.returncode == 0 and "continues after 1 epochs" in done.stdout, done.stderr
 
 
 def test_an_added_method_is_evaluated_and_exported(with_mean):
-    command, _ = extending("train_mean.py")
-    assert python(with_mean, *on_the_digits(command)[1:], *QUICK).returncode == 0
     (command,) = extending("evaluate.py")
     words = on_the_digits(command)
     done = python(with_mean, *words[1:], "--device", "cpu")
@@ -219,8 +219,6 @@ def test_an_added_method_is_evaluated_and_exported(with_mean):
 
 
 def test_an_added_method_is_reported(with_mean):
-    command, _ = extending("train_mean.py")
-    assert python(with_mean, *on_the_digits(command)[1:], *QUICK).returncode == 0
     (command,) = extending("report.py")
     done = python(with_mean, *on_the_digits(command)[1:])
     assert done.returncode == 0, done.stderr
@@ -231,7 +229,7 @@ def test_an_added_method_is_reported(with_mean):
 def test_an_added_method_joins_the_study(with_mean):
     (command,) = extending("study.sh")
     done = subprocess.run(["sh", "-c", command], cwd=with_mean, capture_output=True, text=True,
-                          env=os.environ | {"DRY_RUN": "1", "SEEDS": "0"})
+                          env=os.environ | {"DRY_RUN": "1", "SEEDS": "0", "PYTHON": sys.executable})
     assert done.returncode == 0, done.stderr
     _, line = done.stdout.splitlines()
     words = shlex.split(line)
