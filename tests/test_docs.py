@@ -265,7 +265,7 @@ def test_links_resolve(name):
         assert not anchor or anchor in map(slug, re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)), link
 
 
-def tests_by_name():
+def files_of_tests():
     """The name of each test function -> the files that define it."""
     found = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
@@ -292,7 +292,7 @@ def has(path, name):
 @pytest.mark.parametrize("page", PAGES)
 def test_what_is_named_is_in_the_file_that_is_linked(page):
     """If it is elsewhere, the failure says where a test is now; a function may have another name."""
-    tests = tests_by_name()
+    tests = files_of_tests()
     wrong = [f"{name} is not in {path} but in {tests.get(name, 'no file')}" for name, path in places(page)
              if path.startswith("tests/") and path not in tests.get(name, [])]
     wrong += [f"{path} has no {name}" for name, path in places(page)
