@@ -101,10 +101,6 @@ class ONE(BranchMethod):
         super().__init__(args, models.ONE(args.model, num_classes, args.num_branches, **utils.network_options(args)))
         self.outputs = self.outputs | {GATE: "gated ensemble"}
 
-    @classmethod
-    def name(cls, args) -> str:
-        return "ONE"
-
     def loss(self, model, images, labels, weight):
         args = self.args
         z, e = model(images)  # [B, m, C], [B, C]
