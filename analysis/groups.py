@@ -1,0 +1,71 @@
+"""All runs in one table of pandas, a row for each run, and which of them belong together."""
+
+import json
+from collections.abc import Collection, Iterable
+
+import pandas as pd
+
+from analysis.records import RecordedRun, test_outputs
+from training.flags import FREE_FLAGS
+from training.outputs import ENSEMBLE, GATE, LEADER, MEAN, metric
+
+# Flags that may differ within a group: the seed, paths, how a run was started, and what follows from other flags.
+# choose_E may differ because report.py finds the best epoch itself, for each table anew.
+MAY_DIFFER = (FREE_FLAGS - {"num_epochs"}) | {
+    "seed", "command", "environment", "starts", "weights", "schedule", "choose_E"}
+COLUMNS = {LEADER: "leader", MEAN: "students", ENSEMBLE: "ensemble", GATE: "gated_ensemble", "dist": "diversity"}
+
+
+def table_of_runs(runs: Iterable[RecordedRun]) -> tuple[pd.DataFrame, list[str]]:
+    """-> a row for each run, sorted by group and seed; and notes on seeds that come twice or are alone in a group.
+
+    Runs form a group if all their flags agree, except those of MAY_DIFFER. Runs with different numbers of processes
+    form different groups, because each process has its own BatchNorm statistics. So do runs with different metrics.
+    """
+    table = pd.DataFrame([row_of(run) for run in runs])
+    table["group"] = pd.factorize(table["group"])[0]  # numbered in the order in which the groups are found
+    first = table.groupby(["group", "seed"])["folder"].transform("first")
+    notes = [f"{folder} is left out: it has the flags and the seed of {twin}"
+             for folder, twin in zip(table["folder"], first, strict=True) if folder != twin]
+    table = table[table["folder"] == first].sort_values(["group", "seed"])
+    alone = table.groupby("group")["seed"].transform("size") == 1
+    notes += [f"{folder} is the only seed of its group: no standard deviation" for folder in table["folder"][alone]]
+    return table, notes
+
+
+def row_of(run: RecordedRun) -> dict:
+    """A run's row. best, last: error of the method's own output; COLUMNS: errors and diversity in the last epoch."""
+    flags = {name: value for name, value in run.flags.items() if name not in MAY_DIFFER}
+    flags["processes"] = run.flags["environment"].get("processes", 1)
+    last = run.history[-1]
+    row = {"group": json.dumps([flags, sorted(last)], sort_keys=True), "folder": str(run.folder), "flags": flags,
+           **{name: run.flags[name] for name in ("dataset", "model", "method", "seed", "command")},
+           "num_branches": run.flags.get("num_branches", 4),  # tables show single networks beside groups of four
+           "history": run.history}
+    row["best"], row["best_epoch"] = run.error("best", run.output)
+    row["ensemble_best"], row["ensemble_best_epoch"] = run.error("best", ENSEMBLE)
+    row["last"], _ = run.error("last", run.output)
+    row |= {COLUMNS[output]: 100 - last[metric(output, "test", "accTop1")]
+            for output in test_outputs(last) if output in COLUMNS}
+    return row | ({"diversity": last["dist"]} if "dist" in last else {})
+
+
+def split(runs: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of each group."""
+    return [group for _, group in runs.groupby("group")]
+
+
+def split_by(runs: pd.DataFrame, names: Collection[str]) -> list[pd.DataFrame]:
+    """The rows that agree in these flags, together."""
+    values = runs["flags"].map(lambda flags: json.dumps([flags.get(name) for name in names]))
+    return [part for _, part in runs.groupby(values, sort=False)]
+
+
+def flags_of(group: pd.DataFrame) -> dict:
+    """The flags that the runs of a group share."""
+    return group["flags"].iloc[0]
+
+
+def mean_and_deviation(values: pd.Series) -> list[float | None]:
+    """-> the mean, and the standard deviation (over n - 1), which is None for a single value."""
+    return [values.mean(), values.std() if len(values) > 1 else None]

@@ -1,0 +1,100 @@
+"""The report's content: runs in the layout of the paper's tables (results/published.json), and tables of the others."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.groups import COLUMNS, flags_of, mean_and_deviation, split, split_by
+from analysis.records import DATA, RECIPE
+from analysis.titles import network_title
+from methods import METHODS, position, title_of
+
+PUBLISHED = Path(__file__).parent.parent / "results" / "published.json"
+
+
+def sections(runs: pd.DataFrame, published: dict) -> list[dict]:
+    """A section for each recipe. published: the content of results/published.json.
+
+    A section has those tables of the paper that show a run which the tables before do not show. Runs that no table of
+    the paper shows follow in a table for each data set.
+    """
+    found = []
+    for same_recipe in split_by(runs, RECIPE):
+        tables, shown = [], set()
+        for name, layout in published["tables"].items():
+            table = paper_table(name, layout, same_recipe, published["method"])
+            folders = {folder for row in table["rows"] for cell in row["cells"] for group in cell["groups"]
+                       for folder in group["runs"]}
+            if not folders <= shown:
+                tables.append(table)
+                shown |= folders
+        others = same_recipe[~same_recipe["folder"].isin(shown)]
+        tables += [other_table(same_data) for same_data in split_by(others, DATA)]
+        recipe = {name: flags_of(same_recipe)[name] for name in RECIPE}
+        found.append({"recipe": recipe, "is_the_papers": recipe == recipe | published["recipe"], "tables": tables})
+    return found
+
+
+def paper_table(name: str, layout: dict, runs: pd.DataFrame, usual: dict) -> dict:
+    """A table of published.json, its cells filled from the runs. usual: the flags of the paper's methods."""
+    rows = []
+    for row in layout["rows"]:
+        cells = []
+        for column, published in zip(layout["columns"], row["published"], strict=True):
+            wanted = {"num_branches": 4, **layout["where"], **row, **column}
+            wanted = {flag: value for flag, value in wanted.items()
+                      if flag not in ("name", "published", "others", "measured")}
+            matching = runs[[matches(flags, wanted) for flags in runs["flags"]]]
+            cells.append(cell(matching, published, ensemble=column.get("measured") == "ensemble"))
+            for group in cells[-1]["groups"]:
+                flags = group["flags"]
+                group["unusual"] = [flag for flag, value in (usual | usual_dropout(flags)).items()
+                                    if flags.get(flag, value) != value]
+        rows.append({"name": row["name"], "cells": cells, "others": row.get("others", [])})
+    return {"name": name, "title": layout["title"], "note": layout.get("note", ""),
+            "columns": [column["name"] for column in layout["columns"]], "rows": rows}
+
+
+def matches(flags: dict, wanted: dict) -> bool:
+    """Whether the flags have these values. A single network stands beside groups of four students."""
+    flags = {"num_branches": 4} | flags
+    return all(flags.get(name) == value for name, value in wanted.items())
+
+
+def usual_dropout(flags: dict) -> dict[str, float]:
+    """The dropout of the authors' code: 0.5 in the branches of a VGG, none elsewhere."""
+    branches = flags.get("MulStu") is False
+    return {"dropout": 0.5 if branches and flags["model"].startswith("vgg") else 0.0}
+
+
+def other_table(runs: pd.DataFrame) -> dict:
+    """A table of runs on one data set that no table of the paper shows."""
+    names = runs["model"].map(network_title) + [f", {m} students" if m != 4 else "" for m in runs["num_branches"]]
+    methods = sorted({*METHODS, *runs["method"]}, key=position)
+    rows = [{"name": name, "others": [], "cells": [
+        cell(runs[(names == name) & (runs["method"] == method)], None) for method in methods]}
+        for name in sorted(set(names), key=natural_order)]
+    flags = flags_of(runs)
+    return {"name": "", "title": f"{flags['dataset']} ({len(flags['classes'])} classes)", "note": "",
+            "columns": [title_of(method) for method in methods], "rows": rows}
+
+
+def natural_order(name: str) -> list[str | int]:
+    """A sort key that puts ResNet-8 before ResNet-20."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
+
+
+def cell(runs: pd.DataFrame, published: list | None, ensemble: bool = False) -> dict:
+    """What a table says about a network and a method. ensemble: report the ensemble, not the method's own output."""
+    best, epoch, last = ("ensemble_best", "ensemble_best_epoch", "ensemble") if ensemble else (
+        "best", "best_epoch", "last")
+    return {"published": published, "groups": [{
+        "n": len(group), "seeds": group["seed"].tolist(), "flags": flags_of(group),
+        "best_epochs": group[epoch].tolist(), "best": mean_and_deviation(group[best]),
+        "last": mean_and_deviation(group[last]),
+        "besides": {name: mean_and_deviation(group[column]) for name, column in COLUMNS.items()
+                    if column in group and group[column].notna().all()},
+        "difference": group[best].mean() - published[0] if published else None,
+        "command": f"python {group['command'].iloc[0]}", "runs": group["folder"].tolist()}
+        for group in split(runs)]}
