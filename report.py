@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"no finished run in {', '.join(map(str, args.runs))}: train one, or name another folder")
     published = json.loads(tables.PUBLISHED.read_text())
     sections = tables.sections(runs, published)
+    content = pages.blocks(sections, published["source"])
     if args.html or args.figures:
         from analysis import figures
 
@@ -52,11 +53,11 @@ def main(argv: list[str] | None = None) -> None:
             save({args.figures / f"{name}.png": image for name, (_, image) in drawn.items()})
         if args.html:
             args.html.parent.mkdir(parents=True, exist_ok=True)
-            save({args.html: pages.html(sections, published["source"], drawn).encode()})
+            save({args.html: pages.html(content, drawn).encode()})
     if args.json:
         text = as_json({"sections": sections, "notes": notes + more_notes}).decode()
     else:
-        text = pages.csv(sections) if args.csv else pages.markdown(sections, published["source"])
+        text = pages.csv(sections) if args.csv else pages.markdown(content)
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # the same bytes on every machine
     sys.stdout.write(text)
 

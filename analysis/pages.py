@@ -11,60 +11,53 @@ from analysis.groups import COLUMNS
 from analysis.titles import recipe_title
 from training.outputs import MEAN
 
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=lambda name: "html" in name,
-    trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+                               trim_blocks=True, lstrip_blocks=True)
 HEADINGS = {name: column.replace("_", " ") for name, column in COLUMNS.items()} | {
     MEAN: "mean of the students or peers"}
+ABOUT = """Each cell shows the mean ± standard deviation over seeds, and the number of seeds in brackets. For OKDDip the
+error is the leader's. For other groups of students it is the mean of the students' errors. A title says so if a table
+shows other errors. The best epoch has the lowest error on the test images, or on the held-out images if images were
+held out. The last epoch is reported, too, because nothing chooses it. Difference: best epoch minus paper. Paper:
+{source}."""
+OTHER_RECIPE = """This is not the recipe of the published CIFAR numbers, so differences to them measure the recipe as
+well as the code."""
+NO_RUN = {"n": 0, "flags": {}, "seeds": [], "best_epochs": [], "best": None, "last": None, "besides": {}}  # in CSV
+
+Block = tuple[str, str | pd.DataFrame]  # an HTML element's name (h1, h2, h3, p, pre, table), and its content
 
 
-def markdown(report: list[dict], source: str) -> str:
-    """The report as Markdown. report: tables.sections. source: the paper."""
-    return TEMPLATES.get_template("report.md.jinja").render(
-        sections=sections_in_words(report), source=source, table_in_markdown=table_in_markdown)
+def blocks(report: list[dict], source: str) -> list[Block]:
+    """The content of both Markdown and HTML. report: tables.sections. source: the paper."""
+    content: list[Block] = [("h1", "Top-1 error, %"), ("p", ABOUT.format(source=source))]
+    for section in report:
+        content.append(("h2", recipe_title(section["recipe"])))
+        if not section["is_the_papers"] and any(table["name"] for table in section["tables"]):
+            content.append(("p", OTHER_RECIPE))
+        for table in section["tables"]:
+            content += table_blocks(table)
+    return content
 
 
-def html(report: list[dict], source: str, figures: Mapping[str, tuple[str, bytes]]) -> str:
-    """The report as one page that needs no other file. figures: (caption, PNG) by name."""
-    encoded = [(caption, base64.b64encode(image).decode()) for caption, image in figures.values()]
-    return TEMPLATES.get_template("report.html.jinja").render(
-        sections=sections_in_words(report), source=source, figures=encoded)
-
-
-def table_in_markdown(table: pd.DataFrame) -> str:
-    """Names to the left, numbers to the right. A line of a cell ends with <br>."""
-    escaped = table.rename(columns=escape).map(escape)
-    return escaped.to_markdown(index=False, disable_numparse=True,
-                               colalign=["left", "left", *["right"] * (table.shape[1] - 2)])
-
-
-def escape(text: str) -> str:
-    """Keep a text within its cell."""
-    return text.replace("|", "\\|").replace("\n", "<br>")
-
-
-def sections_in_words(report: list[dict]) -> list[dict]:
-    """What both templates show."""
-    return [{"title": recipe_title(section["recipe"]),
-             "other_recipe": not section["is_the_papers"] and any(table["name"] for table in section["tables"]),
-             "tables": [table_in_words(table) for table in section["tables"]]} for section in report]
-
-
-def table_in_words(table: dict) -> dict:
-    """A table's title and commands; its cells, and what else was measured of groups of students, as DataFrames."""
+def table_blocks(table: dict) -> list[Block]:
+    """A table, a table of what else was measured of groups of students, and the commands."""
     lines, measured, commands = [], [], []
     for row in table["rows"]:
         for i, (name, texts) in enumerate(lines_of(row, published=bool(table["name"])).items()):
             lines.append([row["name"] if i == 0 else "", name, *texts])
         for column, cell in zip(table["columns"], row["cells"], strict=True):
             for group in cell["groups"]:
-                commands.append(f"{group['command']}  # {seeds_in_words(group)}")
+                commands.append(f"{group['command']}  # seeds {spaced(group['seeds'])}; "
+                                f"best epochs {spaced(group['best_epochs'])}")
                 if "dist" in group["besides"]:
                     measured.append([row["name"], column, *(
                         number(group["besides"].get(name), digits=3 if name == "dist" else 2) for name in HEADINGS)])
-    return {"title": table["title"] + (f" ({table['note']})" if table["note"] else ""), "commands": commands,
-            "lines": pd.DataFrame(lines, columns=["", "", *table["columns"]]),
-            "measured": pd.DataFrame(measured, columns=["", "", *HEADINGS.values()])}
+    content = [("h3", table["title"] + (f" ({table['note']})" if table["note"] else "")),
+               ("table", pd.DataFrame(lines, columns=["", "", *table["columns"]]))]
+    if measured:
+        content += [("p", "Groups of students in the last epoch: errors of their outputs, diversity of the peers."),
+                    ("table", pd.DataFrame(measured, columns=["", "", *HEADINGS.values()]))]
+    return [*content, ("p", "The commands of the first seed:"), ("pre", "\n".join(commands))]
 
 
 def lines_of(row: dict, published: bool) -> dict[str, list[str]]:
@@ -101,44 +94,55 @@ def distinguishing_flags(group: dict, groups: list[dict]) -> str:
     return ", ".join(f"{name} {flags.get(name)}" for name in sorted(names))
 
 
-def seeds_in_words(group: dict) -> str:
-    """A group's seeds, and the best epoch of each."""
-    return f"seeds {spaced(group['seeds'])}; best epochs {spaced(group['best_epochs'])}"
-
-
 def spaced(values: list) -> str:
+    """1 2 3"""
     return " ".join(map(str, values))
 
 
+def markdown(content: list[Block]) -> str:
+    """The blocks as Markdown."""
+    forms = {"h1": "# {}", "h2": "## {}", "h3": "### {}", "p": "{}", "pre": "```sh\n{}\n```"}
+    return "\n\n".join(table_in_markdown(value) if kind == "table" else forms[kind].format(value)
+                       for kind, value in content) + "\n"
+
+
+def table_in_markdown(table: pd.DataFrame) -> str:
+    """The first two columns stand to the left, the others to the right. A line within a cell ends with <br>."""
+    def escape(text: str) -> str:
+        return text.replace("|", "\\|").replace("\n", "<br>")
+
+    align = ["left", "left", *["right"] * (table.shape[1] - 2)]
+    return table.rename(columns=escape).map(escape).to_markdown(index=False, disable_numparse=True, colalign=align)
+
+
+def html(content: list[Block], figures: Mapping[str, tuple[str, bytes]]) -> str:
+    """The blocks and figures as one page that needs no other file. figures: name -> caption and PNG."""
+    encoded = [(caption, base64.b64encode(image).decode()) for caption, image in figures.values()]
+    return TEMPLATES.get_template("page.html.jinja").render(blocks=content, figures=encoded)
+
+
 def csv(report: list[dict]) -> str:
-    """A line for each group in each table, and for each cell without a group.
+    """A line for each group in each table, and a line for each cell without a group (n = 0).
 
     leader, students, ensemble, gated_ensemble and diversity are those of the last epoch, for groups of students only.
     """
-    names = ("best", "last", "published", *COLUMNS.values())
-    columns = ["recipe", "table", "row", "column", "telling_flags", "n", "seeds", "best_epochs",
-               *(f"{name}_{part}" for name in names for part in ("mean", "sd")), "difference", "command"]
-    lines = []
-    for section in report:
-        for table in section["tables"]:
-            for row in table["rows"]:
-                for column, cell in zip(table["columns"], row["cells"], strict=True):
-                    place = {"recipe": recipe_title(section["recipe"]), "table": table["name"] or table["title"],
-                             "row": row["name"], "column": column, "n": 0} | pair("published", cell["published"])
-                    lines += [place | csv_line(group, cell["groups"]) for group in cell["groups"]] or [place]
+    pairs = [f"{name}_{part}" for name in ("best", "last", "published", *COLUMNS.values()) for part in ("mean", "sd")]
+    lines = [{"recipe": recipe_title(section["recipe"]), "table": table["name"] or table["title"], "row": row["name"],
+              "column": column, **group_in_csv(group, cell)}
+             for section in report for table in section["tables"] for row in table["rows"]
+             for column, cell in zip(table["columns"], row["cells"], strict=True)
+             for group in cell["groups"] or [NO_RUN]]
+    columns = ["recipe", "table", "row", "column", "telling_flags", "n", "seeds", "best_epochs", *pairs, "difference",
+               "command"]
     return pd.DataFrame(lines, columns=columns).to_csv(index=False, lineterminator="\n")
 
 
-def csv_line(group: dict, groups: list[dict]) -> dict:
-    """A group of a cell in CSV. groups: all groups of the cell."""
-    line = {"telling_flags": distinguishing_flags(group, groups), "n": group["n"], "seeds": spaced(group["seeds"]),
-            "best_epochs": spaced(group["best_epochs"]), "difference": group["difference"],
-            "command": group["command"]} | pair("best", group["best"]) | pair("last", group["last"])
-    for name, values in group["besides"].items() if "dist" in group["besides"] else ():
-        line |= pair(COLUMNS[name], values)
-    return line
-
-
-def pair(name: str, values: list | None) -> dict:
-    """Mean and standard deviation as two cells."""
-    return dict(zip((f"{name}_mean", f"{name}_sd"), values or (None, None), strict=True))
+def group_in_csv(group: dict, cell: dict) -> dict:
+    """The values of a group in the line of its cell. Pairs become two columns, mean and standard deviation."""
+    pairs = {"best": group["best"], "last": group["last"], "published": cell["published"]}
+    if "dist" in group["besides"]:
+        pairs |= {COLUMNS[name]: pair for name, pair in group["besides"].items()}
+    numbers = {f"{name}_{part}": value for name, pair in pairs.items() if pair
+               for part, value in zip(("mean", "sd"), pair, strict=True)}
+    return group | numbers | {"telling_flags": distinguishing_flags(group, cell["groups"]),
+                              "seeds": spaced(group["seeds"]), "best_epochs": spaced(group["best_epochs"])}
