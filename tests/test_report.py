@@ -1,199 +1,11 @@
-"""Tables of made-up runs with known answers, and the table that is committed."""
+"""The command line of report.py, and the table that is committed."""
 
-import csv
-import io
-import json
 import os
-import re
 import subprocess
 import sys
 
-import made_up
 import pytest
 from conftest import ROOT
-
-import report
-
-
-def table(text, title):
-    """The cells of a Markdown table under a heading that begins with ``title``: (row, line) -> {column: cell}."""
-    part = text[re.search(rf"^### {re.escape(title)}", text, re.MULTILINE).end():]
-    lines = [[cell.strip() for cell in line.strip("|").split("|")]
-             for line in re.search(r"\n\n(\|.*?)\n\n", part, re.DOTALL)[1].splitlines()]
-    columns, cells, row = lines[0][2:], {}, ""
-    for name, line, *values in lines[2:]:
-        row = name or row
-        cells[row, line] = dict(zip(columns, values, strict=True))
-    return cells
-
-
-@pytest.fixture
-def printed(capsys):
-    def call(*argv):
-        report.main([str(word) for word in argv])
-        return capsys.readouterr().out
-
-    return call
-
-
-def test_mean_deviation_and_difference(tmp_path, printed):
-    for seed, (best, last) in enumerate([(25.0, 26.0), (26.0, 27.5), (27.0, 29.0)]):
-        made_up.run(tmp_path, "OKDDip", seed, [50.0, best, last])
-    made_up.run(tmp_path, "baseline", 0, [50.0, 29.0, 29.0])
-    cells = table(printed(tmp_path), "Table 2")
-    assert cells["ResNet-32", "best epoch"]["OKDDip-B"] == "26.00 ± 1.00 (3)"
-    assert cells["ResNet-32", "last epoch"]["OKDDip-B"] == "27.50 ± 1.50 (3)"
-    assert cells["ResNet-32", "paper"]["OKDDip-B"] == "25.63 ± 0.14"
-    assert cells["ResNet-32", "difference"]["OKDDip-B"] == "+0.37"
-    assert cells["ResNet-32", "PCL (AAAI 2021)"]["OKDDip-B"] == "26.75"
-    assert cells["ResNet-32", "best epoch"]["Baseline"] == "29.00 (1)"
-    assert cells["ResNet-32", "best epoch"]["DML"] == "not run"
-    assert cells["VGG-16", "best epoch"]["OKDDip-B"] == "not run" and cells["VGG-16", "difference"]["DML"] == "–"
-
-
-def test_the_paper_s_layout(tmp_path, printed):
-    made_up.run(tmp_path, "DML", 0, [6.0], dataset="CIFAR10", model="vgg16")
-    made_up.run(tmp_path, "OKDDip+KD", 0, [6.0], dataset="CIFAR10", T_model="resnet110")
-    made_up.run(tmp_path, "ONE", 0, [26.0], dataset="imagenet", model="resnet34")
-    text = printed(tmp_path)
-    networks = ["DenseNet-40-12", "ResNet-32", "VGG-16", "ResNet-110", "WRN-20-8"]
-    cells = table(text, "Table 1")
-    assert list(dict.fromkeys(row for row, _ in cells)) == networks
-    assert list(cells["VGG-16", "paper"]) == ["Baseline", "Ind", "DML", "CL-ILR", "ONE", "OKDDip-N", "OKDDip-B"]
-    assert cells["VGG-16", "difference"]["DML"] == "+0.06"
-    assert table(text, "Table 3")["ResNet-34", "difference"]["ONE"] == "+0.08"
-    assert table(text, "Table 6")["CIFAR-10", "difference"]["OKDDip+KD"] == "+0.64"
-    assert "not the recipe" in text
-
-
-def test_the_ensemble_and_the_ablation(tmp_path, printed):
-    epochs = [{"test_accTop1": 78.0, "mean_test_accTop1": 70.0}, {"test_accTop1": 77.0, "mean_test_accTop1": 71.0}]
-    made_up.run(tmp_path, "OKDDip-no_leader", 0, epochs, no_leader=True, row="mean_")
-    made_up.run(tmp_path, "OKDDip-random", 0, [28.0, 28.5])
-    text = printed(tmp_path)
-    assert table(text, "Table 4")["ResNet-32", "best epoch"]["OKDDip"] == "22.00 (1)"
-    assert table(text, "Table 4")["ResNet-32", "last epoch"]["OKDDip"] == "23.00 (1)"
-    assert table(text, "Table 5")["ResNet-32", "best epoch"]["one level"] == "29.00 (1)"
-    assert table(text, "Table 5")["ResNet-32", "last epoch"]["random weights"] == "28.50 (1)"
-
-
-def test_group_size(tmp_path, printed):
-    for m in (3, 4, 8):
-        made_up.run(tmp_path, "ONE", 0, [26.0 + m / 10], num_branches=m)
-    cells = table(printed(tmp_path), "Figure 3")
-    ours = {place: columns["ONE"] for place, columns in cells.items()}
-    assert ours["8 branches", "best epoch"] == "26.80 (1)" and ours["8 branches", "difference"] == "+0.50"
-    assert ours["5 branches", "best epoch"] == "not run" and ours["4 branches", "paper"] == "–"
-
-
-def test_other_networks_and_data_have_a_table_of_their_own(tmp_path, printed):
-    made_up.run(tmp_path, "OKDDip", 0, [30.0], dataset="folder", model="resnet8")
-    made_up.run(tmp_path, "CL", 0, [30.0], dataset="folder", model="resnet20")
-    cells = table(printed(tmp_path), "folder (2 classes)")
-    assert cells["ResNet-8", "best epoch"]["OKDDip-B"] == cells["ResNet-20", "best epoch"]["CL"] == "30.00 (1)"
-    assert [row for row, line in cells if line == "best epoch"] == ["ResNet-8", "ResNet-20"]
-    assert ("ResNet-8", "paper") not in cells
-
-
-def test_one_cell_two_recipes_of_the_method(tmp_path, printed):
-    for length, error in ((2.0, 30.0), (80.0, 31.0)):
-        made_up.run(tmp_path / str(length), "ONE", 0, [error], length=length)
-    assert table(printed(tmp_path), "Table 2")["ResNet-32", "best epoch"]["ONE"] == (
-        "30.00 (1) [length 2.0]<br>31.00 (1) [length 80.0]")
-
-
-def test_flags_that_the_paper_did_not_have_are_told(tmp_path, printed):
-    made_up.run(tmp_path, "OKDDip", 0, [30.0], alpha=0.5, temperature=3.0)
-    cells = table(printed(tmp_path), "Table 2")
-    assert cells["ResNet-32", "best epoch"]["OKDDip-B"] == "30.00 (1) [alpha 0.5]"
-
-
-def test_dropout_belongs_in_the_branches_of_a_vgg(tmp_path, printed):
-    for method, model in (("ONE", "vgg16"), ("DML", "vgg16"), ("ONE", "resnet32")):
-        for dropout, error in ((0.0, 30.0), (0.5, 31.0)):
-            made_up.run(tmp_path / str(dropout), method, 0, [error], model=model, dropout=dropout)
-    lone = made_up.run(tmp_path / "alone", "OKDDip", 0, [32.0], model="vgg16", dropout=0.5)
-    cells = table(printed(tmp_path), "Table 2")
-    both = "30.00 (1) [dropout 0.0]<br>31.00 (1) [dropout 0.5]"
-    assert cells["VGG-16", "best epoch"]["ONE"] == cells["ResNet-32", "best epoch"]["ONE"] == both
-    assert cells["VGG-16", "best epoch"]["OKDDip-B"] == "32.00 (1)"
-    assert table(printed(lone), "Table 2")["VGG-16", "best epoch"]["OKDDip-B"] == "32.00 (1)"
-    for folder, told in (("0.0", "ONE_vgg16"), ("0.5", "DML_vgg16"), ("0.5", "ONE_resnet32")):
-        (run,) = (tmp_path / folder).glob(f"{told}*")
-        assert f"[dropout {folder}]" in printed(run)
-
-
-def test_pairwise_dml_is_not_the_paper_s(tmp_path, printed):
-    made_up.run(tmp_path, "DML", 0, [30.0], type="pairwise")
-    assert table(printed(tmp_path), "Table 2")["ResNet-32", "best epoch"]["DML"] == "30.00 (1) [type pairwise]"
-
-
-@pytest.mark.parametrize("flag", [{"val_size": 100}, {"train_size": 500}, {"amp": "fp16"}, {"sync_bn": True}, {}])
-def test_only_the_recipe_of_the_paper_stands_unmarked(tmp_path, printed, flag):
-    epochs = [{"mean_test_accTop1": 70.0, "mean_val_accTop1": 70.0, "val_accTop1": 70.0}] * 300
-    made_up.run(tmp_path, "ONE", 0, epochs, milestones=[150, 225], **flag)
-    assert ("not the recipe" in printed(tmp_path)) == bool(flag)
-
-
-def test_names_cannot_break_a_table(tmp_path, printed):
-    made_up.run(tmp_path, "a|b", 0, [30.0], model="<net>", row="mean_")
-    lines = [line for line in printed(tmp_path, "--html", tmp_path / "new" / "page.html").splitlines()
-             if line.startswith("|")]
-    assert "a\\|b" in lines[0]
-    assert len({line.replace("\\|", "").count("|") for line in lines[:4]}) == 1
-    page = (tmp_path / "new" / "page.html").read_text()
-    assert "<td>&lt;net&gt;</td>" in page and "<net>" not in page
-
-
-def test_networks_of_any_name_are_sorted(tmp_path, printed):
-    names = ["my-net-a", "my-net-3", "resnet8", "tiny"]
-    for name in names:
-        made_up.run(tmp_path, "ONE", 0, [30.0], model=name)
-    cells = table(printed(tmp_path), "CIFAR100 (2 classes)")
-    assert [row for row, line in cells if line == "best epoch"] == ["ResNet-8", "my-net-3", "my-net-a", "tiny"]
-
-
-def test_another_recipe_is_another_section(tmp_path, printed):
-    made_up.run(tmp_path, "ONE", 0, [30.0])
-    made_up.run(tmp_path, "DML", 0, [40.0], batch_size=64)
-    text = printed(tmp_path)
-    assert text.count("\n## ") == 2 and text.count("### Table 2") == 2 and "batches of 64" in text
-
-
-def test_csv_and_json_hold_the_same(tmp_path, printed):
-    for seed in (0, 1):
-        made_up.run(tmp_path, "ONE", seed, [26.0 + seed, 28.0])
-    lines = list(csv.DictReader(io.StringIO(printed(tmp_path, "--csv"))))
-    (line,) = [line for line in lines if line["n"] != "0"]
-    place = [line[name] for name in ("table", "row", "column", "n", "seeds")]
-    assert place == ["table2", "ResNet-32", "ONE", "2", "0 1"]
-    names = ("best_mean", "best_sd", "last_mean", "last_sd", "published_mean", "published_sd", "difference",
-             "students_mean", "ensemble_mean", "ensemble_sd", "diversity_mean", "diversity_sd")
-    assert [float(line[name]) for name in names] == pytest.approx(
-        [26.5, 0.5**0.5, 28.0, 0.0, 26.50, 0.13, 0.0, 28.0, 40.0, 0.0, 0.25, 0.0])
-    assert line["best_epochs"] == "1 1" and line["telling_flags"] == line["leader_mean"] == ""
-    assert len(lines) == 35
-    everything = json.loads(printed(tmp_path, "--json"))
-    (cell,) = [c for row in everything["sections"][0]["tables"][0]["rows"] for c in row["cells"] if c["groups"]]
-    assert cell["groups"][0]["best"] == pytest.approx([26.5, 0.5**0.5]) and cell["published"] == [26.5, 0.13]
-    assert len(cell["groups"][0]["runs"]) == 2 and everything["notes"] == []
-    (tmp_path / "other").mkdir()
-    notes = json.loads(printed(tmp_path, tmp_path / "other", "--json"))["notes"]
-    assert notes == [f"{tmp_path / 'other'} holds no run"]
-
-
-def test_published_values_are_the_paper_s():
-    """A sample of each table, typed from the paper's once more; shapes of all."""
-    tables = json.loads(report.PUBLISHED.read_text())["tables"]
-    assert list(tables) == ["table1", "table2", "table3", "table4", "table5", "table6", "figure3"]
-    for layout in tables.values():
-        assert all(len(row["published"]) == len(layout["columns"]) for row in layout["rows"])
-    assert tables["table1"]["rows"][3]["published"][2] == [5.68, 0.03]
-    assert tables["table2"]["rows"][4]["published"][5] == [19.63, 0.07]
-    assert [mean for mean, _ in tables["table3"]["rows"][0]["published"]] == [26.76, 26.03, 26.06, 25.92, 25.42, 25.60]
-    assert tables["table4"]["rows"][1]["published"][2] == [23.45, None]
-    assert tables["table5"]["rows"][0]["published"][4] == [27.79, 0.14]
-    assert tables["table6"]["rows"][1]["published"][2] == [24.92, 0.08]
 
 
 def test_no_run_at_all_is_one_sentence(tmp_path, script):
@@ -207,3 +19,14 @@ def test_the_committed_table_is_what_the_committed_records_give():
     done = subprocess.run([sys.executable, "report.py", "results/study"], cwd=ROOT, capture_output=True,
                           env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0 and done.stdout == (ROOT / "results" / "study.md").read_bytes()
+
+
+@pytest.mark.parametrize("flags, absent", [(["--help"], {"torch", "matplotlib", "pandas"}),
+                                           (["results/study"], {"torch", "matplotlib"})])
+def test_slow_libraries_are_imported_only_if_needed(flags, absent):
+    code = ("import sys, report\ntry:\n    report.main(sys.argv[1:])\nfinally:\n"
+            "    print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)")
+    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout, done.stderr
+    imported = set(done.stderr.splitlines()[-1].split())
+    assert "argparse" in imported and not imported & absent

@@ -1,17 +1,18 @@
-"""Which pictures there are, what is in them, and the page that holds them."""
+"""Which figures there are, what they show, and the page that holds them."""
 
 import base64
 import io
 import re
 
-import figures
 import made_up
 import numpy as np
 import pytest
-import records
 from matplotlib.image import imread
 
 import report
+from analysis import figures, records
+from analysis.groups import split, table_of_runs
+from methods import METHODS
 
 
 @pytest.fixture
@@ -29,7 +30,15 @@ def runs(tmp_path):
 
 @pytest.fixture
 def groups(runs):
-    return records.group(records.find_runs([runs])[0])[0]
+    return groups_in(runs)
+
+
+def groups_in(folder):
+    return split(table_of_runs(records.find_runs([folder])[0])[0])
+
+
+def is_of(group, method, size=4):
+    return (group["method"].iloc[0], group["num_branches"].iloc[0]) == (method, size)
 
 
 def lines(ax):
@@ -37,7 +46,7 @@ def lines(ax):
 
 
 def test_learning_curves(groups):
-    drawn = figures.learning_curves([g for g in groups if g.flags["method"] != "ONE"])
+    drawn = figures.learning_curves([g for g in groups if not is_of(g, "ONE")])
     panels = {ax.get_title(): ax for ax in drawn.axes}
     network = lines(panels["Baseline, 2 seeds"])["network"]
     assert network == pytest.approx([50, 45, 40, 40, 40])
@@ -47,7 +56,7 @@ def test_learning_curves(groups):
 
 
 def test_a_band_is_one_standard_deviation(groups):
-    (leader,) = [g for g in groups if g.flags["method"] == "OKDDip" and g.flags["num_branches"] == 4]
+    (leader,) = [g for g in groups if is_of(g, "OKDDip")]
     (ax,) = figures.learning_curves([leader]).axes
     edges = [c.get_paths()[0].vertices[:, 1] for c in ax.collections]
     deviation = np.std([0, 1], ddof=1)
@@ -65,18 +74,18 @@ def test_diversity_and_group_size(groups):
     assert container.lines[0].get_ydata() == pytest.approx(best)
     bars = [segment[:, 1].tolist() for segment in container.lines[2][0].get_segments()]
     assert bars == [pytest.approx([mean - 0.5**0.5, mean + 0.5**0.5]) for mean in best]
-    assert figures.group_size([g for g in groups if g.flags.get("num_branches") != 3]) is None
-    assert figures.diversity([g for g in groups if g.flags["method"] == "baseline"]) is None
+    assert figures.group_size([g for g in groups if not is_of(g, "OKDDip", 3)]) is None
+    assert figures.diversity([g for g in groups if is_of(g, "baseline")]) is None
 
 
 def test_attention(groups):
-    g = next(g for g in groups if g.flags["method"] == "OKDDip" and g.flags["num_branches"] == 4)
+    g = next(g for g in groups if is_of(g, "OKDDip"))
     *matrices, itself = figures.attention(g).axes
     shown = [ax.images[0].get_array().tolist() for ax in matrices]
     assert shown == [[[0.5 + e / 10, 0.5 - e / 10], [0.5, 0.5]] for e in range(5)]
     assert [ax.get_title().split(",")[0] for ax in matrices] == [f"epoch {e}" for e in range(1, 6)]
     assert lines(itself)["itself"] == pytest.approx([0.5 + e / 20 for e in range(5)])
-    assert figures.attention(next(g for g in groups if g.flags["method"] == "ONE")) is None
+    assert figures.attention(next(g for g in groups if is_of(g, "ONE"))) is None
 
 
 def test_files_and_page(runs, tmp_path, capsys):
@@ -94,22 +103,29 @@ def test_files_and_page(runs, tmp_path, capsys):
     assert "35.50 ± 0.71 (2)" in page and "<h3>Figure 3" in page
 
 
-def test_pictures_do_not_replace_each_other(tmp_path):
-    """Two recipes of the same; and names that no file can have."""
+def test_figures_do_not_replace_each_other(tmp_path):
+    """Two recipes of the same network; and a network whose name cannot be a file's name."""
     for model in ("resnet32", "../my net"):
         for wd in (1e-4, 5e-4):
             made_up.run(tmp_path / f"{len(model)}_{wd}", "baseline", 0, [50.0], model=model.replace("/", "|"), wd=wd)
     runs = records.find_runs([tmp_path])[0]
     for run in runs:
         run.flags["model"] = run.flags["model"].replace("|", "/")
-    pictures = figures.draw_all(records.group(runs)[0])
-    assert len(pictures) == 4 and len({caption for caption, _ in pictures.values()}) == 4
-    assert all(re.fullmatch(r"[\w.+-]+", name) for name in pictures)
+    drawn = figures.draw_all(table_of_runs(runs)[0])
+    assert len(drawn) == 4 and len({caption for caption, _ in drawn.values()}) == 4
+    assert all(re.fullmatch(r"[\w.+-]+", name) for name in drawn)
 
 
-def test_every_method_looks_different(groups):
-    methods = [*records.METHODS, "CL", "OKDDip+KD", "OKDDip-no_leader",
+def test_every_method_looks_different():
+    methods = [*METHODS, "CL", "OKDDip+KD", "OKDDip-no_leader",
                *(f"OKDDip-{a}" for a in ("mean", "random", "entropy", "symmetric"))]
-    styles = figures.styles_of([groups[0]._replace(flags={**groups[0].flags, "method": m}) for m in methods])
+    styles = figures.styles_of(methods)
     assert len(set(styles)) == len(methods)
     assert len({style[1:] for style in styles}) == len(methods)  # in grey, too
+
+
+def test_a_method_looks_the_same_in_every_figure():
+    alone, *others = (figures.styles_of(methods) for methods in (
+        ["OKDDip"], ["baseline", "CL", "OKDDip"], ["new", "OKDDip", "ONE", "OKDDip"]))
+    assert [styles[i] for styles, i in zip(others, (2, 1), strict=True)] == alone * 2
+    assert len(set(others[1])) == 4  # a second group of the same method looks different
