@@ -1,7 +1,7 @@
 """For torch.hub, from a clone or from GitHub:
 
-    network = torch.hub.load(REPOSITORY, "resnet32", source="local")                 # drawn weights, 10 classes
-    network = torch.hub.load(REPOSITORY, "okddip", "leader.pth", source="local")     # what evaluate.py exported
+    network = torch.hub.load(REPOSITORY, "resnet32", source="local")                 # random weights, 10 classes
+    network = torch.hub.load(REPOSITORY, "okddip", "leader.pth", source="local")     # exported by evaluate.py
 
 Every network of ``models.NETWORKS`` is an entry point.
 """
@@ -13,38 +13,39 @@ _HERE = _Path(__file__).resolve().parent
 
 
 def _own_modules():
-    """This project's modules export and models, without a trace in sys.modules: whoever calls torch.hub.load may have
-    a ``models`` or ``utils`` of their own, before or after."""
-    names = {path.stem for path in _HERE.glob("*.py")} | {"models"}
+    """``deployment.formats`` and ``models`` of this project, without a trace in sys.modules and sys.path.
 
-    def of_these_names():
+    The caller of torch.hub.load may have own modules named ``models`` or ``utils``, imported before or after.
+    """
+    names = {path.stem for path in _HERE.glob("*.py")} | {path.parent.name for path in _HERE.glob("*/__init__.py")}
+
+    def remove():
         return {name: _sys.modules.pop(name) for name in list(_sys.modules) if name.partition(".")[0] in names}
 
-    theirs = of_these_names()
+    theirs = remove()
     _sys.path.insert(0, str(_HERE))
     try:
-        import export
-
         import models
+        from deployment import formats
 
-        return export, models
+        return formats, models
     finally:
         _sys.path.remove(str(_HERE))
-        of_these_names()
+        remove()
         _sys.modules.update(theirs)
 
 
-_export, _models = _own_modules()
+_formats, _models = _own_modules()
 dependencies = ["torch", "torchvision", "numpy"]
 
 
 def okddip(file: str):
-    """A network that ``evaluate.py RUN --export FILE`` wrote (.pth; with their packages .safetensors, .onnx, .pt2).
+    """A network that ``evaluate.py RUN --export FILE`` wrote: .pth, .pt2 or, with their packages, .safetensors, .onnx.
 
-    In evaluation mode: images float32 [B, 3, .size, .size], their pixels in 0..1 normalised by .mean and .std -> logits
-    [B, C] of .classes.
+    In evaluation mode: images float32 [B, 3, .size, .size] -> logits [B, C] of .classes. The pixels are in 0..1,
+    normalised by .mean and .std.
     """
-    return _export.load(file)
+    return _formats.load(file)
 
 
 def _entry_point(name: str):
@@ -52,7 +53,7 @@ def _entry_point(name: str):
         return _models.create_model(name, num_classes, **options)
 
     build.__name__ = name
-    build.__doc__ = (f"{name} with freshly drawn weights: images float32 [B, 3, H, W] -> logits [B, num_classes].\n\n"
+    build.__doc__ = (f"{name} with random weights: images float32 [B, 3, H, W] -> logits [B, num_classes].\n\n"
                      "options: dropout (VGG), efficient (DenseNet).")
     return build
 

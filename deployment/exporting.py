@@ -1,0 +1,107 @@
+"""Export the deployed network: write the file, load it again, compare it with the run, and only then rename it."""
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import data_loader
+from deployment import formats
+from deployment.saved_model import SavedModel, image_size
+from models import create_model
+from runtime.errors import UserError
+from runtime.files import sync_folder
+from training.folder import FILES
+
+TOLERANCE = 1e-4, 5e-6  # largest allowed difference of two logits: absolute, or relative to the largest logit
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """UserError if nothing can be written to ``path``. Called before any work is done."""
+    if path.name in FILES and (path.parent / "parameters.json").exists():
+        raise UserError(f"{path} belongs to a run, which would be lost: export under another name")
+    formats.need(*formats.format_of(path).packages)
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is not a folder: make it first, or export to another place")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: choose another name")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} is there already: choose another name, or replace it with --overwrite")
+
+
+def export_model(saved: SavedModel, path: Path, branch: int | None = None) -> dict:
+    """Write the deployed network to ``path``. -> a description, as ``evaluate.py --export --json`` prints it.
+
+    branch: the student to export; None: the leader. UserError if the group has no leader, or the model no weights.
+    """
+    output = saved.deployed_output(branch)
+    if output is None:
+        raise UserError(f"{saved.path} is a group without a leader: choose one of its "
+                        f"{saved.method.model.num_branches} students with --branch")
+    if saved.external:
+        raise UserError(f"{saved.path} does not give access to its weights: export the run itself, or a .pth or "
+                        ".safetensors file of it")
+    metadata = formats.describe(saved.flags.model, saved.classes, saved.mean, saved.std, saved.size)
+    batches = check_batches(saved)
+    largest = write_checked(path, saved.network(output), metadata, lambda images: saved.logits(images, output), batches)
+    return {"file": str(path), "bytes": path.stat().st_size, "of": str(saved.path),
+            "network": saved.method.outputs[output], "model": saved.flags.model, "largest_difference": largest,
+            "compared_on": "random images" if len(batches) == 2 else "random and test images"}
+
+
+def check_batches(saved: SavedModel) -> list[Tensor]:
+    """Images to compare on: five random ones, one random one, and eight test images if the data is there."""
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randint(256, (5, saved.size, saved.size, 3), dtype=torch.uint8, generator=generator)
+    dataset = saved.flags.dataset
+    fits = dataset and image_size(dataset) == saved.size
+    real = data_loader.sample_images(dataset, saved.flags.data_dir, 8) if fits else None
+    normalise = data_loader.Normalise(saved.mean, saved.std, torch.device("cpu"))
+    return [normalise(images) for images in (random, random[:1], real) if images is not None]
+
+
+def write_checked(path: Path, network: nn.Module, metadata: dict, logits: Callable[[Tensor], Tensor],
+                  batches: Iterable[Tensor]) -> float:
+    """Write a plain network to ``path``. -> the largest difference of its logits from ``logits``, those of the run.
+
+    The file is written under a temporary name, loaded again and compared on ``batches`` [B, 3, H, W]. It is renamed
+    only if the logits agree. UserError, and no file, if they do not, or if the file cannot be written.
+    """
+    content = formats.format_of(path).write(plain_copy(network, len(metadata["classes"])), metadata)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")  # the ending tells load the format
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        largest, scale = difference(formats.load(temporary), logits, batches).tolist()
+        absolute, relative = TOLERANCE
+        if not largest <= max(absolute, relative * scale):  # also refuses a NaN
+            raise UserError(f"{path} is not written: its logits differ by {largest:.3g} from the run's, whose largest "
+                            f"is {scale:.3g}; please report this")
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): export to another place, or make "
+                        "room there") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return largest
+
+
+def plain_copy(network: nn.Module, num_classes: int) -> nn.Module:
+    """A copy in evaluation mode with contiguous weights. Trained weights are in channels_last."""
+    copy = create_model(network.name, num_classes)
+    copy.load_state_dict(network.state_dict())
+    return copy.eval()
+
+
+@torch.no_grad()
+def difference(a: Callable[[Tensor], Tensor], b: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Tensor:
+    """-> [2]: the largest difference between the logits of two networks, and the largest logit of the second."""
+    logits = [(a(images), b(images)) for images in batches]
+    return torch.stack([torch.stack([(x - y).abs().max(), y.abs().max()]) for x, y in logits]).amax(0)
