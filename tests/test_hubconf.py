@@ -3,17 +3,17 @@
 import subprocess
 import sys
 
-import export
 import pytest
 import torch
 from conftest import ROOT
 
 import hubconf
 import models
+from deployment import exporting, formats
 
 
 def test_entry_points():
-    """What torch.hub.list lists: all that is callable and has no underscore in front."""
+    """torch.hub.list lists every callable whose name does not begin with an underscore."""
     names = {name for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")}
     assert names == {*models.NETWORKS, "okddip"}
     assert all(getattr(hubconf, name).__doc__ for name in names)
@@ -30,10 +30,14 @@ def test_networks(name, options):
 
 @pytest.mark.parametrize("first", ["theirs", "ours"])
 def test_modules_of_the_same_names(first, tmp_path):
-    """A user's own models, export and utils stay what they are, whichever comes first."""
-    for name in ("models", "export", "utils"):
+    """A user's own modules and packages stay what they are, whichever comes first."""
+    for name in ("models", "utils", "training"):
         (tmp_path / f"{name}.py").write_text("MINE = True")
-    theirs = "import models, export, utils; assert models.MINE and export.MINE and utils.MINE"
+    (tmp_path / "runtime").mkdir()
+    (tmp_path / "runtime" / "__init__.py").write_text("MINE = True")
+    theirs = ("import sys, models, runtime, training, utils\n"
+              "assert models.MINE and runtime.MINE and training.MINE and utils.MINE\n"
+              "assert not {'deployment', 'runtime.errors', 'models.registry'} & sys.modules.keys()")
     ours = f"network = torch.hub.load({str(ROOT)!r}, 'resnet8', source='local')"
     code = "\n".join(["import torch", *((theirs, ours) if first == "theirs" else (ours, theirs)), theirs,
                       "print(network(torch.ones(2, 3, 32, 32)).shape)"])
@@ -43,9 +47,9 @@ def test_modules_of_the_same_names(first, tmp_path):
 
 def test_exported_files(tmp_path):
     network, x = models.create_model("resnet8", 3).eval(), torch.ones(1, 3, 32, 32)
-    metadata = export.about("resnet8", ["a", "b", "c"], (0.1, 0.2, 0.3), (1, 2, 3), 32)
+    metadata = formats.describe("resnet8", ["a", "b", "c"], (0.1, 0.2, 0.3), (1, 2, 3), 32)
     for file in ("leader.pth", "leader.safetensors"):
-        export.export(tmp_path / file, network, metadata, network, [torch.randn(2, 3, 32, 32)])
+        exporting.write_checked(tmp_path / file, network, metadata, network, [torch.randn(2, 3, 32, 32)])
     code = ("import sys, torch\nfor file in sys.argv[2:]:\n"
             "    network = torch.hub.load(sys.argv[1], 'okddip', file, source='local')\n"
             "    assert not network.training\n    print(network.classes, network.mean, network.std)\n"
