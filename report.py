@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import utils
-from runtime.errors import UserError
+from runtime.errors import UserError, warn
 from runtime.files import as_json, save
 
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     found, notes = records.find_runs(args.runs)
     runs, more_notes = groups.table_of_runs(found) if found else (None, [])
     for note in notes + more_notes:
-        utils.warn(note)
+        warn(note)
     if not found:
         raise UserError(f"no finished run in {', '.join(map(str, args.runs))}: train one, or name another folder")
     published = json.loads(tables.PUBLISHED.read_text())
