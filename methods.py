@@ -76,6 +76,8 @@ def find(name: str) -> tuple[type, object]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in METHODS:
-        sys.exit(f"error: usage: python methods.py METHOD, one of {', '.join(METHODS)}")
-    print(METHODS[sys.argv[1]].command)
+    name = " ".join(sys.argv[1:])
+    if name not in METHODS:
+        print(f"error: unknown method {name}: known are {', '.join(METHODS)}", file=sys.stderr)
+        sys.exit(2)
+    print(METHODS[name].command)

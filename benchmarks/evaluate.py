@@ -30,29 +30,29 @@ import utils
 from benchmarks import compare
 from data_loader import Cached, Split
 from losses import full_precision
+from runtime.device import autocast
 from training.evaluation import evaluate
 from training.method import Method
 from training.outputs import metric
-from training.step import AMP
 
 
 @torch.inference_mode()
-def forward_only(model: nn.Module, batches: list[tuple[Tensor, Tensor]], autocast: torch.autocast) -> None:
+def forward_only(model: nn.Module, batches: list[tuple[Tensor, Tensor]], precision: torch.autocast) -> None:
     """The forward passes of an evaluation, and nothing else."""
     model.eval()
     for images, _ in batches:
-        with autocast:
+        with precision:
             model.attend(images)
 
 
 @torch.inference_mode()
-def plain(model: nn.Module, loader: Cached, outputs: list[str], autocast: torch.autocast) -> dict[str, float]:
+def plain(model: nn.Module, loader: Cached, outputs: list[str], precision: torch.autocast) -> dict[str, float]:
     """The same metrics, under the same names. outputs: leader, each peer, the peers' ensemble."""
     model.eval()
     sums, count = defaultdict(float), 0
     for images, labels in loader:
         images = images.contiguous()
-        with autocast:
+        with precision:
             peers, _, leader = model.attend(images)
         peers = [full_precision(z) for z in peers.unbind(1)]
         for output, z in zip(outputs, [full_precision(leader), *peers, sum(peers) / len(peers)], strict=True):
@@ -95,22 +95,22 @@ def main(argv: list[str] | None = None) -> None:
     method = build(args, device)
     plain_model = copy.deepcopy(method.model)
     method.model.to(memory_format=torch.channels_last)
-    autocast = torch.autocast(device.type, dtype=AMP.get(args.amp), enabled=args.amp in AMP)
+    precision = autocast(device, args.amp)
 
     data = compare.random_data(0, args.images, args.seed)
     loader = Cached(data.test, data, args.batch_size, device)
     part = Cached(Split(*(a[: args.plain_images] for a in data.test)), data, args.batch_size, device)
     batches = list(loader)
 
-    ours, tolerance = evaluate(method, part, autocast=autocast), compare.tolerance(args)
-    for name, value in plain(plain_model, part, list(method.outputs), autocast).items():
+    ours, tolerance = evaluate(method, part, autocast=precision), compare.tolerance(args)
+    for name, value in plain(plain_model, part, list(method.outputs), precision).items():
         # rounding may swap two scores that are almost equal, so top-1 and top-5 (in %) may differ a little
         compare.must_agree(f"{name}:", ours[name], value, tolerance, 100 * tolerance if "accTop" in name else 0)
 
     contenders = {
-        "forward passes only": lambda: forward_only(method.model, batches, autocast),
-        "ours": lambda: evaluate(method, loader, autocast=autocast),
-        "plain": lambda: plain(plain_model, part, list(method.outputs), autocast),
+        "forward passes only": lambda: forward_only(method.model, batches, precision),
+        "ours": lambda: evaluate(method, loader, autocast=precision),
+        "plain": lambda: plain(plain_model, part, list(method.outputs), precision),
     }
     compare.in_turns(contenders, 1, device)
     seconds = compare.in_turns(contenders, args.repeats, device)

@@ -34,8 +34,9 @@ import utils
 from benchmarks import compare
 from models.aggregation import Gate
 from models.architecture import BatchNorm
+from runtime.device import autocast
 from training.method import Method
-from training.step import AMP, Trainer
+from training.step import Trainer
 
 CLASSES, LR, WD, T = 10, 0.1, 5e-4, 3.0
 EPOCH, NUM_EPOCHS = 40, 300  # w(e) = 0.29 in methods with a ramp-up: the losses agree only if both versions use it
@@ -119,7 +120,7 @@ class Plain:
     def __init__(self, model: nn.Module, loss: Callable, device: torch.device, amp: str):
         self.model, self.loss = with_torch_batch_norm(model).to(device), loss
         self.optimizer = torch.optim.SGD(self.model.parameters(), LR, momentum=0.9, nesterov=True, weight_decay=WD)
-        self.autocast = partial(torch.autocast, device.type, dtype=AMP.get(amp), enabled=amp in AMP)
+        self.autocast = partial(autocast, device, amp)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         self.steps, self.sums = 0, []
 

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from deployment.formats import ExternalModel
-from runtime.device import set_precision
+from runtime.device import autocast, set_precision
 from runtime.errors import UserError
 from training.method import Method
 from training.outputs import LEADER, NETWORK, student, student_number
-from training.step import AMP
 
 
 def image_size(dataset: str) -> int:
@@ -78,4 +77,4 @@ class SavedModel(NamedTuple):
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context in which the run evaluated its networks: half precision with --amp."""
-        return torch.autocast(device.type, dtype=AMP.get(self.flags.amp), enabled=self.flags.amp in AMP)
+        return autocast(device, self.flags.amp)

@@ -14,6 +14,7 @@ from runtime.errors import UserError
 from runtime.rank import world_size
 
 ROOT = Path(__file__).resolve().parent.parent
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}  # --amp; every other value is full precision
 
 
 def pick_device(name: str | None = None, gpu_id: int = 0, sync_bn: bool = False) -> torch.device:
@@ -41,6 +42,11 @@ def set_precision(tf32: bool) -> None:
     """Keep float32 exact unless TF32 is asked for. Let cuDNN choose its fastest algorithm."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = True
+
+
+def autocast(device: torch.device, amp: str) -> torch.autocast:
+    """The context in which networks compute: half precision with --amp."""
+    return torch.autocast(device.type, dtype=AMP.get(amp), enabled=amp in AMP)
 
 
 def seed_everything(seed: int) -> None:

@@ -53,7 +53,7 @@ runs() {
 
 # with_flags NAME FLAG...: print the training script and the flags of a method
 with_flags() {
-    command=$("$python" methods.py "${1%+KD}") || { echo "error: unknown method $1" >&2; exit 2; }
+    command=$("$python" methods.py "${1%+KD}") || exit 2
     case $1 in KD | *+KD) teacher=$(quote --T_model "$T_MODEL") ;; *) teacher= ;; esac
     shift
     printf '%s\n' "$command${*:+ $*}$teacher"

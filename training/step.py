@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from losses import Terms
 from models import count_batches
 from runtime import processes
+from runtime.device import autocast
 from runtime.errors import UserError
 from training.method import Method
 from training.metrics import RunningSums, topk_correct
-
-AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer:
@@ -35,15 +34,15 @@ class Trainer:
         self.replica = processes.replicated(self.model, device, sync_bn)
         self.device, self.compiled = device, compiled
         self.optimizer, self.scheduler = sgd(self.model, lr, wd, milestones)
-        self.precision = {"dtype": AMP.get(amp), "enabled": amp in AMP}
+        self.amp = amp
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         mode = "reduce-overhead" if device.type == "cuda" else "default"
         self.loss = torch.compile(method.loss, mode=mode, dynamic=False) if compiled else method.loss
         self.sums, self.checked_steps, self.uncounted = RunningSums(device), 0, 0
 
     def autocast(self) -> torch.autocast:
-        """The context in which the networks compute: half precision with --amp."""
-        return torch.autocast(self.device.type, **self.precision)
+        """The context in which the networks compute."""
+        return autocast(self.device, self.amp)
 
     @property
     def lr(self) -> float:
