@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
-from loading.augmentation import Normalise, prepare, prepare_large
+from loading.augmentation import Normalise, prepare_large
 from loading.data import Data, Split
-from loading.images import channel_statistics, in_memory
+from loading.images import channel_statistics, decode, in_memory
 from loading.loaders import Cached, Loader, Streamed
 from runtime import processes
 from runtime.errors import UserError
@@ -275,4 +275,4 @@ def sample_images(data_name: str, root: str, count: int) -> Tensor | None:
 
 def load_image(path: str, large: bool) -> Tensor:
     """A file, prepared as a test image: uint8 [32, 32, 3]; large: [224, 224, 3]. UserError if it does not decode."""
-    return (prepare_large if large else prepare)(os.fsencode(path))
+    return prepare_large(os.fsencode(path)) if large else torch.from_numpy(decode(os.fsencode(path)))

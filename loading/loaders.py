@@ -107,8 +107,8 @@ class Streamed(Loader):
     def __init__(self, split: Split, *args, num_workers: int = 0, **kwargs):
         super().__init__(split, *args, **kwargs)
         self.keys, workers = BatchKeys(), usable_workers(num_workers)
-        # batch_size=None: each item is a whole batch already. DataLoader draws one number that is not used here; with
-        # a generator of its own it does not change the random numbers of the training.
+        # batch_size=None: each item is a whole batch already. generator: DataLoader draws one number for its workers,
+        # which is not used here. With its own generator it does not change the random numbers of the training.
         self.loader = DataLoader(
             Batches(split, prepare_large if self.large else prepare), batch_size=None, sampler=self.keys,
             num_workers=workers, persistent_workers=workers > 0, pin_memory=self.device.type == "cuda",

@@ -10,7 +10,7 @@ from .architecture import BatchNorm
 class Attention(nn.Module):
     """alpha_ab = softmax_b((W_L h_a) . (W_E h_b)), the weight of peer b in the target of peer a (paper, section 3.2).
 
-    No bias and no 1/sqrt(d). b runs over all peers, a itself included. The peers share W_L and W_E. The two differ, so
+    No bias and no 1/sqrt(d). b runs over all peers, including a. The peers share W_L and W_E. The two differ, so
     the weights are asymmetric: alpha_ab is not alpha_ba.
 
     W_L and W_E receive gradients only through the targets. Do not detach the targets.
@@ -38,8 +38,8 @@ class OthersAttention(Attention):
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
         scores = self.W_L(h) @ self.W_E(h).mT  # [B, p, p]
-        itself = torch.eye(h.shape[1], dtype=torch.bool, device=h.device)
-        return torch.softmax(scores.masked_fill(itself, float("-inf")), dim=-1)
+        diagonal = torch.eye(h.shape[1], dtype=torch.bool, device=h.device)
+        return torch.softmax(scores.masked_fill(diagonal, float("-inf")), dim=-1)
 
 
 # The paper's Table 5 replaces the attention by each of the next four. The paper gives their names but no equations:

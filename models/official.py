@@ -51,6 +51,6 @@ def load_official_state_dict(model: nn.Module, state_dict: dict[str, Tensor]) ->
             raise ValueError(f"the checkpoint has no {' or '.join(names)!r}, which {model.name} needs")
         if weights[name].shape != value.shape:
             found, needed = tuple(weights[name].shape), tuple(value.shape)
-            raise ValueError(f"{name!r} has shape {found} in the checkpoint where {model.name} needs {needed}")
+            raise ValueError(f"{name!r} has shape {found} in the checkpoint, but {model.name} needs {needed}")
         ours[key] = weights[name]
     model.load_state_dict(ours)

@@ -23,7 +23,7 @@ def same_batches(a, b):
 
 
 def make_imagenet(root, train=6, val=3):
-    """Photograph-like files of several sizes and modes. Some are PNG files named .JPEG, as in ImageNet itself."""
+    """Photograph-like files of several sizes and modes. Some are PNG files named .JPEG, as in ImageNet."""
     rng = np.random.default_rng(0)
     for part, count in (("train", train), ("val", val)):
         for name in IMAGENET_CLASSES:

@@ -1,4 +1,4 @@
-"""Random images, weights and a training loop for tests of networks."""
+"""Images, weights and checks for tests of networks."""
 
 import math
 import zlib

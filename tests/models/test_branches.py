@@ -140,7 +140,7 @@ def gradient_of_bias(output, model, i):
 
 @pytest.mark.parametrize("network_based", [False, True])
 def test_targets_move_with_every_peer(network_based):
-    """d t_a / d z_b = alpha_ab: no target is detached."""
+    """d t_a / d z_b = alpha_ab: the targets are not detached."""
     torch.manual_seed(0)
     model = models.OKDDip("resnet8", C, 4, network_based).eval()
     _, targets, _ = model(IMAGES)

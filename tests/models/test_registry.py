@@ -56,7 +56,7 @@ def test_convolutions_start_kaiming_normal(name, fan):
 # --- options
 
 
-def test_options_are_off_by_default():
+def test_every_network_accepts_options_that_are_off():
     models.create_model("resnet8", 10, dropout=0.0, efficient=False)
     models.OKDDip("resnet8", 10, 2, dropout=0.0, efficient=False)
 
