@@ -3,9 +3,9 @@
     python report.py runs/paper                          # Markdown
     python report.py runs/paper --html report.html       # the same and all figures in one page
 
-Runs form a group if all their flags agree, except the seed, paths, device and versions. A cell shows the mean of a
-group's top-1 errors ± their standard deviation (n - 1 in the denominator), and the number of seeds. The published
-numbers are in results/published.json.
+Runs form a group if all their flags agree, except the seed, paths, device and versions. A cell shows the mean and the
+standard deviation (n - 1 in the denominator) of a group's top-1 errors, and the number of seeds. The published numbers
+are in results/published.json.
 """
 
 import argparse

@@ -13,6 +13,7 @@ from training.outputs import ENSEMBLE, GATE, LEADER, MEAN, metric
 # choose_E may differ because report.py finds the best epoch itself, for each table anew.
 MAY_DIFFER = (FREE_FLAGS - {"num_epochs"}) | {
     "seed", "command", "environment", "starts", "weights", "schedule", "choose_E"}
+# What the last epoch measured -> its column in the table: errors of outputs, and the diversity.
 COLUMNS = {LEADER: "leader", MEAN: "students", ENSEMBLE: "ensemble", GATE: "gated_ensemble", "dist": "diversity"}
 
 
@@ -34,7 +35,7 @@ def table_of_runs(runs: Iterable[RecordedRun]) -> tuple[pd.DataFrame, list[str]]
 
 
 def row_of(run: RecordedRun) -> dict:
-    """A run's row. best, last: error of the method's own output; COLUMNS: errors and diversity in the last epoch."""
+    """A run's row. best, last: top-1 error of the method's own output in %; ensemble_best: the same of the ensemble."""
     flags = {name: value for name, value in run.flags.items() if name not in MAY_DIFFER}
     flags["processes"] = run.flags["environment"].get("processes", 1)
     last = run.history[-1]

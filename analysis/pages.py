@@ -15,10 +15,10 @@ TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).par
                                trim_blocks=True, lstrip_blocks=True)
 HEADINGS = {name: column.replace("_", " ") for name, column in COLUMNS.items()} | {
     MEAN: "mean of the students or peers"}
-ABOUT = """Each cell shows the mean ± standard deviation over seeds, and the number of seeds in brackets. For OKDDip the
-error is the leader's. For other groups of students it is the mean of the students' errors. A title says so if a table
-shows other errors. The best epoch has the lowest error on the test images, or on the held-out images if images were
-held out. The last epoch is reported, too, because nothing chooses it. Difference: best epoch minus paper. Paper:
+ABOUT = """Each cell shows the mean ± standard deviation over seeds, and the number of seeds in brackets. If a group of
+students has a leader, the error is the leader's. For other groups it is the mean of the students' errors. If a table
+shows other errors, its title says so. The best epoch has the lowest error on the test images, or on the held-out images
+if images were held out. The last epoch is not chosen by any images. Difference: best epoch minus paper. Paper:
 {source}."""
 OTHER_RECIPE = """This is not the recipe of the published CIFAR numbers, so differences to them measure the recipe as
 well as the code."""
