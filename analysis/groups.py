@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterable
+from statistics import fmean, stdev
 
 import pandas as pd
 
@@ -69,4 +70,4 @@ def flags_of(group: pd.DataFrame) -> dict:
 
 def mean_and_deviation(values: pd.Series) -> list[float | None]:
     """-> the mean, and the standard deviation (over n - 1), which is None for a single value."""
-    return [values.mean(), values.std() if len(values) > 1 else None]
+    return [fmean(values), stdev(values) if len(values) > 1 else None]  # exact; pandas rounds sums in the last bit

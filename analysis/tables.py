@@ -95,6 +95,6 @@ def cell(runs: pd.DataFrame, published: list | None, ensemble: bool = False) -> 
         "last": mean_and_deviation(group[last]),
         "besides": {name: mean_and_deviation(group[column]) for name, column in COLUMNS.items()
                     if column in group and group[column].notna().all()},
-        "difference": group[best].mean() - published[0] if published else None,
+        "difference": mean_and_deviation(group[best])[0] - published[0] if published else None,
         "command": f"python {group['command'].iloc[0]}", "runs": group["folder"].tolist()}
         for group in split(runs)]}
