@@ -5,11 +5,11 @@
     python evaluate.py leader.onnx --images a.png b.jpg
 
 RUN is a run's folder (its best.pth), a checkpoint of a run, a checkpoint of the authors' code, or an exported file. The
-metrics have the same names as in the run's metrics.jsonl and, on the same machine, the same values. The NLL of the
-table is ``..test_loss``, the cross-entropy at T = 1. Each output has two more metrics:
+metrics have the same names as in the run's metrics.jsonl and, on the same machine, the same values. The
+column NLL is the metric ``test_loss``, the cross-entropy at T = 1. Each output has two more metrics:
 
-    ..test_ece           expected calibration error, 0..1
-    ..test_accPerClass   top-1 accuracy in % of each class, null for a class without images
+    test_ece           expected calibration error, 0..1
+    test_accPerClass   top-1 accuracy in % of each class, null for a class without images
 """
 
 import json
@@ -48,9 +48,9 @@ def parse_args(argv: list[str] | None) -> Namespace:
                                                                 "probabilities")
     g = p.add_argument_group("which network, and how much is printed")
     g.add_argument("--branch", type=utils.number(int, 0), metavar="I",
-                   help="student I of a group, counted from 0 (default: the leader. In a group without a leader "
-                        "--images uses the ensemble, and --export needs this flag)")
-    g.add_argument("--top", type=utils.number(int, 1), default=5, metavar="N", help="classes that --images prints")
+                   help="student I of a group, counted from 0 (default: the leader; without a leader, --images "
+                        "uses the ensemble and --export needs this flag)")
+    g.add_argument("--top", type=utils.number(int, 1), default=5, metavar="N", help="how many classes --images prints")
     g.add_argument("--overwrite", action="store_true", help="let --export replace a file")
     g = p.add_argument_group("data")
     g.add_argument("--data_dir", metavar="DIR", help="where the data is (default: as in the run; else ./Data)")
@@ -58,15 +58,15 @@ def parse_args(argv: list[str] | None) -> Namespace:
                    help=f"{', '.join(data_loader.DATASETS)} (default: as in the run. For a checkpoint of the authors' "
                         "code: CIFAR10. For an exported file with --data_dir: imagenet if its images are 224x224, else "
                         "folder)")
-    g = p.add_argument_group("checkpoints of the authors' code, which do not name network and method")
+    g = p.add_argument_group("only for checkpoints of the authors' code")
     g.add_argument("--model", choices=models.NETWORKS, metavar="NAME",
                    help=f"network: {', '.join(models.NETWORKS)} (default: resnet32)")
     g.add_argument("--method", choices=list(methods.FAMILIES),
                    help="method (default: recognised by the names of the parameters)")
     g = p.add_argument_group("speed and device")
     g.add_argument("--batch_size", type=utils.number(int, 1),
-                   help="images in a batch (default: as in the run; else 128; on a GPU at least 1024, for large images "
-                        "256)")
+                   help="images in a batch (default: as in the run, else 128; on a GPU it is raised to 1024, for large "
+                        "images to 256)")
     g.add_argument("--num_workers", type=utils.number(int, 0),
                    help="threads or processes that decode image files (default: as in the run; else 8)")
     g.add_argument("--gpu_id", default=0, type=utils.number(int, 0), help="which GPU, if there are several")
@@ -76,7 +76,7 @@ def parse_args(argv: list[str] | None) -> Namespace:
 
 
 def device_of(saved: SavedModel, args: Namespace) -> torch.device:
-    """The device that --device and --gpu_id choose. Other libraries than PyTorch compute on the CPU."""
+    """The device that --device and --gpu_id choose. .onnx and .pt2 files always run on the CPU."""
     return pick_device("cpu" if saved.external else args.device, args.gpu_id)
 
 

@@ -21,10 +21,10 @@ from runtime.files import as_json, save
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The flags. If they are wrong, the script ends with one line and exit code 2."""
     p = utils.Parser(__doc__, "RUNS ...")
-    p.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run folders, or folders that they are in")
+    p.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run folders, or folders that contain them")
     g = p.add_mutually_exclusive_group()
     g.add_argument("--csv", action="store_true", help="print a line for each group instead of tables")
-    g.add_argument("--json", action="store_true", help="print everything that is known instead of tables")
+    g.add_argument("--json", action="store_true", help="print all results as JSON instead of tables")
     p.add_argument("--html", type=Path, metavar="FILE", help="also write tables and figures into one page")
     p.add_argument("--figures", type=Path, metavar="FOLDER", help="also write the figures, as PNG")
     return p.parse_args(argv)

@@ -4,7 +4,7 @@
     python train_GL.py --model resnet32 --dataset CIFAR10 --MulStu       # whole networks instead of branches
 
     alpha_ab = softmax_b((W_L h_a) . (W_E h_b))          attention of peer a, over all m - 1 peers
-    t_a      = sum_b alpha_ab z_b                        its own target
+    t_a      = sum_b alpha_ab z_b                        target of peer a
     L_true   = sum_a CE(z_a, y) + CE(z_leader, y)
     L_group  = sum_a T^2 KL(t_a || z_a) + T^2 KL(mean_a z_a || z_leader)
     L        = L_true + alpha w(e) L_group               (+ alpha T^2 KL(teacher || z) for each student, with --T_model)
@@ -38,13 +38,13 @@ def parse_args(argv: list[str] | None):
                         "peer weighs more; symmetric: W_L = W_E. Not in the paper: others, attention to all peers "
                         "except itself")
     g.add_argument("--detach_targets", action="store_true",
-                   help="no gradient through the targets (not in the paper); W_L and W_E stay as drawn")
+                   help="no gradient through the targets (not in the paper); W_L and W_E keep their initial values")
     g.add_argument("--no_leader", action="store_true",
                    help="all students are peers, and their ensemble is deployed (Tables 4 and 5)")
-    utils.teacher_flags(g, None, "also learn from a pre-trained teacher, every student (Table 6)")
+    utils.teacher_flags(g, None, "every student also learns from this pre-trained teacher (Table 6)")
     args = utils.parse(parser, argv)
     if args.T_model_path and not args.T_model:
-        parser.error("argument --T_model_path: which network is that? Add --T_model")
+        parser.error("argument --T_model_path: needs the name of the network. Add --T_model")
     if args.aggregation == "others" and args.num_branches == 2 and not args.no_leader:
         parser.error("argument --aggregation: others needs two peers, and --num_branches 2 leaves one besides the "
                      "leader: use more branches, or --no_leader")
@@ -58,7 +58,7 @@ class OKDDip(Method):
         self.args = args
         self.model = models.OKDDip(args.model, num_classes, args.num_branches, args.MulStu, args.aggregation,
                                    leader=not args.no_leader, **utils.network_options(args))
-        if args.detach_targets:  # W_L and W_E get no gradient; frozen, weight decay does not change them either
+        if args.detach_targets:  # W_L and W_E get no gradient. Frozen, they are not changed by weight decay either.
             self.model.aggregation.requires_grad_(False)
         leader = {} if args.no_leader else {LEADER: "leader"}
         peers = {student(a): f"peer {a}" for a in range(args.num_branches - len(leader))}
@@ -83,7 +83,8 @@ class OKDDip(Method):
         return self.measured(peers, leader), {"attention": attention}
 
     def measured(self, peers, leader):  # [B, m-1, C], [B, C] -> [B, m+1, C]: leader, each peer, the peers' ensemble
-        return torch.cat([*([] if leader is None else [leader.unsqueeze(1)]), peers, peers.mean(1, keepdim=True)], 1)
+        leaders = [] if leader is None else [leader.unsqueeze(1)]
+        return torch.cat([*leaders, peers, peers.mean(1, keepdim=True)], 1)
 
     def ramp_up(self, epoch: int, num_epochs: int) -> float:
         return ramp_up(epoch, num_epochs, self.args.start_consistency, self.args.length)

@@ -1,4 +1,4 @@
-"""The command line: parser, flags that scripts share, errors as one line. PyTorch is imported only for a training."""
+"""The command line: parser, flags that scripts share, errors as one line. Only the flags of a training need PyTorch."""
 
 import argparse
 import math
@@ -51,7 +51,7 @@ def fail(error: Exception | str) -> NoReturn:
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of formulas, and shows defaults other than None and False."""
+    """Keeps line breaks in formulas, and shows defaults other than None and False."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         nothing = action.default is None or action.default is False
@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, with a one-line error and a readable --help."""
 
     def __init__(self, description: str, operands: str = ""):
-        """description: the script's docstring; --help omits its measured results. operands: arguments besides flags."""
+        """description: the script's docstring; --help omits its measured results. operands: positional arguments."""
         super().__init__(description=description.partition("\nMeasured")[0].strip(), formatter_class=Help,
                          usage=f"%(prog)s {operands} [--flag VALUE ...]".replace("  ", " "))
 
@@ -75,7 +75,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(kind: type, low: float, open_end: bool = False, high: float = math.inf) -> Callable[[str], float]:
-    """An argparse type: a finite number of ``kind``, at least ``low`` (open_end: more than) and at most ``high``."""
+    """An argparse type: a finite number of ``kind``, from ``low`` (open_end: greater) to ``high``."""
 
     def parse(text: str):
         value = kind(text)
@@ -109,14 +109,14 @@ def recipe_flags(p: Parser) -> None:
     g.add_argument("--model", default="resnet32", choices=NETWORKS, metavar="NAME",
                    help=f"network: {', '.join(NETWORKS)}")
     g.add_argument("--dataset", default="CIFAR10", choices=DATASETS, metavar="NAME",
-                   help=f"{', '.join(DATASETS)} (folder: <data_dir>/train/<class>/*, with test/ or val/ beside; "
+                   help=f"{', '.join(DATASETS)} (folder: <data_dir>/train/<class>/*, and test/ or val/ next to it; "
                         "imagenet: train/<class>/* and val/<class>/*)")
     g.add_argument("--train_size", default=0, type=number(int, 0), metavar="N",
                    help="train on N training images, stratified, the same ones for every --seed (0: all)")
     g.add_argument("--val_size", default=0, type=number(int, 0), metavar="N",
                    help="hold out N training images, stratified, to choose the best epoch (0: test images)")
     g.add_argument("--num_epochs", default=300, type=number(int, 1), help="length of the training")
-    g.add_argument("--batch_size", default=128, type=number(int, 1), help="images in a step")
+    g.add_argument("--batch_size", default=128, type=number(int, 1), help="images per step")
     g.add_argument("--lr", default=0.1, type=number(float, 0, open_end=True), help="initial learning rate")
     g.add_argument("--schedule", type=number(int, 1), nargs="+", metavar="EPOCH",
                    help="epochs after which the learning rate is divided by 10 "
@@ -138,15 +138,17 @@ def run_flags(p: Parser) -> None:
     """Where a run's files are, and what it runs on."""
     g = p.add_argument_group("run")
     g.add_argument("--data_dir", default="./Data", help="where the data is, or is downloaded to")
-    g.add_argument("--save_dir", default=".", help="where <dataset>/<run> is made")
-    g.add_argument("--version", default="V0", help="name of the run, to tell runs of the same method and network apart")
+    g.add_argument("--save_dir", default=".", help="runs are saved in <save_dir>/<dataset>/<method>/<model>")
+    g.add_argument("--version", default="V0",
+                   help="name of the run, if there are several of a method and network; it is appended to the folder "
+                        "(V0 appends nothing)")
     g.add_argument("--resume", metavar="RUN",
                    help="run folder, or a checkpoint in it: continue where it stopped, with the same flags; auto: "
                         "continue this run if it was begun, else start it")
     g.add_argument("--save_every", default=1, type=number(int, 1), metavar="N",
-                   help="epochs between two last.pth; a best or last epoch is always saved")
+                   help="save last.pth every N epochs; the best and the last epoch are always saved")
     g.add_argument("--save_steps", default=0, type=number(int, 0), metavar="N",
-                   help="steps between two last.pth within an epoch, for long epochs (0: none)")
+                   help="also save last.pth every N steps, for long epochs (0: never)")
     g.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
     g.add_argument("--cache", default="on", choices=("on", "off"),
                    help="on: all images stay on the device; off (imagenet: always): they are read one by one")
@@ -155,17 +157,17 @@ def run_flags(p: Parser) -> None:
     g.add_argument("--gpu_id", default=0, type=number(int, 0), help="which GPU, if there are several; under torchrun "
                                                                     "each process has its own GPU, from 0")
     g.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: the GPU if there is one, else the CPU)")
-    g.add_argument("--log_every", default=100, type=number(int, 1), help="steps between two updates of the progress")
+    g.add_argument("--log_every", default=100, type=number(int, 1), help="update the progress every N steps")
 
 
 def distillation_flags(p: Parser, title: str) -> argparse._ArgumentGroup:
-    """--loss and --temperature of every distillation. -> the argument group, for the method's own flags."""
+    """--loss and --temperature. Returns the argument group, so that the method can add its own flags."""
     from losses import DISTILLATION
 
     g = p.add_argument_group(title)
     g.add_argument("--loss", default="KL", choices=DISTILLATION, help="divergence between target and student")
     g.add_argument("--temperature", default=3.0, type=number(float, 0, open_end=True, high=1e6),
-                   help="T, softens target and student")
+                   help="T: a larger temperature makes probabilities softer")
     return g
 
 
@@ -173,12 +175,12 @@ def ramp_up_flags(g: argparse._ArgumentGroup) -> None:
     """alpha, and w(e) (``losses.ramp_up``)."""
     g.add_argument("--alpha", default=1.0, type=number(float, 0), help="weight of the group loss")
     g.add_argument("--start_consistency", default=0.0, type=number(float, 0),
-                   help="share of the training after which the ramp-up w(e) begins")
+                   help="fraction of the epochs before the ramp-up w(e) begins")
     g.add_argument("--length", default=80.0, type=number(float, 0), help="epochs of the ramp-up; 0: none")
 
 
 def group_flags(g: argparse._ArgumentGroup, students: str, network_based: bool = False) -> None:
-    """The number of students, and whether they share a trunk. network_based: they never do."""
+    """The number of students, and whether they share a trunk. network_based: they never share one."""
     g.add_argument("--num_branches", default=4, type=num_branches, help=f"m, the number of {students}")
     if not network_based:
         g.add_argument("--MulStu", action="store_true", help="network-based: whole networks instead of branches")

@@ -1,4 +1,4 @@
-"""All runs in one table of pandas, a row for each run, and which of them belong together."""
+"""All runs in one pandas table, a row for each run. Runs that belong together form groups."""
 
 import json
 from collections.abc import Collection, Iterable
@@ -19,10 +19,11 @@ COLUMNS = {LEADER: "leader", MEAN: "students", ENSEMBLE: "ensemble", GATE: "gate
 
 
 def table_of_runs(runs: Iterable[RecordedRun]) -> tuple[pd.DataFrame, list[str]]:
-    """-> a row for each run, sorted by group and seed; and notes on seeds that come twice or are alone in a group.
+    """-> a row for each run, sorted by group and seed; and notes about seeds that occur twice or are alone in a group.
 
-    Runs form a group if all their flags agree, except those of MAY_DIFFER. Runs with different numbers of processes
-    form different groups, because each process has its own BatchNorm statistics. So do runs with different metrics.
+    Runs form a group if all their flags agree, except those in MAY_DIFFER. Runs with different numbers of processes
+    form different groups, because each process has its own BatchNorm statistics. Runs with different metrics
+    also form different groups.
     """
     table = pd.DataFrame([row_of(run) for run in runs])
     table["group"] = pd.factorize(table["group"])[0]  # numbered in the order in which the groups are found

@@ -28,7 +28,7 @@ Block = tuple[str, str | pd.DataFrame]  # an HTML element's name (h1, h2, h3, p,
 
 
 def blocks(report: list[dict], source: str) -> list[Block]:
-    """The content of both Markdown and HTML. report: tables.sections. source: the paper."""
+    """The content, used for both Markdown and HTML. report: tables.sections. source: the paper."""
     content: list[Block] = [("h1", "Top-1 error, %"), ("p", ABOUT.format(source=source))]
     for section in report:
         content.append(("h2", recipe_title(section["recipe"])))
@@ -40,7 +40,7 @@ def blocks(report: list[dict], source: str) -> list[Block]:
 
 
 def table_blocks(table: dict) -> list[Block]:
-    """A table, a table of what else was measured of groups of students, and the commands."""
+    """A table, a second table with other metrics of the groups, and the commands."""
     lines, measured, commands = [], [], []
     for row in table["rows"]:
         for i, (name, texts) in enumerate(lines_of(row, published=bool(table["name"])).items()):
@@ -77,7 +77,7 @@ def number(pair: list | None, digits: int = 2) -> str:
 
 
 def groups_in_words(groups: list[dict], epoch: str) -> str:
-    """A line for each group of a cell: its number, and the flags that distinguish it."""
+    """A line for each group of a cell: its error, and the flags that distinguish it."""
     texts = []
     for group in groups:
         flags = distinguishing_flags(group, groups)
@@ -95,7 +95,7 @@ def distinguishing_flags(group: dict, groups: list[dict]) -> str:
 
 
 def spaced(values: list) -> str:
-    """1 2 3"""
+    """[1, 2, 3] -> "1 2 3"."""
     return " ".join(map(str, values))
 
 
@@ -107,7 +107,7 @@ def markdown(content: list[Block]) -> str:
 
 
 def table_in_markdown(table: pd.DataFrame) -> str:
-    """The first two columns stand to the left, the others to the right. A line within a cell ends with <br>."""
+    """The first two columns are left-aligned, the others right-aligned. A line within a cell ends with <br>."""
     def escape(text: str) -> str:
         return text.replace("|", "\\|").replace("\n", "<br>")
 

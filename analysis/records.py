@@ -27,7 +27,7 @@ class RecordedRun(NamedTuple):
 
     @property
     def output(self) -> str:
-        """The output that stands for the method in tables: the leader, the mean of the students, or the network."""
+        """The output that represents the method in tables: the leader, the mean of the students, or the network."""
         measured = test_outputs(self.history[-1])
         return next(output for output in (LEADER, MEAN, NETWORK) if output in measured)
 
@@ -35,7 +35,7 @@ class RecordedRun(NamedTuple):
         """-> top-1 test error of an output in %, and the number of its epoch. epoch: "last" or "best".
 
         The best epoch is that of the highest accuracy on the held-out images, or on the test images if none were held
-        out. If epochs are equal, the later one is the best.
+        out. Of several epochs with that accuracy, the last one is the best.
         """
         accuracy = metric(output, "val" if self.flags["val_size"] else "test", "accTop1")
         record = self.history[-1] if epoch == "last" else max(self.history, key=lambda r: (r[accuracy], r["epoch"]))
@@ -99,7 +99,7 @@ def read_json_lines(path: Path) -> list:
 
 
 def check_metrics(folder: Path, flags: dict, history: list[dict]) -> None:
-    """UserError if tables and figures cannot be made of these epochs."""
+    """UserError if tables and figures cannot be made from the records of these epochs."""
     names = history[-1].keys()
     phases = ("test", "val") if flags["val_size"] else ("test",)
     outputs = {ENSEMBLE, MEAN} if "num_branches" in flags else {NETWORK}
@@ -127,7 +127,7 @@ def is_number(value: object, low: float, high: float = math.inf) -> bool:
 
 
 def is_attention(value: object) -> bool:
-    """Whether the value is None or a matrix [peers, peers] of weights. Rounding may lift a weight above 1."""
+    """Whether the value is None or a matrix [peers, peers] of weights. Rounding may give slightly more than 1."""
     return value is None or isinstance(value, list) and all(
         isinstance(row, list) and len(row) == len(value) and all(is_number(weight, 0, 1.001) for weight in row)
         for row in value)

@@ -16,8 +16,8 @@ PUBLISHED = Path(__file__).parent.parent / "results" / "published.json"
 def sections(runs: pd.DataFrame, published: dict) -> list[dict]:
     """A section for each recipe. published: the content of results/published.json.
 
-    A section has those tables of the paper that show a run which the tables before do not show. Runs that no table of
-    the paper shows follow in a table for each data set.
+    A section has only those tables of the paper that contain at least one run which is not in an earlier table. Other
+    runs follow in a table for each data set.
     """
     found = []
     for same_recipe in split_by(runs, RECIPE):
@@ -57,7 +57,7 @@ def paper_table(name: str, layout: dict, runs: pd.DataFrame, usual: dict) -> dic
 
 
 def matches(flags: dict, wanted: dict) -> bool:
-    """Whether the flags have these values. A single network stands beside groups of four students."""
+    """Whether the flags have these values. Tables show single networks beside groups of four students."""
     flags = {"num_branches": 4} | flags
     return all(flags.get(name) == value for name, value in wanted.items())
 
@@ -86,7 +86,7 @@ def natural_order(name: str) -> list[str | int]:
 
 
 def cell(runs: pd.DataFrame, published: list | None, ensemble: bool = False) -> dict:
-    """What a table says about a network and a method. ensemble: report the ensemble, not the method's own output."""
+    """The content of one table cell. ensemble: report the ensemble, not the method's own output."""
     best, epoch, last = ("ensemble_best", "ensemble_best_epoch", "ensemble") if ensemble else (
         "best", "best_epoch", "last")
     return {"published": published, "groups": [{

@@ -1,4 +1,4 @@
-"""What tables and figures call networks and recipes."""
+"""Names of networks and recipes in tables and figures."""
 
 NETWORKS = {"densenetd40k12": "DenseNet-40-12", "densenetd100k12": "DenseNet-100-12", "wide_resnet20_8": "WRN-20-8"}
 

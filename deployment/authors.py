@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def recognise(weights: dict[str, Tensor]) -> tuple[str, dict]:
-    """-> the method, and flags of its group. weights: under the authors' names, without "module.".
+    """-> the method, and flags of its group. weights: with the authors' names, without the prefix "module.".
 
-    OKDDip has an attention, ONE has a gate. Other groups count as individual branches.
+    OKDDip has an attention, ONE has a gate. Other groups count as individual branches: their weights look the same.
     """
     numbers = [re.match(r"(?:stu|Branch|norm_final_|fc_|(?:layer|classifier)\d_)(\d+)\.", key) for key in weights]
     students = {int(number[1]) for number in numbers if number}
@@ -21,7 +21,7 @@ def recognise(weights: dict[str, Tensor]) -> tuple[str, dict]:
 
 
 def count_classes(weights: dict[str, Tensor]) -> int:
-    """The length of the last classifier's bias. LookupError if there is no classifier."""
+    """The number of classes: the length of the last classifier's bias. LookupError if there is no classifier."""
     biases = [key for key in weights if re.search(r"(?:^|\.)(?:fc|classifier)[^.]*(?:\.\d+)?\.bias$", key)]
     if not biases:
         raise LookupError("it has no classifier")
@@ -29,5 +29,5 @@ def count_classes(weights: dict[str, Tensor]) -> int:
 
 
 def class_numbers(num_classes: int) -> list[str]:
-    """The names of classes in a file that does not name them: "0", "1", ..."""
+    """Class names for a file without names: "0", "1", ..."""
     return [str(c) for c in range(num_classes)]

@@ -21,8 +21,8 @@ MISFITS = (LookupError, AttributeError, TypeError, ValueError, RuntimeError)
 def read(path: str | Path, *, model: str | None = None, method: str | None = None, **flags: object) -> SavedModel:
     """The model in a file, in evaluation mode on the CPU. path: a file, or a run's folder (its best.pth).
 
-    model, method: the network and the method, for files that do not name them. flags: they replace recorded flags.
-    None: not given. UserError if the file is missing, damaged, of no known kind, or contradicts model or method.
+    model, method: the network and the method, for files that do not name them. flags: they replace recorded flags;
+    None means not given. UserError if the file is missing, damaged, of an unknown kind, or contradicts model or method.
     """
     path = Path(path)
     path = path / "best.pth" if path.is_dir() else path
@@ -49,7 +49,7 @@ def refuse_other(path: Path, **names: tuple[str | None, str]) -> None:
 
 
 def read_run(path: Path, checkpoint: dict, model: str | None, method: str | None, given: dict) -> SavedModel:
-    """A checkpoint of this project. Flags that it does not have, because it is old, get their defaults."""
+    """A checkpoint of this project. Flags that an old checkpoint lacks get their defaults."""
     try:
         recorded, classes, mean, std = (checkpoint[name] for name in ("flags", "classes", "mean", "std"))
         Kind, defaults = methods.find(recorded["method"])
@@ -107,5 +107,5 @@ def read_weights(path: Path, weights: dict[str, Tensor], model: str | None, meth
 
 
 def first_words(error: Exception) -> str:
-    """The beginning of an error's message, on one line."""
+    """The beginning of an error message, as one line."""
     return " ".join(str(error).split())[:200]

@@ -1,4 +1,4 @@
-"""What every file becomes once it is read: a method with its weights, and what the file says about it."""
+"""The form of every file after reading: a method with its weights, and what the file says about it."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -39,7 +39,7 @@ class SavedModel(NamedTuple):
 
     @property
     def external(self) -> bool:
-        """Whether PyTorch has no access to the weights, as in .onnx and .pt2 files. Such a model runs on the CPU."""
+        """True if PyTorch cannot access the weights (.onnx and .pt2 files). Such a model runs on the CPU."""
         return isinstance(self.method.model, ExternalModel)
 
     def deployed_output(self, branch: int | None = None) -> str | None:

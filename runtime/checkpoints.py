@@ -44,12 +44,12 @@ def load_checkpoint(path: Path) -> dict:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise UserError(f"there is no checkpoint at {path}") from error
+        raise UserError(f"there is no checkpoint at {path}: name a run's folder, or a checkpoint file") from error
     except (PermissionError, IsADirectoryError) as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # zip, pickle and tar each raise exceptions of their own
         raise UserError(f"{path} is not a checkpoint that can be loaded safely: it is damaged, or holds "
-                        f"more than tensors and plain values ({type(error).__name__})") from error
+                        f"more than tensors and plain values ({type(error).__name__}); name another file") from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__} instead of a dictionary")
     recorded = checkpoint.pop("digest", None)

@@ -1,4 +1,4 @@
-"""The epoch loop: train, evaluate, record, save. It knows no method and no data set: both are handed in."""
+"""The epoch loop: train, evaluate, record, save. The method and the loaders are arguments."""
 
 import sys
 
@@ -18,14 +18,14 @@ from training.step import Trainer, default_milestones
 
 
 def fit(method: Method, train_loader, test_loader, run: Run) -> dict:
-    """Train ``method`` to the end of the run, or from its checkpoint to the end; -> the record of the best epoch.
+    """Train ``method``, from the start or from the run's checkpoint. Returns the record of the best epoch.
 
-    The loaders: data_loader.Loader. SIGINT and SIGTERM end the training after the current step: the step is saved, and
-    SystemExit carries 128 + the signal's number.
+    The loaders are those of ``data_loader.dataloader``. After SIGINT or SIGTERM the current step is finished and saved;
+    the exit code is 128 + the signal's number.
     """
     args, history = run.args, run.history
     milestones = args.schedule or default_milestones(run.num_epochs)
-    run.check_unchanged(**identity(train_loader, test_loader), **method.unchangeable())
+    run.check_unchanged(**data_identity(train_loader, test_loader), **method.unchangeable())
     trainer = Trainer(method, args.lr, args.wd, milestones, run.device, args.amp, args.compile, args.sync_bn)
     evaluated = {"test": test_loader}
     if train_loader.held_out is not None:
@@ -38,7 +38,7 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> dict:
             checkpoints.restore(run.checkpoint)
             run.checkpoint = None  # its tensors are no longer needed
         records = Records(run.folder, method.outputs, history, parameters, checkpoints.saved_best())
-        introduce(run, trainer, train_loader, test_loader, parameters)
+        log_header(run, trainer, train_loader, test_loader, parameters)
         try:
             while len(history) < args.num_epochs:
                 history.append(one_epoch(method, trainer, train_loader, evaluated, run, signals, checkpoints))
@@ -60,14 +60,14 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> dict:
     return checkpoints.best()
 
 
-def identity(train_loader, test_loader) -> dict:
-    """What tells that a resumed run has the same data."""
+def data_identity(train_loader, test_loader) -> dict:
+    """Values that identify the data. They must be the same when a run is resumed."""
     return {"classes": train_loader.classes, "images": [train_loader.num_images, test_loader.num_images],
             "normalisation": [list(train_loader.mean), list(train_loader.std)]}
 
 
 def describe(run: Run, trainer: Trainer, train_loader, milestones: list[int]) -> tuple[dict, dict]:
-    """-> the content of parameters.json, and the entries of a checkpoint that stay the same."""
+    """-> the content of parameters.json, and the entries that are the same in all checkpoints of a run."""
     last = run.checkpoint or {"starts": [], "tally": {"steps": 0}}
     start = describe_start(run.device, len(run.history) + 1, last["tally"]["steps"])
     data = {"classes": train_loader.classes, "mean": train_loader.mean, "std": train_loader.std}
@@ -79,7 +79,7 @@ def describe(run: Run, trainer: Trainer, train_loader, milestones: list[int]) ->
                         "starts": starts}
 
 
-def introduce(run: Run, trainer: Trainer, train_loader, test_loader, parameters: dict) -> None:
+def log_header(run: Run, trainer: Trainer, train_loader, test_loader, parameters: dict) -> None:
     """The first lines of the log."""
     args = run.args
     log.info(f"{run.folder}: {args.model} on {args.dataset}, {train_loader.num_images} training and "
@@ -119,7 +119,7 @@ def one_epoch(method: Method, trainer: Trainer, loader, evaluated: dict, run: Ru
 def train_steps(trainer: Trainer, loader, weight: float, signals: Signals):
     """Take the steps that are left in the epoch; yield after each."""
     trainer.model.train()
-    if trainer.compiled:  # a Python number would be a constant in the traced code, which every epoch would trace anew
+    if trainer.compiled:  # a Python number would be a constant: each epoch would be compiled again
         weight = torch.tensor(weight, device=trainer.device)
     first = trainer.sums.steps
     for (images, labels), share in zip(signals.watch(loader.batches(first)), loader.shares(first), strict=True):

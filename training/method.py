@@ -1,4 +1,4 @@
-"""What a method is to training, evaluation, benchmarks and reports: one object with a model, a loss and outputs."""
+"""The interface of a method: one object with a model, a loss and outputs. Training and evaluation use it."""
 
 from argparse import Namespace
 
@@ -11,11 +11,12 @@ from training.outputs import ENSEMBLE, MEAN, NETWORK, student
 
 
 class Method:
-    """A method. Its script derives a class with ``__init__(args, num_classes)``, ``name``, ``loss`` and ``predict``.
+    """A method. Its script defines a subclass with ``__init__(args, num_classes)``, ``loss`` and ``predict``.
 
     model: the network or group that is trained.
     teacher: a frozen network, or None. It is not trained and not saved.
-    outputs: what is measured: the output's name (training/outputs.py) -> what tables call it.
+    outputs: name of an output (training/outputs.py) -> its title in tables. They are what is measured. ``loss`` and
+        ``predict`` return their logits in this order: [B, R, C], R = len(outputs).
     best: the output whose top-1 accuracy chooses the best epoch (or MEAN).
     """
 
@@ -32,12 +33,15 @@ class Method:
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, weight: float | Tensor) -> tuple[Terms, Tensor]:
         """One training step's loss. images [B, 3, H, W], labels [B], weight w(e) -> terms, logits of outputs [B, R, C].
 
-        model: ``self.model``, or its replica if there are several processes.
+        model: ``self.model``, or its DistributedDataParallel replica if there are several processes.
         """
         raise NotImplementedError
 
     def predict(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """images [B, 3, H, W] -> logits of the outputs [B, R, C], and tensors [B, ...] whose mean is reported."""
+        """images [B, 3, H, W] -> logits of the outputs [B, R, C], and further tensors [B, ...].
+
+        Their means over the test images go into metrics.jsonl.
+        """
         raise NotImplementedError
 
     def ramp_up(self, epoch: int, num_epochs: int) -> float:
@@ -45,7 +49,7 @@ class Method:
         return 1.0
 
     def unchangeable(self) -> dict[str, object]:
-        """What must be the same when a run is resumed, besides flags and data: name -> value."""
+        """Values that must not change when a run is resumed, in addition to flags and data: name -> value."""
         return {} if self.teacher is None else {"teacher": digest(self.teacher.state_dict())}
 
 
@@ -63,7 +67,7 @@ class SingleNetwork(Method):
 
 
 class Group(Method):
-    """m students of equal rank, and their ensemble: the mean of their logits."""
+    """m students without a leader, and their ensemble: the mean of their logits."""
 
     def __init__(self, args: Namespace, model: nn.Module):
         self.args, self.model = args, model

@@ -107,7 +107,8 @@ def test_nothing_to_run_is_an_error(shell, script, variable, dry):
 
 def test_unknown_method(shell):
     done = shell("study", METHODS="OKDip")
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.endswith("error: unknown method OKDip\n")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: unknown method OKDip: known are baseline, KD")
 
 
 def test_methods_with_flags_and_teacher(listed):
