@@ -372,7 +372,7 @@ def study():
 def test_the_results_are_the_committed_ones(study):
     assert study[:3] in tables(TEXT["README.md"])
     teacher = study[3][study[0].index("Baseline")]
-    assert f"ResNet-20 with {teacher.split()[0]} %" in " ".join(TEXT["README.md"].split())
+    assert f"ResNet-20 with {teacher.split()[0]} % error" in " ".join(TEXT["README.md"].split())
 
 
 def test_the_scripts_figures_are_those_of_the_results(study):
