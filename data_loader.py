@@ -139,7 +139,7 @@ def hold_out(split: Split, size: int, seed: int) -> tuple[Split, Split]:
 def proportional(split: Split, size: int, seed: int = 0) -> tuple[Split, Split]:
     """-> ``size`` of the images, and the others: stratified, with at least one image of each class.
 
-    The seed alone chooses them, in all versions of NumPy (RandomState is frozen). A smaller choice is part of a larger.
+    The seed alone chooses them, in all versions of NumPy (RandomState is frozen). A smaller one is part of a larger.
     """
     n, counts = len(split.labels), np.bincount(split.labels)
     order = np.random.RandomState(seed % 2**32).permutation(n)

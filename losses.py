@@ -4,8 +4,8 @@ Shapes: B images, C classes, m students. Symbols: z logits, t targets (logits, t
 
     KL(t || z) = batch mean of sum_c p_c (log p_c - log q_c),   p = softmax(t/T), q = softmax(z/T).
 
-``loss="CE"`` replaces KL by soft cross-entropy, -sum_c p_c log q_c. Gradients flow through the targets t. For constant
-targets, detach them before the call; okddip_loss has detach_targets for this.
+``loss="CE"`` replaces KL by soft cross-entropy, -sum_c p_c log q_c. Gradients flow through the targets t. To stop
+these gradients, detach the targets before the call, or use detach_targets of okddip_loss.
 """
 
 import math
@@ -23,7 +23,7 @@ DISTILLATION = ("KL", "CE")
 class Terms(NamedTuple):
     """A loss and its terms, each a scalar tensor: total = true + alpha * weight * group.
 
-    dml_loss, kd_loss and the teacher of okddip_loss have no ramp-up weight: see there.
+    The totals of dml_loss and kd_loss, and the teacher's term of okddip_loss, have no weight w(e).
     """
 
     total: Tensor
@@ -32,9 +32,10 @@ class Terms(NamedTuple):
 
 
 def ramp_up(epoch: int, num_epochs: int, start_consistency: float = 0.0, length: float = 80) -> float:
-    """w(e) = exp(-5 (1 - x/length)^2), x = clip(e - start_consistency * num_epochs, 0, length) (Laine & Aila 2017).
+    """w(e) = exp(-5 (1 - x/length)^2), x = min(e - start, length) (Laine & Aila 2017, arXiv 1610.02242).
 
-    e is ``epoch``, which counts from 0. w(e) is 1 before the start, and always if length is 0.
+    e: ``epoch``, which counts from 0. start = start_consistency * num_epochs. Before it w(e) = 1, as in the authors'
+    code. If length is 0, w(e) is always 1.
     """
     x = round(epoch - start_consistency * num_epochs, 9)  # in floating point, 0.07 * 100 is a little more than 7
     if length == 0 or x < 0:
@@ -43,7 +44,7 @@ def ramp_up(epoch: int, num_epochs: int, start_consistency: float = 0.0, length:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Half precision (--amp) -> float32, any shape: a sum of exponentials needs more digits."""
+    """Half precision (--amp) -> float32, any shape: softmax needs more digits."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -83,9 +84,9 @@ def okddip_loss(peers: Tensor, targets: Tensor, leader: Tensor | None, labels: T
     L_group = sum_a T^2 KL(t_a || z_a) + T^2 KL(mean_a z_a || z_leader)
     L       = L_true + alpha w(e) L_group
 
-    leader None: no second level; only the terms of the peers. (All m students may be peers.)
-    teacher [B, C]: adds alpha sum_z T^2 KL(teacher || z) over peers and leader, without ramp-up (Table 6).
-    detach_targets: no gradient flows through t_a and mean_a z_a. In the paper it does.
+    leader None: only the terms of the peers. peers and targets are then [B, m, C].
+    teacher [B, C]: adds alpha sum_z T^2 KL(teacher || z) over all students, without ramp-up (Table 6).
+    detach_targets: no gradient flows through t_a and mean_a z_a. By default it does, as in the authors' code.
     """
     students, taught_by = peers, targets  # first level: t_a teaches peer a
     if leader is not None:  # second level: the mean of the peers teaches the leader

@@ -2,8 +2,8 @@
 
     python methods.py CL-ILR        # prints: train_one.py --avg --bpscale
 
-Training, evaluation, benchmarks, reports and scripts/runs.sh read this table. A new method is one script and one line
-here. The order is that of the columns in reports.
+Evaluation, benchmarks, reports and scripts/runs.sh read this table. A new method is one script and one line here, at
+the end: tables and figures take their order and their colours from the table.
 """
 
 import importlib
@@ -49,7 +49,7 @@ def family(name: str) -> str:
     return re.split("[-+]", name)[0] or "baseline"
 
 
-FAMILIES = {family(name): entry for name, entry in METHODS.items()}
+FAMILIES = {family(name): METHODS.get(family(name), entry) for name, entry in METHODS.items()}
 
 
 def title_of(name: str) -> str:
@@ -78,6 +78,6 @@ def find(name: str) -> tuple[type, object]:
 if __name__ == "__main__":
     name = " ".join(sys.argv[1:])
     if name not in METHODS:
-        print(f"error: unknown method {name}: known are {', '.join(METHODS)}", file=sys.stderr)
+        print(f"error: unknown method {name or '(none)'}: known are {', '.join(METHODS)}", file=sys.stderr)
         sys.exit(2)
     print(METHODS[name].command)

@@ -26,7 +26,7 @@ class Baseline(SingleNetwork):
     """One network and the cross-entropy."""
 
     def __init__(self, args, num_classes: int):
-        super().__init__(models.create_model(args.model, num_classes, **utils.network_options(args)))
+        super().__init__(models.create_model(args.model, num_classes, **utils.network_options(args)), args)
 
     @classmethod
     def name(cls, args) -> str:

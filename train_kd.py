@@ -30,10 +30,6 @@ def parse_args(argv: list[str] | None):
 class KD(Baseline):
     """The baseline's network and a teacher."""
 
-    def __init__(self, args, num_classes: int):
-        super().__init__(args, num_classes)
-        self.args = args
-
     @classmethod
     def name(cls, args) -> str:
         return "KD"

@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None):
     if args.ind and args.avg:
         parser.error("argument --ind: individual branches do not learn from a mean, leave out --avg or --ind")
     if args.MulStu and args.bpscale:
-        parser.error("argument --MulStu: whole networks share no trunk whose gradient --bpscale could divide")
+        parser.error("argument --MulStu: --bpscale needs a shared trunk: whole networks share no trunk")
     if args.MulStu and not (args.avg or args.ind):
         parser.error("argument --MulStu: ONE's gate needs a shared trunk, add --ind or --avg")
     if args.batch_size < 2 * world_size() and not (args.avg or args.ind):

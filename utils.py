@@ -112,7 +112,7 @@ def recipe_flags(p: Parser) -> None:
                    help=f"{', '.join(DATASETS)} (folder: <data_dir>/train/<class>/*, and test/ or val/ next to it; "
                         "imagenet: train/<class>/* and val/<class>/*)")
     g.add_argument("--train_size", default=0, type=number(int, 0), metavar="N",
-                   help="train on N training images, stratified, the same ones for every --seed (0: all)")
+                   help="train on N training images, stratified, the same for every --seed (0: all not held out)")
     g.add_argument("--val_size", default=0, type=number(int, 0), metavar="N",
                    help="hold out N training images, stratified, to choose the best epoch (0: test images)")
     g.add_argument("--num_epochs", default=300, type=number(int, 1), help="length of the training")

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from models import create_model
 from models.imagenet import NETWORKS as LARGE
 from runtime.checkpoints import load_checkpoint
-from runtime.errors import UserError
+from runtime.errors import UserError, first_words
 
 
 def usual_size(model: str) -> int:
@@ -221,7 +221,7 @@ def load(path: str | Path) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # each library has exceptions of its own
-        reason = f"{type(error).__name__}, {' '.join(str(error).split())[:200]}"
+        reason = f"{type(error).__name__}, {first_words(error)}"
         raise UserError(f"{path} is damaged, or is not a file that --export wrote with these versions: {reason}"
                         ) from error
     return network.eval()

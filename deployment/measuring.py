@@ -58,14 +58,14 @@ def calibration_and_class_sums(log_p: Tensor, top1: Tensor, labels: Tensor) -> d
     """Sums over a batch, for the calibration error and the accuracy per class.
 
     log_p [B, R, C]; top1 [B, R], whether the label is the first class; labels [B] -> gaps [R, BINS]: top1 minus
-    confidence, summed over the images in each bin ((k - 1) / BINS, k / BINS] of confidence; class_hits [R, C];
+    confidence, summed over the images in each bin ((k - 1) / BINS, k / BINS] of confidence; class_correct [R, C];
     class_images [C].
     """
     confidence = log_p.exp().amax(-1).double()  # [B, R]; a NaN makes the error NaN
     bins = F.one_hot((confidence.nan_to_num() * BINS).ceil().long().clamp(1, BINS) - 1, BINS)  # [B, R, BINS]
     classes = F.one_hot(labels, log_p.shape[-1]).double()  # [B, C]
     top1 = top1.double()
-    return {"gaps": ((top1 - confidence).unsqueeze(-1) * bins).sum(0), "class_hits": top1.mT @ classes,
+    return {"gaps": ((top1 - confidence).unsqueeze(-1) * bins).sum(0), "class_correct": top1.mT @ classes,
             "class_images": classes.sum(0)}
 
 
@@ -76,9 +76,9 @@ def name_calibration_and_classes(metrics: dict, outputs: Iterable[str]) -> dict:
     calibration of modern neural networks", ICML 2017, equation 3). Each term is |the mean of the bin's gaps|, a mean
     over all images.
     """
-    gaps, hits, images = (metrics.pop(name) for name in ("gaps", "class_hits", "class_images"))
-    for output, output_gaps, output_hits in zip(outputs, gaps, hits, strict=True):
+    gaps, correct, images = (metrics.pop(name) for name in ("gaps", "class_correct", "class_images"))
+    for output, output_gaps, output_correct in zip(outputs, gaps, correct, strict=True):
         metrics[metric(output, "test", "ece")] = sum(map(abs, output_gaps))
-        metrics[metric(output, "test", "accPerClass")] = [100 * h / n if n else None
-                                                          for h, n in zip(output_hits, images, strict=True)]
+        metrics[metric(output, "test", "accPerClass")] = [100 * c / n if n else None
+                                                          for c, n in zip(output_correct, images, strict=True)]
     return metrics

@@ -23,7 +23,7 @@ def table(result: dict) -> str:
 
 
 def attention_lines(peers: list[str], attention: list[list[float]]) -> list[str]:
-    """The mean attention [m-1, m-1] as text: a line for each peer that attends, a column for each other peer."""
+    """The mean attention [m-1, m-1] as text: lines are peers that attend, columns are peers that are attended to."""
     return [f"{'attention of, to':20}" + "".join(f"{peer:>9}" for peer in peers),
             *(f"{peer:20}" + "".join(f"{weight:9.4f}" for weight in weights)
               for peer, weights in zip(peers, attention, strict=True))]

@@ -11,7 +11,7 @@ import models
 from deployment import authors, formats
 from deployment.saved_model import SavedModel, image_size
 from runtime.checkpoints import load_checkpoint
-from runtime.errors import UserError
+from runtime.errors import UserError, first_words
 from training.method import SingleNetwork
 
 # What a damaged or foreign file raises when its content is looked up, or does not fit the model.
@@ -104,8 +104,3 @@ def read_weights(path: Path, weights: dict[str, Tensor], model: str | None, meth
     mean, std = data_loader.normalisation(flags.dataset, flags.num_workers, flags.data_dir)
     return SavedModel(path, built, flags, authors.class_numbers(num_classes), mean, std, image_size(flags.dataset),
                       named=False)
-
-
-def first_words(error: Exception) -> str:
-    """The beginning of an error message, as one line."""
-    return " ".join(str(error).split())[:200]

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from loading.data import Split
 from loading.workers import usable_workers
-from runtime.errors import UserError
+from runtime.errors import UserError, first_words
 
 SIZE = 32
 
@@ -25,7 +25,7 @@ def read(path: bytes) -> Image.Image:
                 image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
             return image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions for broken files
-        reason = " ".join(str(error).split())
+        reason = first_words(error)
         raise UserError(f"{os.fsdecode(path)} does not decode as an image: {reason}") from error
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from runtime import processes
 from runtime.checkpoints import load_checkpoint
-from runtime.errors import UserError
+from runtime.errors import UserError, first_words
 
 from .official import load_official_state_dict
 from .registry import create_model
@@ -30,9 +30,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         else:
             load_official_state_dict(network, weights)
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} holds {content_in_words(checkpoint)}, which does not fit the requested "
-                        f"{network.name}: {reason}") from error
+                        f"{network.name}: {first_words(error)}") from error
 
 
 def content_in_words(checkpoint: dict) -> str:

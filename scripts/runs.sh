@@ -66,7 +66,7 @@ line() {
     esac
     case $command in
         *" --ind"*) ;;  # no ramp-up
-        train_GL.py* | train_one.py*) command="$command${LENGTH:+ --length $LENGTH}" ;;
+        *) ! grep -q ramp_up_flags "${command%% *}" || command="$command${LENGTH:+ --length $LENGTH}" ;;
     esac
     case "$model $command" in  # in the authors' code, branches of a VGG always have dropout
         *" --MulStu"*) ;;

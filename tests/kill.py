@@ -3,7 +3,7 @@
     python tests/kill.py --kills 20
 
 OKDDip, ONE and KD, with 0 and with 2 workers, on random images and a slow disk, so that many kills hit a save. The
-test suite does the same with 3 kills (tests/training/test_resume.py).
+test suite does the same with 3 kills (tests/training/test_checkpoint.py).
 """
 
 import argparse

@@ -110,7 +110,7 @@ def test_reporting(command, folder, script):
 
 @pytest.mark.parametrize("command", SCRIPTS)
 def test_shell_script(command):
-    """Demo and tests cannot run within the tests; the tables' scripts are run in test_tables.py."""
+    """Demo and tests cannot run within the tests; tests/scripts/ runs the scripts of the tables."""
     path = ROOT / shlex.split(command)[-1]
     assert subprocess.run(["sh", "-n", path]).returncode == 0
 
@@ -375,7 +375,7 @@ def test_the_results_are_the_committed_ones(study):
     assert f"ResNet-20 with {teacher.split()[0]} % error" in " ".join(TEXT["README.md"].split())
 
 
-def test_the_scripts_figures_are_those_of_the_results(study):
+def test_the_scripts_state_the_measured_results(study):
     """The measured results that a script's docstring states."""
     last = dict(zip(study[0], study[2], strict=True))
     expected = {

@@ -81,6 +81,12 @@ def test_variants_belong_to_a_family(name, family):
     assert methods.family(name) == family and methods.find(name)[0] is methods.find(family)[0]
 
 
+def test_a_family_has_one_class():
+    """Checkpoints of variants are rebuilt with the class of their family."""
+    for name, entry in methods.METHODS.items():
+        assert methods.FAMILIES[methods.family(name)].definition == entry.definition
+
+
 def test_an_unknown_method_is_named():
     with pytest.raises(UserError, match="'FFL-2'.*METHODS in methods.py"):
         methods.find("FFL-2")

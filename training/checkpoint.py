@@ -1,6 +1,5 @@
 """What last.pth and best.pth hold, and how a run is restored from them."""
 
-import logging
 import random
 from pathlib import Path
 
@@ -11,10 +10,13 @@ from runtime import processes
 from runtime.checkpoints import load_checkpoint, serialise
 from runtime.errors import UserError
 from runtime.files import as_json, save
+from training.log import log
 from training.step import Trainer
 
 FORMAT = 2  # of a checkpoint
-log = logging.getLogger("okddip")
+# The entries that a resumed run needs, and their types.
+PARTS = {"format": int, "flags": dict, "recipe": dict, "history": list, "random": list, "starts": list,
+         "state_dict": dict, "optimizer": dict, "scheduler": dict, "scaler": dict, "tally": dict}
 
 
 def random_state(device: torch.device) -> dict:
@@ -62,8 +64,8 @@ class Checkpoints:
     def save(self, best: bool = False) -> None:
         """Write last.pth; if the last epoch is the best one, also best.pth and its metrics.
 
-        last.pth is renamed first. So best.pth is never of an epoch that last.pth lacks, and ``restore`` writes a
-        best.pth that is missing because the process was killed between the two renames.
+        last.pth is renamed first, so it always has the epoch of best.pth. If the process is killed between the two
+        renames, best.pth is missing; ``restore`` writes it.
         """
         state = self.state()  # every process contributes
 
@@ -87,8 +89,8 @@ class Checkpoints:
             if self.trainer.sums.steps == 0 and self.best() is self.history[-1]:
                 self.save(best=True)
             else:
-                log.warning(f"{self.folder}/best.pth is missing or not of epoch {self.best()['epoch']}, the best "
-                            "so far: it is written after the next better epoch")
+                log.warning(f"{self.folder}/best.pth is missing or does not hold epoch {self.best()['epoch']}, the "
+                            "best so far. The next better epoch is saved again.")
 
     def saved_best(self) -> dict | None:
         """The record of the best epoch if best.pth is intact and of that epoch, else None."""

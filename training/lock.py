@@ -14,8 +14,8 @@ except ImportError:  # Windows has none; two processes in one folder are not not
 class Lock:
     """Holds a run's folder until ``release`` or the end of the process. UserError if another process holds it.
 
-    A POSIX record lock: the system drops it however the process ends. The workers of the data loader do not inherit it
-    (as they would flock's), which matters because they outlive a killed process by some seconds.
+    A POSIX record lock: the system drops it however the process ends. The workers of the data loader do not inherit it.
+    They would inherit a flock, and they live some seconds longer than a killed process.
     """
 
     def __init__(self, folder: Path):

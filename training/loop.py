@@ -7,10 +7,11 @@ import torch
 from runtime import processes
 from training.checkpoint import Checkpoints
 from training.evaluation import evaluate
+from training.log import log
 from training.method import Method
 from training.metrics import name_metrics
 from training.outputs import metric
-from training.progress import Progress, epoch_line, final_table, log
+from training.progress import Progress, epoch_line, final_table
 from training.records import Records, describe_start
 from training.run import Run
 from training.signals import Interrupted, Signals

@@ -59,8 +59,8 @@ class SingleNetwork(Method):
     outputs = {NETWORK: "network"}
     best = NETWORK
 
-    def __init__(self, model: nn.Module):
-        self.model = model
+    def __init__(self, model: nn.Module, args: Namespace | None = None):
+        self.model, self.args = model, args
 
     def predict(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return self.model(images).unsqueeze(1), {}

@@ -14,7 +14,7 @@ def topk_correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Whether the label is the first class, and among the first 5: logits [B, R, C], labels [B] -> bool [B, R, 2].
 
     The label is among the first k if fewer than k classes score higher, so nothing is sorted. Half precision has many
-    equal scores: of two, the lower class counts as higher. A NaN counts as wrong.
+    equal scores: of two, the class with the lower number ranks first. A NaN counts as wrong.
     """
     C, labels = logits.shape[-1], labels.view(-1, 1, 1)
     own = logits.gather(-1, labels.expand(-1, logits.shape[1], 1))

@@ -1,16 +1,14 @@
 """What a training prints: progress within an epoch, a line for each epoch, and the final table."""
 
-import logging
 import sys
 
 from tqdm import tqdm
 
 from runtime import processes
+from training.log import log
 from training.method import Method
 from training.outputs import ENSEMBLE, MEAN, mean_title, metric, student
 from training.step import Trainer
-
-log = logging.getLogger("okddip")
 
 
 class Progress:
@@ -19,7 +17,7 @@ class Progress:
     def __init__(self, title: str, trainer: Trainer, steps: int, log_every: int, method: Method):
         self.title, self.trainer, self.steps, self.log_every = title, trainer, steps, log_every
         shown = student(0) if method.best == MEAN else method.best
-        self.row = list(method.outputs).index(shown)
+        self.shown = list(method.outputs).index(shown)
         self.bar = tqdm(total=steps, initial=trainer.sums.steps, desc=title, unit="step",
                         leave=False) if sys.stderr.isatty() and processes.is_main() else None
 
@@ -32,7 +30,7 @@ class Progress:
             return  # the sums are on the device: reading them makes the host wait
         means = self.trainer.means()
         images = sums.images * processes.world_size()
-        loss, accuracy = means["terms"][0], 100 * means["hits"][self.row][0]
+        loss, accuracy = means["terms"][0], 100 * means["hits"][self.shown][0]
         text = f"loss {loss:.4f}  top-1 {accuracy:.2f} %  {images / sums.seconds:.0f} images/s"
         if self.bar is not None:
             self.bar.set_postfix_str(text)

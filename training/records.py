@@ -1,7 +1,6 @@
-"""What a run writes down for people and for report.py: log, parameters, a line for each epoch, curves, summary."""
+"""What a run writes down for people and for report.py: parameters, a line for each epoch, curves, summary."""
 
 import json
-import logging
 import shlex
 import sys
 from pathlib import Path
@@ -13,23 +12,6 @@ from runtime.device import environment
 from runtime.files import as_json, save
 from training.folder import remove_curves
 from training.outputs import ENSEMBLE, TENSORBOARD_FOLDERS, parse
-
-log = logging.getLogger("okddip")
-
-
-def open_log(folder: Path) -> None:
-    """Send the log to train.log and to standard output."""
-    log.setLevel(logging.INFO)
-    log.handlers = [logging.FileHandler(folder / "train.log", encoding="utf-8"), logging.StreamHandler(sys.stdout)]
-    for handler in log.handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
-        handler.handleError = lambda record: None  # of a full disk, the checkpoint's error is enough
-
-
-def close_log() -> None:
-    for handler in log.handlers:
-        handler.close()
-    log.handlers = []
 
 
 def describe_start(device, epoch: int, step: int) -> dict:

@@ -6,12 +6,8 @@ from pathlib import Path
 
 from runtime.checkpoints import load_checkpoint
 from runtime.errors import Complete, UserError
-from training.checkpoint import FORMAT
+from training.checkpoint import FORMAT, PARTS
 from training.flags import FREE_FLAGS, LATER_FLAGS
-
-# The entries of a checkpoint that a continuation needs.
-PARTS = {"format": int, "flags": dict, "recipe": dict, "history": list, "random": list, "starts": list,
-         "state_dict": dict, "optimizer": dict, "scheduler": dict, "scaler": dict, "tally": dict}
 
 
 def checkpoint_to_resume(args: argparse.Namespace, folder: Path) -> Path | None:

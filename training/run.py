@@ -1,4 +1,4 @@
-"""A run before its model exists: device, folder, the checkpoint that it resumes, seed."""
+"""A run: its device, its folder, the checkpoint that it resumes, its seed."""
 
 import argparse
 import logging
@@ -8,14 +8,15 @@ from runtime.device import pick_device, seed_everything, set_precision
 from runtime.errors import UserError
 from training.folder import remove_run, run_folder
 from training.lock import Lock
-from training.records import close_log, log, open_log
+from training.log import close_log, log, open_log
 from training.resume import checkpoint_to_resume, load_to_resume
 
 
 class Run:
-    """A run of ``method`` (a name) with the flags ``args``. Made before data and model; ``with run:`` opens its folder.
+    """A run of ``method`` (a name) with the flags ``args``. ``with run:`` opens its folder.
 
-    Making it writes nothing. UserError if the device, the folder or the checkpoint to resume is wrong.
+    Create it before the data and the model. Creating it writes no file. UserError if the device, the folder or the
+    checkpoint to resume is wrong.
     """
 
     def __init__(self, args: argparse.Namespace, method: str = ""):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from runtime import processes
 
-REPEAT = 5  # seconds; with torchrun, a further signal within them is the same one, passed on
+REPEAT = 5  # seconds; torchrun forwards signals, so within this time a second one counts as the first
 
 
 class Interrupted(Exception):

@@ -66,7 +66,7 @@ class Trainer:
             self.sums.add(len(labels), terms=torch.stack(terms) * len(labels), hits=correct)
 
     def means(self) -> dict[str, list]:
-        """The means of the sums. UserError if a term of the loss is not finite: a sum shows it ever after."""
+        """The means of the sums. UserError if a term of the loss is not finite: its sum then stays so."""
         means, steps = self.sums.means(), self.sums.steps
         wrong = [name for name, value in zip(Terms._fields, means["terms"], strict=True) if not math.isfinite(value)]
         if wrong:

@@ -24,7 +24,7 @@ def test_the_leader_is_a_plain_network(finished):
 
 
 def test_twice_the_same(finished, tmp_path):
-    """Equal flags end in bitwise equal weights and figures, with any --num_workers."""
+    """Equal flags end in bitwise equal weights and metrics, with any --num_workers."""
     train_GL.main([*TINY, "--num_epochs", "3", "--save_dir", str(tmp_path), "--num_workers", "0"])
     again = tmp_path / "DIGITS" / "OKDDip" / "resnet8"
     assert lines(again) == lines(finished)

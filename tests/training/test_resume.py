@@ -11,6 +11,7 @@ import evaluate
 import models
 import train
 import train_GL
+from losses import ramp_up
 from runtime import checkpoints
 from runtime.errors import Complete, UserError
 
@@ -114,7 +115,7 @@ def test_a_checkpoint_without_its_digest_is_not_resumed(begun):
 
 
 def test_resume_continues_where_the_run_stopped(finished, tmp_path):
-    """One epoch, then two more: the weights, figures and curves of three in one go."""
+    """One epoch, then two more: the weights, metrics and curves of three in one go."""
     train_GL.main([*TINY, "--num_epochs", "1", "--save_dir", str(tmp_path)])
     folder = tmp_path / "DIGITS" / "OKDDip" / "resnet8"
     train_GL.main([*TINY, "--num_epochs", "3", "--resume", str(folder)])
@@ -129,6 +130,15 @@ def test_raising_num_epochs_keeps_the_first_schedule(tmp_path):
     folder = tmp_path / "DIGITS" / "resnet8"
     train.main([*flags, "--num_epochs", "3", "--resume", str(folder / "last.pth")])
     assert [record["lr"] for record in lines(folder)] == pytest.approx([0.1, 0.01, 0.001])  # milestones 1 2, not 2 3
+
+
+def test_raising_num_epochs_keeps_the_first_ramp_up(tmp_path):
+    """w(e) begins after half of the first start's two epochs, not after half of four."""
+    flags = [*TINY, "--start_consistency", "0.5", "--length", "2"]
+    train_GL.main([*flags, "--num_epochs", "2", "--save_dir", str(tmp_path)])
+    folder = tmp_path / "DIGITS" / "OKDDip" / "resnet8"
+    train_GL.main([*flags, "--num_epochs", "4", "--resume", str(folder)])
+    assert [record["weight"] for record in lines(folder)] == [ramp_up(epoch, 2, 0.5, 2) for epoch in range(4)]
 
 
 @pytest.mark.parametrize(("flags", "said"), [(["--lr", "0.2"], "--lr 0.1 there, 0.2 here"),
