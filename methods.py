@@ -35,7 +35,7 @@ class Entry(NamedTuple):
 METHODS = {  # the name of a run's folder -> entry
     "baseline": Entry("train.Baseline", title="Baseline"),
     "KD": Entry("train_kd.KD"),
-    "Ind": Entry("train_one.Individual", "--ind"),
+    "Ind": Entry("train_one.Ind", "--ind"),
     "DML": Entry("train_DML.DML"),
     "CL-ILR": Entry("train_one.CollaborativeLearning", "--avg --bpscale"),
     "ONE": Entry("train_one.ONE"),

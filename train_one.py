@@ -57,16 +57,12 @@ class BranchMethod(Group):
         return ramp_up(epoch, num_epochs, self.args.start_consistency, self.args.length)
 
 
-class Individual(BranchMethod):
-    """Branches that share only the trunk (with --MulStu: nothing)."""
+class Ind(BranchMethod):
+    """Individual branches: they share only the trunk (with --MulStu: nothing)."""
 
     def __init__(self, args, num_classes: int):
         super().__init__(args, models.Branches(args.model, num_classes, args.num_branches, args.MulStu,
                                                **utils.network_options(args)))
-
-    @classmethod
-    def name(cls, args) -> str:
-        return "Ind-N" if args.MulStu else "Ind"
 
     def loss(self, model, images, labels, weight):
         z = model(images)  # [B, m, C]
@@ -116,7 +112,7 @@ class ONE(BranchMethod):
 def main(argv: list[str] | None = None) -> None:
     """Train with the flags ``argv`` (default: the command line). UserError if flags, data or a file are wrong."""
     args = parse_args(argv)
-    Kind = Individual if args.ind else CollaborativeLearning if args.avg else ONE
+    Kind = Ind if args.ind else CollaborativeLearning if args.avg else ONE
     run = Run(args, Kind.name(args))
     train_loader, test_loader = dataloader(**utils.data_options(args), device=run.device)
     method = Kind(args, train_loader.num_classes)

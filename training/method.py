@@ -27,8 +27,8 @@ class Method:
 
     @classmethod
     def name(cls, args: Namespace) -> str:
-        """The folder of the method's runs, known before there is a model. Variants of a method override this."""
-        return cls.__name__
+        """The folder of the method's runs, known before there is a model. Other variants than -N override this."""
+        return cls.__name__ + ("-N" if getattr(args, "MulStu", False) else "")  # N: whole networks
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, weight: float | Tensor) -> tuple[Terms, Tensor]:
         """One training step's loss. images [B, 3, H, W], labels [B], weight w(e) -> terms, logits of outputs [B, R, C].

@@ -21,7 +21,7 @@ def test_operations_of_a_network():
 
 
 @pytest.mark.parametrize("command, cls", [
-    ("train_one.py", train_one.ONE), ("train_one.py --ind", train_one.Individual), ("train_DML.py", train_DML.DML),
+    ("train_one.py", train_one.ONE), ("train_one.py --ind", train_one.Ind), ("train_DML.py", train_DML.DML),
     ("train_one.py --avg --bpscale", train_one.CollaborativeLearning), ("train_GL.py --MulStu", train_GL.OKDDip)])
 def test_the_method_of_a_command(command, cls):
     found, args = cost.parse(f"python {command} --num_branches 3")
