@@ -75,6 +75,9 @@ class Loader:
         """
         raise NotImplementedError
 
+    def close(self) -> None:
+        """End the worker processes, if there are any."""
+
 
 class Cached(Loader):
     """All images of the split are on the device, as one uint8 tensor. A batch is augmented at once."""
@@ -122,3 +125,10 @@ class Streamed(Loader):
                 raise UserError(batch)
             images, labels = (t.to(self.device, non_blocking=True) for t in batch)
             yield self.normalise(images), labels
+
+    def close(self) -> None:
+        # Without this, Python ends the workers by SIGTERM when it exits. A worker can miss that signal: while a SIGTERM
+        # to the whole job is still pending in it, a second one is lost. Python would then wait for the worker forever.
+        if self.loader._iterator is not None:
+            self.loader._iterator._shutdown_workers()  # PyTorch has no public name for it
+            self.loader._iterator = None

@@ -58,6 +58,8 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> dict:
             sys.exit(128 + interrupted.number)
         finally:
             records.close()
+            for loader in (train_loader, *evaluated.values()):
+                loader.close()
     return checkpoints.best()
 
 

@@ -122,7 +122,7 @@ def test_methods_with_flags_and_teacher(listed):
 def test_without_python_the_commands_are_still_printed(shell, listed, tmp_path):
     tools = tmp_path / "bin"
     tools.mkdir()
-    for tool in ("sh", "dirname", "sed", "tr"):
+    for tool in ("sh", "dirname", "grep", "sed", "tr"):
         (tools / tool).symlink_to(shutil.which(tool))
     (tools / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (tools / "python3").chmod(0o755)
