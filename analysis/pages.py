@@ -18,7 +18,7 @@ HEADINGS = {name: column.replace("_", " ") for name, column in COLUMNS.items()} 
 ABOUT = """Each cell shows the mean ± standard deviation over seeds, and the number of seeds in brackets. If a group of
 students has a leader, the error is the leader's. For other groups it is the mean of the students' errors. If a table
 shows other errors, its title says so. The best epoch has the lowest error on the test images, or on the held-out images
-if images were held out. The last epoch is not chosen by any images. Difference: best epoch minus paper. Paper:
+if images were held out. The last epoch is shown, too: no images choose it. Difference: best epoch minus paper. Paper:
 {source}."""
 OTHER_RECIPE = """This is not the recipe of the published CIFAR numbers, so differences to them measure the recipe as
 well as the code."""
