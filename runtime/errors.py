@@ -14,11 +14,6 @@ class UserError(Exception):
     already_reported = False
 
 
-def first_words(error: Exception) -> str:
-    """The beginning of an error message, on one line, to be quoted in a UserError."""
-    return " ".join(str(error).split())[:200]
-
-
 class Complete(Exception):
     """Nothing is left to do: the run that was to be resumed has reached its end."""
 
@@ -27,3 +22,8 @@ def warn(message: str) -> None:
     """One line on standard error, from the first process."""
     if is_main():
         print(f"warning: {message}", file=sys.stderr)
+
+
+def first_words(error: Exception) -> str:
+    """The beginning of an error message, on one line, to be quoted in a UserError."""
+    return " ".join(str(error).split())[:200]

@@ -7,17 +7,6 @@ import json
 import made_up
 import pytest
 
-import report
-
-
-@pytest.fixture
-def printed(capsys):
-    def call(*argv):
-        report.main([str(word) for word in argv])
-        return capsys.readouterr().out
-
-    return call
-
 
 def test_names_cannot_break_a_table(tmp_path, printed):
     made_up.run(tmp_path, "a|b", 0, [30.0], model="<net>", output="mean_")

@@ -6,7 +6,6 @@ import re
 import made_up
 import pytest
 
-import report
 from analysis.tables import PUBLISHED
 
 
@@ -20,15 +19,6 @@ def table(text, title):
         row = name or row
         cells[row, line] = dict(zip(columns, values, strict=True))
     return cells
-
-
-@pytest.fixture
-def printed(capsys):
-    def call(*argv):
-        report.main([str(word) for word in argv])
-        return capsys.readouterr().out
-
-    return call
 
 
 def test_mean_deviation_and_difference(tmp_path, printed):
