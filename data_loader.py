@@ -176,13 +176,15 @@ def divide(split: Split, train_size: int, val_size: int, seed: int) -> tuple[Spl
 
 def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root: str = "./Data", *, seed: int = 0,
                device: str | torch.device = "cpu", cache: bool = True, val_size: int = 0,
-               train_size: int = 0) -> tuple[Loader, Loader]:
+               train_size: int = 0, views: int = 1) -> tuple[Loader, Loader]:
     """-> train_loader, test_loader of one of DATASETS.
 
     num_workers: threads that decode image files; if images are streamed, processes.
     cache: keep all images on the device. Without it, and always for imagenet, they are streamed.
     val_size: training images to hold out, stratified. train_loader.held_out is their loader, without augmentation.
     train_size: training images to train on, stratified, the same for every seed (0: all that are not held out).
+    views: with more than one, train_loader augments each image so often, each time with another crop and flip: images
+        [B, views, 3, H, W]. Evaluation has one view.
     UserError if the data cannot be read or a number does not fit them.
 
     Of several processes (runtime.processes.start) the first one reads the data before the others: it may download them.
@@ -195,7 +197,7 @@ def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root
         smallest = min(len(split.labels) for split in (data.test, held_out) if split)
         check_batch_size(data_name, batch_size, len(train.labels), smallest)
         make = partial(Streamed, num_workers=num_workers) if data.large or not cache else Cached
-        train_loader = make(train, data, batch_size, device, seed, augment=True)
+        train_loader = make(train, data, batch_size, device, seed, augment=True, views=views)
         test_batch = evaluation_batch(batch_size, data, device)
         if held_out:
             train_loader.held_out = make(held_out, data, test_batch, device)
@@ -275,4 +277,4 @@ def sample_images(data_name: str, root: str, count: int) -> Tensor | None:
 
 def load_image(path: str, large: bool) -> Tensor:
     """A file, prepared as a test image: uint8 [32, 32, 3]; large: [224, 224, 3]. UserError if it does not decode."""
-    return prepare_large(os.fsencode(path)) if large else torch.from_numpy(decode(os.fsencode(path)))
+    return prepare_large(os.fsencode(path))[0] if large else torch.from_numpy(decode(os.fsencode(path)))

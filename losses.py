@@ -4,8 +4,9 @@ Shapes: B images, C classes, m students. Symbols: z logits, t targets (logits, t
 
     KL(t || z) = batch mean of sum_c p_c (log p_c - log q_c),   p = softmax(t/T), q = softmax(z/T).
 
-``loss="CE"`` replaces KL by soft cross-entropy, -sum_c p_c log q_c. Gradients flow through the targets t. To stop
-these gradients, detach the targets before the call, or use detach_targets of okddip_loss.
+``loss="CE"`` replaces KL by soft cross-entropy, -sum_c p_c log q_c. Gradients flow through the targets t, except in
+kd_loss (its teacher is frozen) and where a formula has sg, stop-gradient: ffl_loss, pcl_loss, kdcl_loss, okdph_loss. To
+stop other gradients, detach the targets before the call, or use detach_targets of okddip_loss.
 """
 
 import math
@@ -23,7 +24,8 @@ DISTILLATION = ("KL", "CE")
 class Terms(NamedTuple):
     """A loss and its terms, each a scalar tensor: total = true + alpha * weight * group.
 
-    The totals of dml_loss and kd_loss, and the teacher's term of okddip_loss, have no weight w(e).
+    The totals of dml_loss, kd_loss, kdcl_loss and okdph_loss, and the teacher's term of okddip_loss, have no weight
+    w(e).
     """
 
     total: Tensor
@@ -73,6 +75,12 @@ def distillation(target: Tensor, logits: Tensor, temperature: float, loss: str =
     else:
         raise ValueError(f"loss must be one of {', '.join(DISTILLATION)}, not {loss!r}")
     return per_class.sum() * (temperature**2 / logits.shape[0])
+
+
+def from_each_other(targets: Tensor, logits: Tensor, temperature: float, loss: str = "KL") -> Tensor:
+    """sum_{i != j} T^2 KL(t_j || z_i): targets t, logits z [B, m, C] -> scalar."""
+    all_pairs = distillation(targets.unsqueeze(1), logits.unsqueeze(2), temperature, loss)  # [B, m, m, C]
+    return all_pairs - distillation(targets, logits, temperature, loss)  # without the pairs i = j
 
 
 def okddip_loss(peers: Tensor, targets: Tensor, leader: Tensor | None, labels: Tensor, weight: float | Tensor = 1.0,
@@ -140,9 +148,7 @@ def dml_loss(branches: Tensor, labels: Tensor, temperature: float = 3.0, loss: s
     m = branches.shape[1]
     L_true = true_loss(branches, labels)
     if pairwise:
-        all_pairs = distillation(branches.unsqueeze(1), branches.unsqueeze(2), temperature, loss)  # [B, m, m, C]
-        same = distillation(branches, branches, temperature, loss)  # the pairs i = j
-        L_group = (all_pairs - same) / (m - 1)
+        L_group = from_each_other(branches, branches, temperature, loss) / (m - 1)
     else:
         L_group = distillation(others_mean(branches), branches, temperature, loss)
     return Terms(L_true + L_group, L_true, L_group)
@@ -157,3 +163,57 @@ def kd_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float
     L_true = true_loss(student, labels)
     L_group = distillation(teacher, student, temperature, loss)
     return Terms(L_true + alpha * L_group, L_true, L_group)
+
+
+def ffl_loss(branches: Tensor, fused: Tensor, labels: Tensor, weight: float | Tensor = 1.0, temperature: float = 3.0,
+             alpha: float = 1.0, loss: str = "KL") -> Terms:
+    """FFL (Kim et al. 2020): branches z [B, m, C], fused logits s [B, C], labels [B]; weight: w(e). sg: no gradient.
+
+    L = sum_i CE(z_i, y) + CE(s, y) + alpha w(e) [T^2 KL(sg mean_i z_i || s) + sum_i T^2 KL(sg s || z_i)]
+    """
+    L_true = true_loss(torch.cat([branches, fused.unsqueeze(1)], 1), labels)
+    L_fused = distillation(branches.mean(1).detach(), fused, temperature, loss)  # the branches' ensemble teaches s
+    L_branches = distillation(fused.detach().unsqueeze(1), branches, temperature, loss)  # s teaches each branch
+    L_group = L_fused + L_branches
+    return Terms(L_true + alpha * weight * L_group, L_true, L_group)
+
+
+def pcl_loss(peers: Tensor, ensemble: Tensor, mean_peers: Tensor, labels: Tensor, weight: float | Tensor = 1.0,
+             temperature: float = 3.0, alpha: float = 1.0, loss: str = "KL") -> Terms:
+    """PCL (Wu & Gong 2021): peers z, mean peers z' [B, m, C], peer ensemble s [B, C], labels [B]; weight: w(e).
+
+    L = CE(s, y) + sum_i [CE(z_i, y) + alpha w(e) T^2 KL(sg s || z_i)
+                          + alpha w(e) / (m - 1) sum_{j != i} T^2 KL(sg z'_j || z_i)],   sg: no gradient
+    """
+    m = peers.shape[1]
+    L_true = true_loss(torch.cat([peers, ensemble.unsqueeze(1)], 1), labels)
+    L_ensemble = distillation(ensemble.detach().unsqueeze(1), peers, temperature, loss)
+    L_mean = from_each_other(mean_peers.detach(), peers, temperature, loss) / (m - 1)
+    L_group = L_ensemble + L_mean
+    return Terms(L_true + alpha * weight * L_group, L_true, L_group)
+
+
+def kdcl_loss(networks: Tensor, target: Tensor, labels: Tensor, temperature: float = 2.0, loss: str = "KL") -> Terms:
+    """KDCL (Guo et al. 2020): networks z [B, m, C], target t [B, C], labels [B].
+
+    L = sum_i [CE(z_i, y) + T^2 KL(sg t || z_i)],   sg: no gradient
+
+    The factor 1 of the second term and the absence of a ramp-up are readings of the paper.
+    """
+    L_true = true_loss(networks, labels)
+    L_group = distillation(target.detach().unsqueeze(1), networks, temperature, loss)
+    return Terms(L_true + L_group, L_true, L_group)
+
+
+def okdph_loss(networks: Tensor, hybrid: Tensor, labels: Tensor, temperature: float = 4.0, omega: float = 0.8,
+               beta: float = 0.8, loss: str = "KL") -> Terms:
+    """OKDPH (Zhang et al. 2023): networks z [B, m, C], hybrid's logits [B, C], labels [B].
+
+    L = sum_i [omega CE(z_i, y) + (1 - omega) CE(z_hybrid, y) + beta T^2 KL(t || z_i)],   t = sg of the mean of all
+                                                                                         m + 1 logits; sg: no gradient
+    """
+    m = networks.shape[1]
+    t = torch.cat([networks, hybrid.unsqueeze(1)], 1).mean(1, keepdim=True).detach()  # [B, 1, C]
+    L_true = omega * true_loss(networks, labels) + m * (1 - omega) * true_loss(hybrid, labels)
+    L_group = distillation(t, networks, temperature, loss)
+    return Terms(L_true + beta * L_group, L_true, L_group)

@@ -1,5 +1,7 @@
 """Augmentation: its parameters for an epoch, the crops and flips, and normalising."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,48 +14,63 @@ PADDING = 4
 SHIFTS = 2 * PADDING + 1  # a crop of the padded image starts at one of 9 rows and 9 columns
 
 
-def augmentation_parameters(num_images: int, seed: int, epoch: int, flip: bool, large: bool) -> tuple[Tensor, ...]:
-    """-> the order of the images in an epoch, then the parameters of the image at each place of it: each [N].
+def augmentation_parameters(num_images: int, seed: int, epoch: int, flip: bool, large: bool,
+                            views: int = 1) -> tuple[Tensor, ...]:
+    """-> the order of the images in an epoch [N], then the parameters of each view of the image at each place of it:
+    each [N, V].
 
     32x32 images: first row and first column of the crop, and whether to flip. Large images: the seed of torchvision's
-    transforms. They follow from (seed, epoch) alone, and are drawn on the CPU: every device sees the same images.
+    transforms. They follow from (seed, epoch) alone, and are drawn on the CPU: every device sees the same images. The
+    first view is the same for every number of views.
     """
     state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0]))
     order = torch.randperm(num_images, generator=generator)
-    if large:
-        return order, torch.randint(2**63 - 1, (num_images,), generator=generator)
-    top, left = torch.randint(SHIFTS, (2, num_images), generator=generator)
-    flips = torch.rand(num_images, generator=generator) < 0.5 if flip else torch.zeros(num_images, dtype=torch.bool)
-    return order, top, left, flips
+    def view() -> tuple[Tensor, ...]:
+        if large:
+            return (torch.randint(2**63 - 1, (num_images,), generator=generator),)
+        top, left = torch.randint(SHIFTS, (2, num_images), generator=generator)
+        flips = torch.rand(num_images, generator=generator) < 0.5 if flip else torch.zeros(num_images, dtype=torch.bool)
+        return top, left, flips
+
+    drawn = zip(*(view() for _ in range(views)), strict=True)
+    return order, *(torch.stack(parameter, 1) for parameter in drawn)  # V times [N] -> [N, V]
 
 
-# --- one image at a time, in worker processes
+# --- one image at a time, in worker processes. The image is read once, whatever the number of views.
 
 
-def prepare(image: np.ndarray | bytes, top: int = PADDING, left: int = PADDING, flip: bool = False) -> Tensor:
-    """uint8 [32, 32, 3], or the path of a file -> padded, cropped and flipped: uint8 [32, 32, 3].
+def prepare(image: np.ndarray | bytes, top: Sequence[int] = (PADDING,), left: Sequence[int] = (PADDING,),
+            flip: Sequence[bool] = (False,)) -> Tensor:
+    """uint8 [32, 32, 3], or the path of a file -> its views, padded, cropped and flipped: uint8 [V, 32, 32, 3].
 
-    The default parameters leave the image as it is.
+    The parameters are those of each view. The default ones give one view: the image as it is.
     """
     pixels = torch.from_numpy(decode(image) if isinstance(image, bytes) else image)
-    x = v2.functional.pad(pixels.permute(2, 0, 1), [PADDING])  # [32, 32, 3] -> [3, 40, 40]
-    x = v2.functional.crop(x, top, left, SIZE, SIZE)
-    return (v2.functional.horizontal_flip(x) if flip else x).permute(1, 2, 0)  # [3, 32, 32] -> [32, 32, 3]
+    padded = v2.functional.pad(pixels.permute(2, 0, 1), [PADDING])  # [32, 32, 3] -> [3, 40, 40]
+    views = []
+    for first_row, first_column, mirrored in zip(top, left, flip, strict=True):
+        x = v2.functional.crop(padded, first_row, first_column, SIZE, SIZE)
+        views.append(v2.functional.horizontal_flip(x) if mirrored else x)
+    return torch.stack(views).permute(0, 2, 3, 1)  # [V, 3, 32, 32] -> [V, 32, 32, 3]
 
 
 LARGE_TRAIN = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()])
 LARGE_TEST = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
 
 
-def prepare_large(path: bytes, seed: int | None = None) -> Tensor:
-    """The path of an image file -> uint8 [224, 224, 3]: a random crop and flip, or without a seed the centre crop."""
+def prepare_large(path: bytes, seeds: Sequence[int] = ()) -> Tensor:
+    """The path of an image file -> uint8 [V, 224, 224, 3]: a random crop and flip for each seed.
+
+    Without seeds it is one view, the centre crop.
+    """
     image = read(path)
-    if seed is None:
-        return LARGE_TEST(image).permute(1, 2, 0)  # [3, 224, 224] -> [224, 224, 3]
+    views = [] if seeds else [LARGE_TEST(image)]
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
-        return LARGE_TRAIN(image).permute(1, 2, 0)
+        for seed in seeds:
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
+            views.append(LARGE_TRAIN(image))
+    return torch.stack(views).permute(0, 2, 3, 1)  # [V, 3, 224, 224] -> [V, 224, 224, 3]
 
 
 # --- a batch at once, on the training device

@@ -18,15 +18,16 @@ class Loader:
     """The batches of one split. ``Cached`` and ``Streamed`` give the same ones.
 
     augment: each epoch has a new order, new crops and new flips. Without it the images come in order, unchanged.
+    views: how often each image is augmented. With several views, images are [B, V, 3, H, W].
     held_out: the loader of the training images that are held out (--val_size), if there are any.
     """
 
     def __init__(self, split: Split, data: Data, batch_size: int, device: torch.device, seed: int = 0,
-                 augment: bool = False):
+                 augment: bool = False, views: int = 1):
         self.classes, self.num_classes, self.num_images = data.classes, len(data.classes), len(split.labels)
         self.mean, self.std = data.mean, data.std
         self.batch_size, self.device, self.seed, self.epoch = batch_size, device, seed, 0
-        self.augment, self.flip, self.large = augment, data.flip, data.large
+        self.augment, self.views, self.flip, self.large = augment, views, data.flip, data.large
         self.normalise = Normalise(data.mean, data.std, device)
         self.held_out: Loader | None = None
 
@@ -62,8 +63,16 @@ class Loader:
         self.epoch = epoch
 
     def augmentation_parameters(self) -> tuple[Tensor, ...]:
-        """The order of the images in this epoch and their augmentation parameters, each [N]."""
-        return augmentation_parameters(self.num_images, self.seed, self.epoch, self.flip, self.large)
+        """The order of the images in this epoch [N] and the augmentation parameters of their views, each [N, V]."""
+        return augmentation_parameters(self.num_images, self.seed, self.epoch, self.flip, self.large, self.views)
+
+    def finish(self, pixels: Tensor) -> Tensor:
+        """uint8 [V B, H, W, 3], view by view -> normalised images [B, 3, H, W], or with several views [B, V, 3, H, W].
+
+        Each view is one piece of memory, so a network that takes one of them copies nothing.
+        """
+        images = self.normalise(pixels)
+        return images if self.views == 1 else images.unflatten(0, (self.views, -1)).transpose(0, 1)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.batches()
@@ -71,7 +80,7 @@ class Loader:
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's part of each batch of the epoch, from batch ``first`` on.
 
-        images: float32 [B, 3, H, W] in channels_last; labels: int64 [B].
+        images: float32 [B, 3, H, W], or with several views [B, V, 3, H, W], in channels_last; labels: int64 [B].
         """
         raise NotImplementedError
 
@@ -96,8 +105,10 @@ class Cached(Loader):
             return
         order, top, left, flips = (t.to(self.device) for t in self.augmentation_parameters())
         for a, b in parts:
-            images = crop_and_flip(self.images, order[a:b], top[a:b], left[a:b], flips[a:b])
-            yield self.normalise(images), self.labels[order[a:b]]
+            index = order[a:b]
+            by_view = (t[a:b].mT.flatten() for t in (top, left, flips))  # [B, V] -> [V B]
+            repeated = index.expand(self.views, -1).flatten()
+            yield self.finish(crop_and_flip(self.images, repeated, *by_view)), self.labels[index]
 
 
 class Streamed(Loader):
@@ -124,7 +135,7 @@ class Streamed(Loader):
             if isinstance(batch, str):
                 raise UserError(batch)
             images, labels = (t.to(self.device, non_blocking=True) for t in batch)
-            yield self.normalise(images), labels
+            yield self.finish(images.flatten(0, 1)), labels  # [V, B, H, W, 3] -> [V B, H, W, 3]
 
     def close(self) -> None:
         # Without this, Python ends the workers by SIGTERM when it exits. A worker can miss that signal: while a SIGTERM

@@ -23,7 +23,7 @@ class BatchKeys:
     """The sampler of a DataLoader. It gives each batch as a list with one tuple per image: (index, *parameters).
 
     The augmentation parameters travel with the index. So a worker knows neither the epoch nor its own number.
-    parameters: tensors [N], the order of the images first. parts: the first and last place of each batch.
+    parameters: the order of the images [N], then tensors [N, V]. parts: the first and last place of each batch.
     """
 
     parameters: tuple[Tensor, ...]
@@ -35,7 +35,7 @@ class BatchKeys:
 
 
 class Batches(Dataset):
-    """The data set of a DataLoader: the keys of a batch -> images uint8 [B, H, W, 3], labels int64 [B].
+    """The data set of a DataLoader: the keys of a batch -> views uint8 [V, B, H, W, 3], labels int64 [B].
 
     A UserError is returned as its text. If it were raised here, DataLoader would add a traceback to it.
     """
@@ -45,8 +45,10 @@ class Batches(Dataset):
 
     def __getitem__(self, keys: list[tuple]) -> tuple[Tensor, Tensor] | str:
         try:
-            return default_collate([(self.prepare(self.split.images[index], *parameters), self.split.labels[index])
-                                    for index, *parameters in keys])
+            views, labels = default_collate([
+                (self.prepare(self.split.images[index], *parameters), self.split.labels[index])
+                for index, *parameters in keys])
+            return views.transpose(0, 1).contiguous(), labels  # [B, V, H, W, 3] -> [V, B, H, W, 3]
         except UserError as error:
             return str(error)
 

@@ -12,14 +12,14 @@ class Architecture(NamedTuple):
     """How to build one network of ``models.NETWORKS``.
 
     trunk(): makes the stages that branches share. images [B, 3, H, W] -> x [B, trunk.width, H', W'].
-    head(num_classes=C): makes the last stage and the classifier. x -> features h [B, head.width], logits z [B, C].
+    head(num_classes=C): makes a ``Head``. x -> features h [B, head.width], logits z [B, C].
     initialise(module): draws the initial weights of a whole model, also of its attention or gate.
     branch_names: part of the head -> its names in the authors' branch-based checkpoints; {i} is the branch.
     trunk_options, head_options: the options of ``registry.find`` that trunk and head take.
     """
 
     trunk: Callable[[], nn.Module]
-    head: Callable[..., nn.Module]
+    head: Callable[..., "Head"]
     initialise: Callable[[nn.Module], None]
     branch_names: dict[str, tuple[str, ...]]
     trunk_options: tuple[str, ...] = ()
@@ -43,6 +43,27 @@ def count_batches(module: nn.Module, batches: int) -> None:
     counters = [m.num_batches_tracked for m in module.modules() if isinstance(m, BatchNorm)]
     if counters:  # none with --sync_bn: its modules count by themselves
         torch._foreach_add_(counters, batches)
+
+
+class Head(nn.Module):
+    """The last stage and the classifier of a network. ``width``: D, the channels of the feature map and the size of h.
+
+    Subclasses define the two halves. FFL fuses the maps between them.
+    """
+
+    width: int
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """The trunk's output x [B, trunk.width, H', W'] -> the last feature map f [B, D, H, W]."""
+        raise NotImplementedError
+
+    def classify(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        """f [B, D, H, W] -> features h [B, D], logits z [B, C]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, trunk.width, H', W'] -> features h [B, D], logits z [B, C]."""
+        return self.classify(self.feature_map(x))
 
 
 class Network(nn.Module):

@@ -1,50 +1,77 @@
 """Groups of m students: m heads on one trunk (branch-based), or m whole networks (network-based).
 
-Every group tensor is [B, m, .]. OKDDip's group leader is the last of the m students.
+Every group tensor is [B, m, .]. OKDDip's group leader is the last of the m students. A group takes images [B, 3, H, W],
+the same for all students, or views [B, m, 3, H, W]: view i for student i.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .aggregation import AGGREGATIONS, Gate, divide_gradient, others_mean
 from .architecture import Network
-from .registry import find
+from .registry import find_each
 
 
 class Branches(nn.Module):
     """m students without interaction: the "individual" baseline (one shared trunk), or the networks of DML.
 
-    network_based: m trunks instead of one. options: see ``registry.find``. ValueError if m < 2.
+    name: the network of all students, or a list with the network of each; different ones only if network_based.
+    network_based: m trunks instead of one. options: see ``registry.find``. ValueError if m < 2, or if names and m or
+    network_based do not fit.
     """
 
-    def __init__(self, name: str, num_classes: int, num_branches: int, network_based: bool = False, **options):
+    def __init__(self, name: str | Sequence[str], num_classes: int, num_branches: int, network_based: bool = False,
+                 **options):
         super().__init__()
         if num_branches < 2:
             raise ValueError(f"a group needs at least 2 branches, not {num_branches}")
-        architecture = find(name, **options)
-        self.name, self.num_branches, self.network_based = name, num_branches, network_based
-        self.trunks = nn.ModuleList(architecture.trunk() for _ in range(num_branches if network_based else 1))
-        self.heads = nn.ModuleList(architecture.head(num_classes=num_classes) for _ in range(num_branches))
+        self.names = [name] * num_branches if isinstance(name, str) else list(name)
+        if len(self.names) != num_branches:
+            raise ValueError(f"{num_branches} students need as many networks, not {len(self.names)}")
+        mixed = len(set(self.names)) > 1
+        if mixed and not network_based:
+            raise ValueError("branches share the trunk of one network: different networks must be network-based")
+        self.name = "+".join(self.names) if mixed else self.names[0]
+        self.num_branches, self.network_based = num_branches, network_based
+        architectures = find_each(self.names, **options)
+        self.trunks = nn.ModuleList(a.trunk() for a in (architectures if network_based else architectures[:1]))
+        self.heads = nn.ModuleList(a.head(num_classes=num_classes) for a in architectures)
         self.add_aggregation(trunk_width=self.trunks[0].width, width=self.heads[0].width)
-        architecture.initialise(self)
+        if mixed:
+            for architecture, *parts in zip(architectures, self.trunks, self.heads, strict=True):
+                architecture.initialise(nn.ModuleList(parts))
+        else:
+            architectures[0].initialise(self)
 
     def add_aggregation(self, trunk_width: int, width: int) -> None:
         """Subclasses create the modules that combine the students here. ``Branches`` has none."""
 
-    def students(self, x: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """x: the output of each trunk, [B, trunk_width, H, W] -> features h [B, m, D], logits z [B, m, C]."""
-        inputs = x if self.network_based else x * self.num_branches
+    def trunk_outputs(self, images: Tensor) -> list[Tensor]:
+        """images [B, 3, H, W] or views [B, m, 3, H, W] -> x [B, trunk_width, H', W'] for each head, or one for all."""
+        if images.dim() == 4:
+            return [trunk(images) for trunk in self.trunks]
+        views = images.unbind(1)  # m times [B, 3, H, W]
+        if self.network_based:
+            return [trunk(view) for trunk, view in zip(self.trunks, views, strict=True)]
+        x = self.trunks[0](torch.cat(views))  # [m B, 3, H, W]: one pass, so BatchNorm sees all views together
+        return list(x.chunk(self.num_branches))
+
+    def students(self, x: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """x: what ``trunk_outputs`` returns -> features h, m times [B, D_i], and logits z [B, m, C]."""
+        inputs = x if len(x) == self.num_branches else x * self.num_branches
         h, z = zip(*(head(x) for head, x in zip(self.heads, inputs, strict=True)), strict=True)
-        return torch.stack(h, 1), torch.stack(z, 1)  # m times [B, D] -> [B, m, D]; m times [B, C] -> [B, m, C]
+        return list(h), torch.stack(z, 1)  # m times [B, C] -> [B, m, C]
 
     def forward(self, images: Tensor):
-        """images [B, 3, H, W] -> logits [B, m, C]."""
-        _, z = self.students([trunk(images) for trunk in self.trunks])
+        """images [B, 3, H, W] or views [B, m, 3, H, W] -> logits [B, m, C]."""
+        _, z = self.students(self.trunk_outputs(images))
         return z
 
     def student(self, i: int) -> Network:
         """Student i as a plain network. It shares its weights with the group. -1: the last one, OKDDip's leader."""
-        return Network(self.name, self.trunks[i if self.network_based else 0], self.heads[i])
+        return Network(self.names[i], self.trunks[i if self.network_based else 0], self.heads[i])
 
 
 class OKDDip(Branches):
@@ -71,7 +98,8 @@ class OKDDip(Branches):
 
         Without a leader: [B, m, C], [B, m, m], None.
         """
-        h, z = self.students([trunk(images) for trunk in self.trunks])
+        h, z = self.students(self.trunk_outputs(images))
+        h = torch.stack(h, 1)  # m times [B, D] -> [B, m, D]
         if not self.has_leader:
             return z, self.aggregation(h, z), None
         peers, leader = z[:, :-1], z[:, -1]
@@ -99,9 +127,9 @@ class ONE(Branches):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images [B, 3, H, W] -> branches [B, m, C], ensemble e = sum_i g_i z_i [B, C]."""
-        x = self.trunks[0](images)
-        _, z = self.students([x])
-        g = self.gate(x)  # [B, m]
+        x = self.trunk_outputs(images)
+        _, z = self.students(x)
+        g = self.gate(x[0])  # [B, m]
         return z, (g.unsqueeze(1) @ z).squeeze(1)  # [B, 1, m] @ [B, m, C] -> [B, C]
 
 
@@ -121,7 +149,7 @@ class CLILR(Branches):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images [B, 3, H, W] -> branches [B, m, C], targets t_i = mean of z_j over j != i [B, m, C]."""
-        x = [trunk(images) for trunk in self.trunks]
+        x = self.trunk_outputs(images)
         if self.rescale:
             x = [divide_gradient(x[0], self.num_branches)]
         _, z = self.students(x)

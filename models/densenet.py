@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .architecture import Architecture, BatchNorm
+from .architecture import Head as BaseHead
 
 GROWTH = 12  # k, the channels that each layer adds
 BOTTLENECK = 4 * GROWTH  # channels between a layer's two convolutions
@@ -118,7 +119,7 @@ class Trunk(nn.Module):
         return self.features(images)
 
 
-class Head(nn.Module):
+class Head(BaseHead):
     """Block 3, the final BatchNorm, average pooling and the classifier. ``width``: D, the size of h."""
 
     def __init__(self, layers: int, num_classes: int, efficient: bool = False):
@@ -131,8 +132,11 @@ class Head(nn.Module):
         ))
         self.classifier = nn.Linear(self.width, num_classes)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.features(x).mean((2, 3))  # [B, D, 8, 8] -> [B, D]
+    def feature_map(self, x: Tensor) -> Tensor:
+        return self.features(x)
+
+    def classify(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        h = f.mean((2, 3))  # [B, D, 8, 8] -> [B, D]
         return h, self.classifier(h)
 
 

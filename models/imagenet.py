@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, resnet18, resnet34, resnet50
 
 from .architecture import Architecture, BatchNorm
+from .architecture import Head as BaseHead
 from .resnet import initialise  # convolutions Kaiming-normal (fan_out), as in torchvision
 
 
@@ -30,7 +31,7 @@ class Trunk(nn.Module):
         return self.layer3(self.layer2(self.layer1(x)))
 
 
-class Head(nn.Module):
+class Head(BaseHead):
     """Stage 4, average pooling and the classifier. ``width``: D, the size of h."""
 
     def __init__(self, build: Callable[..., ResNet], num_classes: int):
@@ -39,8 +40,11 @@ class Head(nn.Module):
         self.width = network.fc.in_features
         self.layer4, self.avgpool, self.fc = network.layer4, network.avgpool, network.fc
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.avgpool(self.layer4(x)).flatten(1)  # [B, D, 7, 7] -> [B, D]
+    def feature_map(self, x: Tensor) -> Tensor:
+        return self.layer4(x)
+
+    def classify(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.avgpool(f).flatten(1)  # [B, D, 7, 7] -> [B, D]
         return h, self.fc(h)
 
 

@@ -1,5 +1,6 @@
 """All networks by name. To add one: write its trunk and head, and add an ``Architecture`` to NETWORKS."""
 
+from collections.abc import Sequence
 from functools import partial
 
 from . import densenet, imagenet, resnet, vgg
@@ -14,18 +15,26 @@ def find(name: str, *, dropout: float = 0.0, efficient: bool = False) -> Archite
     dropout: probability in VGG's classifier. efficient: recompute DenseNet's concatenations in backward.
     ValueError if the name is unknown, or if an option is on that the network does not have.
     """
-    if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; known are {', '.join(NETWORKS)}")
-    architecture = NETWORKS[name]
-    options = {"dropout": dropout, "efficient": efficient}
+    return find_each([name], dropout=dropout, efficient=efficient)[0]
+
+
+def find_each(names: Sequence[str], **options) -> list[Architecture]:
+    """The architecture of each student. An option is set for those networks that have it.
+
+    ValueError if a name is unknown, or if an option is on that none of the networks has.
+    """
+    unknown = [name for name in names if name not in NETWORKS]
+    if unknown:
+        raise ValueError(f"unknown network {unknown[0]!r}; known are {', '.join(NETWORKS)}")
     for option, value in options.items():
-        if value and not has_option(architecture, option):
+        if value and not any(has_option(NETWORKS[name], option) for name in names):
             having = ", ".join(other for other in NETWORKS if has_option(NETWORKS[other], option))
-            raise ValueError(f"--{option} is for {having}: {name} does not have it")
-    return architecture._replace(
-        trunk=partial(architecture.trunk, **{option: options[option] for option in architecture.trunk_options}),
-        head=partial(architecture.head, **{option: options[option] for option in architecture.head_options}),
-    )
+            raise ValueError(f"--{option} is for {having}: {' and '.join(dict.fromkeys(names))} "
+                             f"do{'es' * (len(set(names)) == 1)} not have it")
+    return [NETWORKS[name]._replace(
+        trunk=partial(NETWORKS[name].trunk, **{o: options[o] for o in NETWORKS[name].trunk_options if o in options}),
+        head=partial(NETWORKS[name].head, **{o: options[o] for o in NETWORKS[name].head_options if o in options}),
+    ) for name in names]
 
 
 def has_option(architecture: Architecture, option: str) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import conv1x1, conv3x3
 
 from .architecture import Architecture, BatchNorm
+from .architecture import Head as BaseHead
 
 
 def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
@@ -100,7 +101,7 @@ class Trunk(nn.Module):
         return self.layer2(self.layer1(x))
 
 
-class Head(nn.Module):
+class Head(BaseHead):
     """Stage 3, average pooling and the classifier. ``width``: D, the size of h."""
 
     def __init__(self, block, blocks: int, num_classes: int):
@@ -109,8 +110,11 @@ class Head(nn.Module):
         self.layer3 = stage(block, 32 * expansion(block), 64, blocks, stride=2)
         self.fc = nn.Linear(self.width, num_classes)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.layer3(x).mean((2, 3))  # [B, D, 8, 8] -> [B, D]
+    def feature_map(self, x: Tensor) -> Tensor:
+        return self.layer3(x)
+
+    def classify(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        h = f.mean((2, 3))  # [B, D, 8, 8] -> [B, D]
         return h, self.fc(h)
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from .architecture import Architecture, BatchNorm
+from .architecture import Head as BaseHead
 
 WIDTH = 512  # channels of the last two stages, units of the classifier
 
@@ -54,7 +55,7 @@ class Trunk(nn.Module):
         return self.layer3(self.layer2(self.layer1(x)))
 
 
-class Head(nn.Module):
+class Head(BaseHead):
     """Stage 4 and the classifier. ``width``: D, the size of h. dropout: probability after each hidden layer."""
 
     def __init__(self, convolutions: int, num_classes: int, dropout: float = 0.0):
@@ -67,8 +68,11 @@ class Head(nn.Module):
             nn.Linear(WIDTH, num_classes),
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.layer4(x).flatten(1)  # [B, D, 1, 1] -> [B, D], the input of the classifier
+    def feature_map(self, x: Tensor) -> Tensor:
+        return self.layer4(x)
+
+    def classify(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        h = f.flatten(1)  # [B, D, 1, 1] -> [B, D], the input of the classifier
         return h, self.classifier(h)
 
 

@@ -24,7 +24,7 @@ def test_augmentation_is_torchvisions():
     train = Cached(data.train, data, 64, torch.device("cpu"), augment=True)
     train.set_epoch(3)
     images, labels = all_batches(train)
-    order, top, left, flips = train.augmentation_parameters()
+    order, top, left, flips = (t.squeeze() for t in train.augmentation_parameters())
     assert labels.equal(order)
     assert flips.any() and not flips.all() and set(top.tolist()) == set(left.tolist()) == set(range(9))
     for i, index in enumerate(order.tolist()):
@@ -39,9 +39,28 @@ def test_crops_and_flips_are_uniform():
     """All 9 rows and 9 columns equally often, half of the images flipped. No flips if they change the class."""
     _, top, left, flips = augmentation_parameters(9000, seed=0, epoch=0, flip=True, large=False)
     for corner in (top, left):
-        assert np.bincount(corner.numpy(), minlength=9) == pytest.approx([1000] * 9, abs=150)
+        assert np.bincount(corner.flatten().numpy(), minlength=9) == pytest.approx([1000] * 9, abs=150)
     assert flips.float().mean().item() == pytest.approx(0.5, abs=0.03)
     assert not augmentation_parameters(100, seed=0, epoch=0, flip=False, large=False)[3].any()
+
+
+def test_each_view_is_an_augmentation_of_its_own():
+    """Three views of each image, each cropped and flipped by its own parameters; the first is that of one view."""
+    data = random_data(60)
+    one, three = (Cached(data.train, data, 16, torch.device("cpu"), seed=1, augment=True, views=v) for v in (1, 3))
+    images, labels = all_batches(three)
+    order, *parameters = three.augmentation_parameters()
+    assert images.shape == (60, 3, 3, 32, 32) and labels.equal(order)
+    assert all(p.shape == (60, 3) for p in parameters)
+    for n, index in enumerate(order.tolist()):
+        for v in range(3):
+            top, left, flip = (p[n, v].item() for p in parameters)
+            image = TF.crop(TF.pad(Image.fromarray(data.train.images[index]), 4), top, left, 32, 32)
+            image = TF.hflip(image) if flip else image
+            assert images[n, v].equal(TF.normalize(TF.to_tensor(image), MEAN, STD))
+    same = [(a[:, 0] == a[:, 1]).float().mean().item() for a in parameters]
+    assert same == pytest.approx([1 / 9, 1 / 9, 1 / 2], abs=0.2)  # the views are independent
+    assert images[:, 0].equal(all_batches(one)[0])
 
 
 def test_evaluation_images_are_torchvisions():
@@ -87,13 +106,16 @@ def test_imagenet_held_out_images_are_evaluation_images(root):
     assert all(any(image.equal(c) for c in candidates) for image in images)
 
 
-def test_imagenet_training_images_are_torchvisions(root):
-    """Each image is made by the usual transforms, after its own seed."""
-    train, _ = dataloader("imagenet", 4, 0, root, seed=2)
+@pytest.mark.parametrize("views", [1, 2])
+def test_imagenet_training_images_are_torchvisions(root, views):
+    """Each view is made by the usual transforms, after its own seed."""
+    train, _ = dataloader("imagenet", 4, 0, root, seed=2, views=views)
     order, seeds = train.augmentation_parameters()
     transform = transforms.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), TO_TENSOR])
     images, labels = all_batches(train)
     assert labels.tolist() == [index // 6 for index in order.tolist()]
-    for image, index, seed in zip(images, order.tolist(), seeds.tolist(), strict=True):
-        torch.manual_seed(seed)
-        assert image.equal(transform(opened(imagenet_files(root, "train")[index])))
+    images = images.unsqueeze(1) if views == 1 else images  # [N, V, 3, 224, 224]
+    for image, index, seeds_of_image in zip(images, order.tolist(), seeds.tolist(), strict=True):
+        for view, seed in zip(image, seeds_of_image, strict=True):
+            torch.manual_seed(seed)
+            assert view.equal(transform(opened(imagenet_files(root, "train")[index])))

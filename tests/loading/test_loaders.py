@@ -55,12 +55,13 @@ def test_a_last_batch_of_one_joins_the_batch_before(n, sizes):
 # --- streamed
 
 
-@pytest.mark.parametrize(("name", "workers"), [("DIGITS", 0), ("DIGITS", 2), ("folder", 0), ("folder", 2)])
-def test_without_cache_the_batches_are_the_same(image_folder, name, workers):
+@pytest.mark.parametrize(("name", "workers", "views"), [
+    ("DIGITS", 0, 1), ("DIGITS", 2, 1), ("folder", 0, 1), ("folder", 2, 1), ("DIGITS", 0, 3), ("folder", 2, 4)])
+def test_without_cache_the_batches_are_the_same(image_folder, name, workers, views):
     """Bit for bit: two epochs, one of them from a later step on, the held-out images, the test images."""
     root = image_folder(train=30)
-    cached = dataloader(name, 17, 2, root, seed=1, val_size=12)
-    streamed = dataloader(name, 17, workers, root, seed=1, val_size=12, cache=False)
+    cached = dataloader(name, 17, 2, root, seed=1, val_size=12, views=views)
+    streamed = dataloader(name, 17, workers, root, seed=1, val_size=12, cache=False, views=views)
     assert isinstance(cached[0], Cached) and isinstance(streamed[0], Streamed)
     assert (cached[0].mean, cached[0].std) == (streamed[0].mean, streamed[0].std)
     for number, first in ((0, 0), (5, 1)):
@@ -68,7 +69,11 @@ def test_without_cache_the_batches_are_the_same(image_folder, name, workers):
             train.set_epoch(number)
         assert same_batches(cached[0].batches(first), streamed[0].batches(first))
     assert same_batches(cached[0].held_out, streamed[0].held_out) and same_batches(cached[1], streamed[1])
-    assert next(iter(streamed[0]))[0].is_contiguous(memory_format=torch.channels_last)
+    for train in (cached[0], streamed[0]):
+        images, _ = next(iter(train))
+        for view in images.unbind(1) if views > 1 else [images]:
+            assert view.shape == (17, 3, 32, 32) and view.is_contiguous(memory_format=torch.channels_last)
+    assert next(iter(cached[1]))[0].shape[1:] == (3, 32, 32)  # evaluation has one view
 
 
 def test_streamed_files_are_read_when_their_batch_needs_them(image_folder):

@@ -1,0 +1,67 @@
+"""KDCL: networks, each with its own view, that learn from one target (Guo et al., CVPR 2020)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .branches import Branches
+
+# The rules that make a target of logits z [B, m, C] and labels [B]: -> t [B, C].
+
+
+def naive(z: Tensor, labels: Tensor) -> Tensor:
+    """The logits of the network with the least cross-entropy, for each image."""
+    true = F.log_softmax(z, -1).gather(-1, labels.view(-1, 1, 1).expand(-1, z.shape[1], 1))  # log p_y [B, m, 1]
+    best = true.argmax(1, keepdim=True)  # [B, 1, 1]
+    return z.gather(1, best.expand(-1, 1, z.shape[-1])).squeeze(1)
+
+
+def minlogit(z: Tensor, labels: Tensor) -> Tensor:
+    """t_c = min_i (z_ic - z_iy), so t_y = 0. The least logit of each class, relative to that of the label."""
+    z_y = z.gather(-1, labels.view(-1, 1, 1).expand(-1, z.shape[1], 1))  # [B, m, 1]
+    return (z - z_y).amin(1)
+
+
+def mean(z: Tensor, labels: Tensor) -> Tensor:
+    """mean_i z_i, what public code does. It does not need the labels."""
+    return z.mean(1)
+
+
+TARGETS = {"mean": mean, "naive": naive, "minlogit": minlogit}  # and "general", which has weights
+
+
+def error_products(log_p: Tensor, labels: Tensor) -> Tensor:
+    """log_p [B, m, C] -> [m, m], summed over images and classes: (p_i - y)(p_j - y). C_ij is its mean over images."""
+    errors = log_p.exp() - F.one_hot(labels, log_p.shape[-1]).unsqueeze(1)  # [B, m, C]
+    return torch.einsum("bic,bjc->ij", errors, errors)
+
+
+def general_weights(C: Tensor) -> Tensor:
+    """v = C^-1 1 / (1^T C^-1 1), the weights of the least error in C [m, m] -> [m].
+
+    They sum to 1. 1/m each if C has no inverse in that sense: for networks that make no error.
+    """
+    v = torch.linalg.pinv(C.double(), hermitian=True).sum(1)
+    v = v / v.sum()
+    return v if v.isfinite().all() else torch.full_like(v, 1 / len(v))
+
+
+class KDCL(Branches):
+    """m networks, which may be different ones, and their target. target: a name in ``TARGETS``, or "general".
+
+    v: the weights of the general target, [m]. 1/m until they are set.
+    """
+
+    def __init__(self, name: str | Sequence[str], num_classes: int, num_branches: int, target: str = "mean",
+                 **options):
+        super().__init__(name, num_classes, num_branches, network_based=True, **options)
+        self.rule = target
+        self.register_buffer("v", torch.full((num_branches,), 1 / num_branches))
+
+    def target(self, z: Tensor, labels: Tensor) -> Tensor:
+        """z [B, m, C], labels [B] -> t [B, C]."""
+        if self.rule == "general":
+            return torch.einsum("i,bic->bc", self.v, z)  # sum_i v_i z_i
+        return TARGETS[self.rule](z, labels)

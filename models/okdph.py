@@ -1,0 +1,80 @@
+"""OKDPH: networks that learn with the hybrid of their weights (Zhang et al., CVPR 2023)."""
+
+import copy
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from .branches import Branches
+
+Mixed = list[Tensor]  # sum_i r_i theta_i, tensor by tensor
+
+
+class OKDPH(Branches):
+    """m networks with the same initial weights, and the hybrid network: weights and buffers sum_i r_i theta_i.
+
+    The hybrid is taken anew before each step. Its loss gives network i a gradient, r_i times that of the hybrid's
+    weights. hybrid_copy: as in the authors' public code, weights are copied and no gradient flows.
+    r: the mixing weights of the last step [m]. Zeros: no step was taken since the last ``share``.
+    """
+
+    def __init__(self, name: str, num_classes: int, num_branches: int, hybrid_copy: bool = False, **options):
+        super().__init__(name, num_classes, num_branches, network_based=True, **options)
+        first = self.student(0)
+        for i in range(1, num_branches):
+            self.student(i).load_state_dict(first.state_dict())
+        self.hybrid = copy.deepcopy(first).requires_grad_(False)
+        self.hybrid_copy = hybrid_copy
+        self.register_buffer("r", torch.zeros(num_branches))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """views [B, m + 1, 3, H, W], the last one for the hybrid (in evaluation images [B, 3, H, W])
+        -> networks [B, m, C], hybrid [B, C]."""
+        own, last = (images[:, :-1], images[:, -1]) if images.dim() == 5 else (images, images)
+        z = super().forward(own)
+        if not self.training:
+            return z, self.hybrid(last)
+        weights = self.take(self.r)
+        if self.hybrid_copy:
+            return z, self.hybrid(last)
+        names = [name for name, _ in self.hybrid.named_parameters()]
+        return z, functional_call(self.hybrid, dict(zip(names, weights, strict=True)), (last,))
+
+    def take(self, r: Tensor) -> Mixed:
+        """Set the hybrid to sum_i r_i theta_i, r [m]. -> its weights, through which gradients flow to all networks."""
+        students = [self.student(i) for i in range(self.num_branches)]
+        weights = mix([list(student.parameters()) for student in students], r)
+        with torch.no_grad():
+            torch._foreach_copy_(list(self.hybrid.parameters()), weights)
+            torch._foreach_copy_(statistics(self.hybrid), mix([statistics(student) for student in students], r))
+        return weights
+
+    @torch.no_grad()
+    def share(self, gamma: float) -> None:
+        """theta_i <- gamma theta_hybrid + (1 - gamma) theta_i with the hybrid of the last step, weights and buffers.
+
+        Then the hybrid is the one that is deployed, with r_i = 1/m. Without a step since the last call, nothing
+        changes: a run that was stopped during the evaluation calls this again.
+        """
+        if not self.r.any():
+            return
+        for i in range(self.num_branches):
+            student = self.student(i)
+            torch._foreach_lerp_(list(student.parameters()), list(self.hybrid.parameters()), gamma)
+            torch._foreach_lerp_(statistics(student), statistics(self.hybrid), gamma)
+        self.r.zero_()
+        self.take(torch.full_like(self.r, 1 / self.num_branches))
+
+
+def mix(tensors: list[list[Tensor]], r: Tensor) -> Mixed:
+    """tensors[i]: those of network i, r [m] -> sum_i r_i tensors[i]. Differentiable."""
+    total, *others = (torch._foreach_mul(own, r_i) for own, r_i in zip(tensors, r.unbind(), strict=True))
+    for more in others:
+        total = torch._foreach_add(total, more)
+    return list(total)
+
+
+def statistics(network: torch.nn.Module) -> list[Tensor]:
+    """BatchNorm's running means and variances, without the counters of batches."""
+    return [buffer for buffer in network.buffers() if buffer.is_floating_point()]
