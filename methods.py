@@ -41,6 +41,10 @@ METHODS = {  # the name of a run's folder -> entry
     "ONE": Entry("train_one.ONE"),
     "OKDDip-N": Entry("train_GL.OKDDip", "--MulStu"),
     "OKDDip": Entry("train_GL.OKDDip", title="OKDDip-B"),
+    "FFL": Entry("train_FFL.FFL"),
+    "PCL": Entry("train_PCL.PCL"),
+    "KDCL": Entry("train_KDCL.KDCL"),
+    "OKDPH": Entry("train_OKDPH.OKDPH"),
 }
 
 

@@ -2,6 +2,7 @@
 
     python train_DML.py --model resnet32 --dataset CIFAR10
     python train_DML.py --model resnet32 --dataset CIFAR10 --type pairwise
+    python train_DML.py --models resnet32 resnet20 vgg16 --dataset CIFAR10     # different networks
 
     L = sum_i CE(z_i, y) + sum_i T^2 KL(t_i || z_i),                       t_i = mean of the other networks' logits
     L = sum_i CE(z_i, y) + sum_{i != j} T^2 KL(z_j || z_i) / (m - 1)       pairwise
@@ -23,7 +24,7 @@ def parse_args(argv: list[str] | None):
     """The flags of this script. Wrong flags end the program with one line and exit code 2."""
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "deep mutual learning")
-    utils.group_flags(g, "networks", network_based=True)
+    utils.group_flags(g, "networks", based_on="networks")
     g.add_argument("--type", default="ensemble", choices=("ensemble", "pairwise"),
                    help="a network learns from the mean of the others, or from each of them")
     return utils.parse(parser, argv)
@@ -33,8 +34,8 @@ class DML(Group):
     """m networks, each with a target made of the others."""
 
     def __init__(self, args, num_classes: int):
-        super().__init__(args, models.Branches(args.model, num_classes, args.num_branches, network_based=True,
-                                               **utils.network_options(args)))
+        super().__init__(args, models.Branches(args.models or args.model, num_classes, args.num_branches,
+                                               network_based=True, **utils.network_options(args)))
 
     @classmethod
     def name(cls, args) -> str:

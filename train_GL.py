@@ -18,11 +18,11 @@ import torch
 import models
 import utils
 from data_loader import dataloader
-from losses import okddip_loss, ramp_up
+from losses import okddip_loss
 from runtime.errors import warn
 from training.loop import fit
 from training.method import Method
-from training.outputs import ENSEMBLE, LEADER, student
+from training.outputs import ENSEMBLE, LEADER, student, student_number
 from training.run import Run
 
 
@@ -43,6 +43,7 @@ def parse_args(argv: list[str] | None):
                    help="all students are peers, and their ensemble is deployed (Tables 4 and 5)")
     utils.teacher_flags(g, None, "every student also learns from this pre-trained teacher (Table 6)")
     args = utils.parse(parser, argv)
+    utils.refuse_models(parser, args, "the attention needs features of one width")
     if args.T_model_path and not args.T_model:
         parser.error("argument --T_model_path: needs the name of the network. Add --T_model")
     if args.aggregation == "others" and args.num_branches == 2 and not args.no_leader:
@@ -86,8 +87,8 @@ class OKDDip(Method):
         leaders = [] if leader is None else [leader.unsqueeze(1)]
         return torch.cat([*leaders, peers, peers.mean(1, keepdim=True)], 1)
 
-    def ramp_up(self, epoch: int, num_epochs: int) -> float:
-        return ramp_up(epoch, num_epochs, self.args.start_consistency, self.args.length)
+    def network(self, output: str):
+        return self.model.student(-1 if output == LEADER else student_number(output))
 
 
 def main(argv: list[str] | None = None) -> None:

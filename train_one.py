@@ -19,7 +19,7 @@ import torch
 import models
 import utils
 from data_loader import dataloader
-from losses import cl_ilr_loss, individual_loss, one_loss, ramp_up
+from losses import cl_ilr_loss, individual_loss, one_loss
 from runtime.rank import world_size
 from training.loop import fit
 from training.method import Group
@@ -45,23 +45,18 @@ def parse_args(argv: list[str] | None):
         parser.error("argument --MulStu: --bpscale needs a shared trunk: whole networks share no trunk")
     if args.MulStu and not (args.avg or args.ind):
         parser.error("argument --MulStu: ONE's gate needs a shared trunk, add --ind or --avg")
+    if not args.MulStu:
+        utils.refuse_models(parser, args, "branches share the trunk of one network, add --MulStu to --ind or --avg")
     if args.batch_size < 2 * world_size() and not (args.avg or args.ind):
         parser.error("argument --batch_size: the BatchNorm in ONE's gate needs at least 2 images in each process")
     return args
 
 
-class BranchMethod(Group):
-    """What the three methods share: the ramp-up."""
-
-    def ramp_up(self, epoch: int, num_epochs: int) -> float:
-        return ramp_up(epoch, num_epochs, self.args.start_consistency, self.args.length)
-
-
-class Ind(BranchMethod):
+class Ind(Group):
     """Individual branches: they share only the trunk (with --MulStu: nothing)."""
 
     def __init__(self, args, num_classes: int):
-        super().__init__(args, models.Branches(args.model, num_classes, args.num_branches, args.MulStu,
+        super().__init__(args, models.Branches(args.models or args.model, num_classes, args.num_branches, args.MulStu,
                                                **utils.network_options(args)))
 
     def loss(self, model, images, labels, weight):
@@ -69,12 +64,12 @@ class Ind(BranchMethod):
         return individual_loss(z, labels), self.measured(z)
 
 
-class CollaborativeLearning(BranchMethod):
+class CollaborativeLearning(Group):
     """CL: each branch learns from the mean of the others. --bpscale makes it CL-ILR."""
 
     def __init__(self, args, num_classes: int):
-        super().__init__(args, models.CLILR(args.model, num_classes, args.num_branches, args.bpscale, args.MulStu,
-                                            **utils.network_options(args)))
+        super().__init__(args, models.CLILR(args.models or args.model, num_classes, args.num_branches, args.bpscale,
+                                            args.MulStu, **utils.network_options(args)))
 
     @classmethod
     def name(cls, args) -> str:
@@ -90,7 +85,7 @@ class CollaborativeLearning(BranchMethod):
         return self.measured(z), {}
 
 
-class ONE(BranchMethod):
+class ONE(Group):
     """A gate weighs the branches; their gated ensemble e teaches each of them."""
 
     def __init__(self, args, num_classes: int):

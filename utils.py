@@ -59,7 +59,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         kind = getattr(action.type, "__name__", "")
-        return {"int": "N", "num_branches": "N", "float": "X"}.get(kind, "NAME")
+        return {"int": "N", "number_of_branches": "N", "float": "X"}.get(kind, "NAME")
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,7 +89,7 @@ def number(kind: type, low: float, open_end: bool = False, high: float = math.in
     return parse
 
 
-def num_branches(text: str) -> int:
+def number_of_branches(text: str) -> int:
     """An argparse type: the number of students."""
     value = int(text)
     if value < 2:
@@ -160,13 +160,13 @@ def run_flags(p: Parser) -> None:
     g.add_argument("--log_every", default=100, type=number(int, 1), help="update the progress every N steps")
 
 
-def distillation_flags(p: Parser, title: str) -> argparse._ArgumentGroup:
+def distillation_flags(p: Parser, title: str, temperature: float = 3.0) -> argparse._ArgumentGroup:
     """--loss and --temperature. Returns the argument group, so that the method can add its own flags."""
     from losses import DISTILLATION
 
     g = p.add_argument_group(title)
     g.add_argument("--loss", default="KL", choices=DISTILLATION, help="divergence between target and student")
-    g.add_argument("--temperature", default=3.0, type=number(float, 0, open_end=True, high=1e6),
+    g.add_argument("--temperature", default=temperature, type=number(float, 0, open_end=True, high=1e6),
                    help="T: a larger temperature makes probabilities softer")
     return g
 
@@ -179,10 +179,18 @@ def ramp_up_flags(g: argparse._ArgumentGroup) -> None:
     g.add_argument("--length", default=80.0, type=number(float, 0), help="epochs of the ramp-up; 0: none")
 
 
-def group_flags(g: argparse._ArgumentGroup, students: str, network_based: bool = False) -> None:
-    """The number of students, and whether they share a trunk. network_based: they never share one."""
-    g.add_argument("--num_branches", default=4, type=num_branches, help=f"m, the number of {students}")
-    if not network_based:
+def group_flags(g: argparse._ArgumentGroup, students: str, based_on: str = "", num_branches: int = 4) -> None:
+    """The number of students, and whether they share a trunk. based_on: "branches" or "networks", if it is always so.
+
+    num_branches: the default of --num_branches.
+    """
+    from models import NETWORKS
+
+    g.add_argument("--num_branches", default=num_branches, type=number_of_branches, help=f"m, the number of {students}")
+    g.add_argument("--models", nargs="+", choices=NETWORKS, metavar="NAME",
+                   help="a network for each student, instead of --model and --num_branches: for network-based groups "
+                        "whose targets are logits (DML, KDCL, Ind and CL with --MulStu)")
+    if not based_on:
         g.add_argument("--MulStu", action="store_true", help="network-based: whole networks instead of branches")
     g.add_argument("--choose_E", action="store_true", help="choose the best epoch by the ensemble (Table 4)")
 
@@ -211,13 +219,34 @@ def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
         p.error(f"argument --version: a name, not a path: {args.version!r}")
     if args.dropout >= 1:
         p.error(f"argument --dropout: must be less than 1, not {args.dropout:g}")
-    if args.model.startswith("vgg") and args.dataset == "imagenet":
-        p.error(f"argument --model: {args.model} is made for images of 32x32, not for imagenet")
+    if getattr(args, "models", None):
+        several_networks(p, args)
+    names = getattr(args, "models", None) or [args.model]
+    small = [name for name in names if name.startswith("vgg")]
+    if small and args.dataset == "imagenet":
+        p.error(f"argument --model: {small[0]} is made for images of 32x32, not for imagenet")
     try:
-        registry.find(args.model, **network_options(args))
+        registry.find_each(names, **network_options(args))
     except ValueError as error:
         p.error(str(error))
     return args
+
+
+def several_networks(p: Parser, args: argparse.Namespace) -> None:
+    """--models: set --model, which names the run, and --num_branches to what it says."""
+    if len(args.models) < 2:
+        p.error("argument --models: needs a name for each of at least 2 students; for equal ones use --model and "
+                "--num_branches")
+    for flag, value in {"model": "+".join(args.models), "num_branches": len(args.models)}.items():
+        if getattr(args, flag) not in (p.get_default(flag), value):
+            p.error(f"argument --models: names the {len(args.models)} students already, leave out --{flag}")
+        setattr(args, flag, value)
+
+
+def refuse_models(p: Parser, args: argparse.Namespace, reason: str) -> None:
+    """An error if --models is given to a method that needs equal networks."""
+    if args.models:
+        p.error(f"argument --models: not for this method, {reason}; use --model")
 
 
 # --- from flags to arguments ------------------------------------------------------------------------------------------

@@ -209,7 +209,7 @@ def parse_args(argv: list[str] | None):
     p = compare.parser(__doc__)
     p.add_argument("--method", default="OKDDip", choices=PLAIN, help="the method to train")
     p.add_argument("--model", default="resnet32", choices=models.NETWORKS, metavar="NAME", help="network")
-    p.add_argument("--num_branches", default=4, type=utils.num_branches, help="m, students")
+    p.add_argument("--num_branches", default=4, type=utils.number_of_branches, help="m, students")
     p.add_argument("--pairs", default=10, type=utils.number(int, 1), help="timed steps of each version")
     p.add_argument("--compile", action="store_true", help="also measure ours with torch.compile")
     compare.precision_flags(p)

@@ -15,6 +15,7 @@ from models import create_model
 from runtime.errors import UserError
 from runtime.files import sync_folder
 from training.folder import FILES
+from training.outputs import students_of
 
 TOLERANCE = 1e-4, 5e-6  # largest allowed difference of two logits: absolute, or relative to the largest logit
 
@@ -40,15 +41,16 @@ def export_model(saved: SavedModel, path: Path, branch: int | None = None) -> di
     output = saved.deployed_output(branch)
     if output is None:
         raise UserError(f"{saved.path} is a group without a leader: choose one of its "
-                        f"{saved.method.model.num_branches} students with --branch")
+                        f"{len(students_of(saved.method.outputs))} students with --branch")
     if saved.external:
         raise UserError(f"{saved.path} does not give access to its weights: export the run itself, or a .pth or "
                         ".safetensors file of it")
-    metadata = formats.describe(saved.flags.model, saved.classes, saved.mean, saved.std, saved.size)
+    network = saved.method.network(output)
+    metadata = formats.describe(network.name, saved.classes, saved.mean, saved.std, saved.size)
     batches = check_batches(saved)
-    largest = write_checked(path, saved.network(output), metadata, lambda images: saved.logits(images, output), batches)
+    largest = write_checked(path, network, metadata, lambda images: saved.logits(images, output), batches)
     return {"file": str(path), "bytes": path.stat().st_size, "of": str(saved.path),
-            "network": saved.method.outputs[output], "model": saved.flags.model, "largest_difference": largest,
+            "network": saved.method.outputs[output], "model": network.name, "largest_difference": largest,
             "compared_on": "random images" if len(batches) == 2 else "random and test images"}
 
 

@@ -1,22 +1,25 @@
 """Results as text for people. ``evaluate.py --json`` prints the same results as JSON instead."""
 
-from training.outputs import ENSEMBLE, MEAN, mean_title, metric, students_of
+from training.outputs import ENSEMBLE, mean_titles, metric, students_of
 
 
 def table(result: dict) -> str:
     """The result of ``measure`` as text."""
     metrics, outputs = result["figures"], result["rows"]
     epoch = f", epoch {result['epoch']}" if result["epoch"] else ""
+    means = mean_titles(outputs)
+    width = max(20, *(len(title) + 1 for title in (outputs | means).values()))
     lines = [f"{result['file']}: {result['method']}, {result['model']}{epoch}; {result['images']:,} test images of "
-             f"{result['dataset']}, on {result['device']}", "", f"{'':20}{'top-1':>8}{'top-5':>8}{'NLL':>9}{'ECE':>9}"]
+             f"{result['dataset']}, on {result['device']}", "",
+             f"{'':{width}}{'top-1':>8}{'top-5':>8}{'NLL':>9}{'ECE':>9}"]
     for output, title in outputs.items():
         cells = (metrics[metric(output, "test", name)] for name in ("accTop1", "accTop5", "loss", "ece"))
-        lines.append("{:20}{:8.2f}{:8.2f}{:9.4f}{:9.4f}".format(title, *cells))
-    if title := mean_title(outputs):
-        top1, top5 = (metrics[metric(MEAN, "test", name)] for name in ("accTop1", "accTop5"))
-        lines.append(f"{title:20}{top1:8.2f}{top5:8.2f}")
+        lines.append("{:{}}{:8.2f}{:8.2f}{:9.4f}{:9.4f}".format(title, width, *cells))
+    for mean, title in means.items():
+        top1, top5 = (metrics[metric(mean, "test", name)] for name in ("accTop1", "accTop5"))
+        lines.append(f"{title:{width}}{top1:8.2f}{top5:8.2f}")
     if "dist" in metrics:
-        lines.append(f"{'diversity':20}{metrics['dist']:8.4f}")
+        lines.append(f"{'diversity':{width}}{metrics['dist']:8.4f}")
     if "attention" in metrics:
         lines += ["", *attention_lines([outputs[peer] for peer in students_of(outputs)], metrics["attention"])]
     return "\n".join([*lines, "", *class_lines(result), "", *speed_lines(result)])

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deployment.formats import ExternalModel
 from runtime.device import autocast, set_precision
 from runtime.errors import UserError
 from training.method import Method
-from training.outputs import LEADER, NETWORK, student, student_number
+from training.outputs import LEADER, NETWORK, students_of
 
 
 def image_size(dataset: str) -> int:
@@ -54,16 +54,10 @@ class SavedModel(NamedTuple):
             return NETWORK
         if branch is None:
             return LEADER if LEADER in outputs else None
-        students = self.method.model.num_branches
-        if branch >= students:
-            raise UserError(f"{self.path} has the branches 0 to {students - 1}, not {branch}: choose one of these")
-        return LEADER if LEADER in outputs and branch == students - 1 else student(branch)
-
-    def network(self, output: str) -> nn.Module:
-        """The plain network of an output that is the leader, a student or the only network. It shares its weights."""
-        if list(self.method.outputs) == [NETWORK]:
-            return self.method.model
-        return self.method.model.student(-1 if output == LEADER else student_number(output))
+        branches = students_of(outputs) + [LEADER] * (LEADER in outputs)  # the leader is the last one
+        if branch >= len(branches):
+            raise UserError(f"{self.path} has the branches 0 to {len(branches) - 1}, not {branch}: choose one of these")
+        return branches[branch]
 
     def logits(self, images: Tensor, output: str) -> Tensor:
         """Logits of one output: [B, 3, H, W] -> [B, C]."""

@@ -20,7 +20,7 @@ def measure_speed(saved: SavedModel, output: str | None, batch_size: int, device
     """
     images = torch.randn(batch_size, 3, saved.size, saved.size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
-    networks = {"deployed": saved.network(student(0) if output is None else output)}
+    networks = {"deployed": saved.method.network(student(0) if output is None else output)}
     if output != NETWORK:
         networks["group"] = saved.method.model
     autocast = saved.autocast(device)

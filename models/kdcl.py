@@ -65,3 +65,7 @@ class KDCL(Branches):
         if self.rule == "general":
             return torch.einsum("i,bic->bc", self.v, z)  # sum_i v_i z_i
         return TARGETS[self.rule](z, labels)
+
+    def set_weights(self, C: list[list[float]]) -> None:
+        """Set v, the weights of the general target. C [m][m]: the mean of ``error_products`` over held-out images."""
+        self.v.copy_(general_weights(torch.tensor(C, dtype=torch.float64)))

@@ -1,13 +1,15 @@
 """The interface of a method: one object with a model, a loss and outputs. Training and evaluation use it."""
 
 from argparse import Namespace
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
-from losses import Terms
+from losses import Terms, ramp_up
 from runtime.checkpoints import digest
-from training.outputs import ENSEMBLE, MEAN, NETWORK, student
+from training.outputs import ENSEMBLE, LEADER, MEAN, NETWORK, student, student_number
 
 
 class Method:
@@ -18,8 +20,10 @@ class Method:
     outputs: name of an output (training/outputs.py) -> its title in tables. They are what is measured. ``loss`` and
         ``predict`` return their logits in this order: [B, R, C], R = len(outputs).
     best: the output whose top-1 accuracy chooses the best epoch (or MEAN).
+    args: the flags. None for a network without a script.
     """
 
+    args: Namespace | None
     model: nn.Module
     teacher: nn.Module | None = None
     outputs: dict[str, str]
@@ -33,6 +37,7 @@ class Method:
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, weight: float | Tensor) -> tuple[Terms, Tensor]:
         """One training step's loss. images [B, 3, H, W], labels [B], weight w(e) -> terms, logits of outputs [B, R, C].
 
+        With views (``dataloader``), images are [B, V, 3, H, W].
         model: ``self.model``, or its DistributedDataParallel replica if there are several processes.
         """
         raise NotImplementedError
@@ -45,8 +50,26 @@ class Method:
         raise NotImplementedError
 
     def ramp_up(self, epoch: int, num_epochs: int) -> float:
-        """w(e), the weight of the group loss in an epoch (from 0). 1 for methods without a ramp-up."""
-        return 1.0
+        """w(e), the weight of the group loss in an epoch (from 0). 1 if the script has no ``utils.ramp_up_flags``."""
+        if not hasattr(self.args, "length"):
+            return 1.0
+        return ramp_up(epoch, num_epochs, self.args.start_consistency, self.args.length)
+
+    def before_step(self, step: int) -> None:
+        """Called before each training step. step: its number in the whole training, from 1."""
+
+    def after_step(self, step: int) -> None:
+        """Called after each training step. What it changes must be part of the model, to be saved."""
+
+    def after_epoch(self, held_out: Iterable | None, autocast: AbstractContextManager) -> None:
+        """Called between the training and the evaluation of an epoch. held_out: the loader of --val_size, or None.
+
+        A run that is stopped during the evaluation and resumed calls it again: the second call must change nothing.
+        """
+
+    def network(self, output: str) -> nn.Module:
+        """The plain network of an output that can be deployed. It shares its weights with the model."""
+        raise NotImplementedError
 
     def unchangeable(self) -> dict[str, object]:
         """Values that must not change when a run is resumed, in addition to flags and data: name -> value."""
@@ -65,14 +88,23 @@ class SingleNetwork(Method):
     def predict(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return self.model(images).unsqueeze(1), {}
 
+    def network(self, output: str) -> nn.Module:
+        return self.model
+
 
 class Group(Method):
-    """m students without a leader, and their ensemble: the mean of their logits."""
+    """m students, and their ensemble: the mean of their logits.
 
-    def __init__(self, args: Namespace, model: nn.Module):
+    kind: what a student is called. deployed: the title of one more network, the first output, if that is deployed and
+    not one of the students.
+    """
+
+    def __init__(self, args: Namespace, model: nn.Module, kind: str = "student", deployed: str = ""):
         self.args, self.model = args, model
-        self.outputs = {student(i): f"student {i}" for i in range(args.num_branches)} | {ENSEMBLE: "ensemble"}
-        self.best = ENSEMBLE if args.choose_E else MEAN
+        names = getattr(args, "models", None) or [""] * args.num_branches
+        students = {student(i): f"{kind} {i}" + (f", {name}" if name else "") for i, name in enumerate(names)}
+        self.outputs = ({LEADER: deployed} if deployed else {}) | students | {ENSEMBLE: "ensemble"}
+        self.best = ENSEMBLE if args.choose_E else LEADER if deployed else MEAN
 
     def measured(self, z: Tensor) -> Tensor:
         """Logits of the students [B, m, C] -> of the outputs [B, m+1, C]."""
@@ -80,3 +112,6 @@ class Group(Method):
 
     def predict(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return self.measured(self.model(images)), {}
+
+    def network(self, output: str) -> nn.Module:
+        return self.model.student(student_number(output))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from runtime import processes
-from training.outputs import MEAN, metric, students_of
+from training.outputs import means_of, metric
 
 
 def topk_correct(logits: Tensor, labels: Tensor) -> Tensor:
@@ -85,15 +85,15 @@ class RunningSums:
 
 
 def name_metrics(means: dict, outputs: Iterable[str], phase: str) -> dict[str, float]:
-    """Means over the images -> metrics: accTop1 and accTop5 (in %) and loss of each output; MEAN of the students."""
+    """Means over the images -> metrics: accTop1 and accTop5 (in %) and loss of each output; MEAN and EMA_MEAN."""
     named, outputs = {}, list(outputs)
     for r, output in enumerate(outputs):
         top1, top5 = means["hits"][r]
         named[metric(output, phase, "accTop1")], named[metric(output, phase, "accTop5")] = 100 * top1, 100 * top5
         if "cross_entropy" in means:
             named[metric(output, phase, "loss")] = means["cross_entropy"][r]
-    if students := students_of(outputs):
+    for mean, members in means_of(outputs).items():
         for name in ("accTop1", "accTop5"):
-            values = [named[metric(output, phase, name)] for output in students]
-            named[metric(MEAN, phase, name)] = sum(values) / len(values)
+            values = [named[metric(output, phase, name)] for output in members]
+            named[metric(mean, phase, name)] = sum(values) / len(values)
     return named

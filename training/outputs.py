@@ -4,10 +4,14 @@ A method measures one or more outputs: each student, the leader, ensembles. The 
 metrics in metrics.jsonl, test_best_metrics.json and TensorBoard. The names are those of the authors' code:
 
     test_accTop1        ENSEMBLE     the ensemble of a group, or the only network
-    stu_test_accTop1    LEADER       the group leader
+    stu_test_accTop1    LEADER       the network that is deployed, if it is not one of the students: OKDDip's group
+                                     leader, PCL's mean peer 0, OKDPH's hybrid
     stu0test_accTop1    student(0)   the first student
     mean_test_accTop1   MEAN         the mean of the students' accuracies (not an output of its own)
     gate_test_accTop1   GATE         ONE's gated ensemble
+    fused_test_accTop1  FUSED        a classifier of all students' features: FFL's fused one, PCL's peer ensemble
+    ema0test_accTop1    ema(0)       PCL's first mean peer
+    ema_test_accTop1    EMA_MEAN     the mean of the mean peers' accuracies (not an output of its own)
 """
 
 import re
@@ -18,6 +22,8 @@ ENSEMBLE = NETWORK = ""
 LEADER = "stu_"
 MEAN = "mean_"
 GATE = "gate_"
+FUSED = "fused_"
+EMA_MEAN = "ema_"
 PHASES = ("train", "val", "test")
 TENSORBOARD_FOLDERS = {ENSEMBLE: ".", LEADER: "B"}  # where the curves of these outputs are, as in the original
 
@@ -25,6 +31,11 @@ TENSORBOARD_FOLDERS = {ENSEMBLE: ".", LEADER: "B"}  # where the curves of these 
 def student(i: int) -> str:
     """The output of student i, counted from 0."""
     return f"stu{i}"
+
+
+def ema(i: int) -> str:
+    """The output of mean peer i: the exponential moving average of peer i."""
+    return f"ema{i}"
 
 
 def student_number(output: str) -> int | None:
@@ -36,6 +47,13 @@ def student_number(output: str) -> int | None:
 def students_of(outputs: Iterable[str]) -> list[str]:
     """The outputs that are numbered students of a group."""
     return [output for output in outputs if student_number(output) is not None]
+
+
+def means_of(outputs: Iterable[str]) -> dict[str, list[str]]:
+    """MEAN and EMA_MEAN, as far as a method has them -> the outputs whose accuracies they average."""
+    outputs = list(outputs)
+    members = {MEAN: students_of(outputs), EMA_MEAN: [o for o in outputs if re.fullmatch(r"ema\d+", o)]}
+    return {name: of for name, of in members.items() if of}
 
 
 def metric(output: str, phase: str, name: str) -> str:
@@ -57,7 +75,7 @@ def parse(text: str) -> Metric:
     return Metric(*match.groups()) if match else Metric(None, None, text)
 
 
-def mean_title(outputs: dict[str, str]) -> str | None:
-    """What tables call MEAN: "mean of the peers" for students titled "peer 0", ...; None without students."""
-    students = students_of(outputs)
-    return f"mean of the {outputs[students[0]].split()[0]}s" if students else None
+def mean_titles(outputs: dict[str, str]) -> dict[str, str]:
+    """What tables call MEAN and EMA_MEAN: "mean of the peers" for students titled "peer 0", ..."""
+    kinds = {name: re.split(r" \d", outputs[of[0]])[0] for name, of in means_of(outputs).items()}
+    return {name: f"mean of the {kind}s" for name, kind in kinds.items()}

@@ -7,7 +7,7 @@ from tqdm import tqdm
 from runtime import processes
 from training.log import log
 from training.method import Method
-from training.outputs import ENSEMBLE, MEAN, mean_title, metric, student
+from training.outputs import ENSEMBLE, MEAN, mean_titles, metric, student
 from training.step import Trainer
 
 
@@ -57,14 +57,13 @@ def epoch_line(record: dict, method: Method) -> str:
 
 def final_table(method: Method, chosen_by: str, best: dict, last: dict) -> str:
     """Top-1 and top-5 of every output, at the best epoch (chosen by that metric) and at the last epoch."""
-    titles = dict(method.outputs)
-    if mean := mean_title(titles):
-        titles[MEAN] = mean
+    titles = method.outputs | mean_titles(method.outputs)
+    width = max(20, *(len(title) + 1 for title in titles.values()))
     lines = [f"done: best epoch {best['epoch']} by {chosen_by}, last epoch {last['epoch']}",
-             f"{'':20}{'best: top-1':>12}{'top-5':>8}{'last: top-1':>13}{'top-5':>8}"]
+             f"{'':{width}}{'best: top-1':>12}{'top-5':>8}{'last: top-1':>13}{'top-5':>8}"]
     for output, title in titles.items():
         cells = [record[metric(output, "test", k)] for record in (best, last) for k in ("accTop1", "accTop5")]
-        lines.append("{:20}{:12.2f}{:8.2f}{:13.2f}{:8.2f}".format(title, *cells))
+        lines.append("{:{}}{:12.2f}{:8.2f}{:13.2f}{:8.2f}".format(title, width, *cells))
     if "dist" in last:
-        lines.append(f"{'diversity':20}{best['dist']:12.4f}{last['dist']:21.4f}")
+        lines.append(f"{'diversity':{width}}{best['dist']:12.4f}{last['dist']:21.4f}")
     return "\n".join(lines)

@@ -123,7 +123,8 @@ def sgd(model: nn.Module, lr: float, wd: float, milestones: list[int]):
     """
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=wd, fused=True)
     for p in model.parameters():  # if GradScaler skips the first step, the optimizer does not make these itself
-        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        if p.requires_grad:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
 
 

@@ -28,8 +28,10 @@ def test_students():
 
 
 def test_the_mean_is_called_after_the_students():
-    assert outputs.mean_title({"stu_": "leader", "stu0": "peer 0", "": "ensemble"}) == "mean of the peers"
-    assert outputs.mean_title({"": "network"}) is None
+    assert outputs.mean_titles({"stu_": "leader", "stu0": "peer 0", "": "ensemble"}) == {"mean_": "mean of the peers"}
+    assert outputs.mean_titles({"stu0": "student 0, vgg16", "ema0": "mean peer 0", "ema1": "mean peer 1"}) == {
+        "mean_": "mean of the students", "ema_": "mean of the mean peers"}
+    assert outputs.mean_titles({"": "network"}) == {}
 
 
 @pytest.mark.parametrize("module", ["utils", "methods", "training.outputs", "training.flags", "runtime.files"])

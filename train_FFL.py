@@ -1,0 +1,69 @@
+"""Feature Fusion Learning (FFL, Kim et al., ICPR 2020): students and a classifier of their fused features.
+
+    python train_FFL.py --model resnet32 --dataset CIFAR10
+    python train_FFL.py --model resnet32 --dataset CIFAR10 --MulStu      # whole networks instead of branches
+
+    s = fused classifier of the last feature maps f_1, ..., f_m (models/ffl.py)
+    L = sum_i CE(z_i, y) + CE(s, y) + alpha w(e) [T^2 KL(sg mean_i z_i || s) + sum_i T^2 KL(sg s || z_i)]
+
+sg: no gradient. The facts are from the authors' public code; it has m = 2. Their fusion has its own weight decay of
+1e-5, their networks 1e-4. Here one recipe holds for all weights.
+"""
+
+import torch
+
+import models
+import utils
+from data_loader import dataloader
+from losses import ffl_loss
+from runtime.rank import world_size
+from training.loop import fit
+from training.method import Group
+from training.outputs import FUSED
+from training.run import Run
+
+
+def parse_args(argv: list[str] | None):
+    """The flags of this script. Wrong flags end the program with one line and exit code 2."""
+    parser = utils.Parser(__doc__)
+    g = utils.distillation_flags(parser, "FFL")
+    utils.ramp_up_flags(g)
+    utils.group_flags(g, "students (authors' code: 2)", num_branches=2)
+    args = utils.parse(parser, argv)
+    utils.refuse_models(parser, args, "the fusion needs feature maps of one shape")
+    if args.batch_size < 2 * world_size():
+        parser.error("argument --batch_size: the BatchNorm in the fusion needs at least 2 images in each process")
+    return args
+
+
+class FFL(Group):
+    """m students; the fused classifier and their ensemble teach each other."""
+
+    def __init__(self, args, num_classes: int):
+        super().__init__(args, models.FFL(args.model, num_classes, args.num_branches, args.MulStu,
+                                          **utils.network_options(args)))
+        self.outputs = self.outputs | {FUSED: "fused classifier"}
+
+    def loss(self, model, images, labels, weight):
+        args = self.args
+        z, s = model(images)  # [B, m, C], [B, C]
+        return ffl_loss(z, s, labels, weight, args.temperature, args.alpha, args.loss), self.with_fused(z, s)
+
+    def predict(self, images):
+        return self.with_fused(*self.model(images)), {}
+
+    def with_fused(self, z, s):  # [B, m, C], [B, C] -> [B, m+2, C]: each student, their ensemble, the fused classifier
+        return torch.cat([self.measured(z), s.unsqueeze(1)], 1)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train with the flags ``argv`` (default: the command line). UserError if flags, data or a file are wrong."""
+    args = parse_args(argv)
+    run = Run(args, FFL.name(args))
+    train_loader, test_loader = dataloader(**utils.data_options(args), device=run.device)
+    method = FFL(args, train_loader.num_classes)
+    fit(method, train_loader, test_loader, run)
+
+
+if __name__ == "__main__":
+    utils.command(main)

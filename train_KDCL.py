@@ -1,0 +1,79 @@
+"""KDCL (Guo et al., CVPR 2020): whole networks, which may differ, learn from one target of all.
+
+    python train_KDCL.py --model resnet32 --dataset CIFAR10
+    python train_KDCL.py --models resnet32 resnet20 vgg16 --dataset CIFAR10 --target minlogit
+
+    z_i of view i of the image                              each network has its own crop and flip
+    t = mean_i z_i                                          --target mean, what public code does
+    t = z_i of the least CE(z_i, y), for each image         naive
+    t_c = min_i (z_ic - z_iy)                               minlogit
+    t = sum_i v_i z_i, v = C^-1 1 / (1^T C^-1 1)            general; C_ij: mean over held-out images (--val_size) of
+                                                            sum_c (p_i - y)(p_j - y), new after each epoch
+    L = sum_i [CE(z_i, y) + T^2 KL(sg t || z_i)]
+
+sg: no gradient. T = 2. Three readings could not be verified in the paper: the factor 1 of the second term, no ramp-up,
+and m = 4.
+"""
+
+import models
+import utils
+from data_loader import dataloader
+from losses import full_precision, kdcl_loss
+from models.kdcl import error_products
+from training.evaluation import evaluate
+from training.loop import fit
+from training.method import Group
+from training.run import Run
+
+
+def parse_args(argv: list[str] | None):
+    """The flags of this script. Wrong flags end the program with one line and exit code 2."""
+    parser = utils.Parser(__doc__)
+    g = utils.distillation_flags(parser, "KDCL", temperature=2.0)
+    utils.group_flags(g, "networks", based_on="networks")
+    g.add_argument("--target", default="mean", choices=(*models.TARGETS, "general"), help="how t is made")
+    args = utils.parse(parser, argv)
+    if args.target == "general" and not args.val_size:
+        parser.error("argument --target: general measures its weights on held-out images, add --val_size N")
+    return args
+
+
+class KDCL(Group):
+    """m networks and their common target."""
+
+    def __init__(self, args, num_classes: int):
+        super().__init__(args, models.KDCL(args.models or args.model, num_classes, args.num_branches, args.target,
+                                           **utils.network_options(args)))
+
+    @classmethod
+    def name(cls, args) -> str:
+        return "KDCL" if args.target == "mean" else f"KDCL-{args.target}"
+
+    def loss(self, model, images, labels, weight):
+        z = full_precision(model(images))  # views [B, m, 3, H, W] -> [B, m, C]
+        t = self.model.target(z.detach(), labels)  # [B, C]
+        return kdcl_loss(z, t, labels, self.args.temperature, self.args.loss), self.measured(z)
+
+    def after_epoch(self, held_out, autocast) -> None:
+        if self.args.target != "general":
+            return
+        m = self.args.num_branches
+
+        def products(log_p, top1, labels):
+            return {"C": error_products(log_p[:, :m], labels)}  # the first m outputs are the networks
+
+        C = evaluate(self, held_out, "val", autocast, more_sums=products)["C"]  # [m][m]
+        self.model.set_weights(C)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train with the flags ``argv`` (default: the command line). UserError if flags, data or a file are wrong."""
+    args = parse_args(argv)
+    run = Run(args, KDCL.name(args))
+    train_loader, test_loader = dataloader(**utils.data_options(args), views=args.num_branches, device=run.device)
+    method = KDCL(args, train_loader.num_classes)
+    fit(method, train_loader, test_loader, run)
+
+
+if __name__ == "__main__":
+    utils.command(main)

@@ -1,0 +1,75 @@
+"""Peer Collaborative Learning (PCL, Wu & Gong, AAAI 2021): peers learn from their ensemble and from mean peers.
+
+    python train_PCL.py --model resnet32 --dataset CIFAR10
+
+    h_i, z_i of view i of the image               each peer (branch) has its own crop and flip
+    s      = linear(h_1, ..., h_m)                peer ensemble
+    theta' = d theta' + (1 - d) theta             mean peers, after each step; d = min(1 - 1/(step + 1), 0.999)
+    L      = CE(s, y) + sum_i [CE(z_i, y) + w(e) T^2 KL(sg s || z_i) + w(e)/(m-1) sum_{j != i} T^2 KL(sg z'_j || z_i)]
+
+sg: no gradient. z'_j: logits of mean peer j on view j. --alpha (1, not in the paper) is a factor of both w(e). Mean
+peer 0 is deployed, the paper's "first peer". m = 3 as in the paper.
+"""
+
+import torch
+
+import models
+import utils
+from data_loader import dataloader
+from losses import pcl_loss
+from training.loop import fit
+from training.method import Group
+from training.outputs import FUSED, LEADER, ema
+from training.run import Run
+
+
+def parse_args(argv: list[str] | None):
+    """The flags of this script. Wrong flags end the program with one line and exit code 2."""
+    parser = utils.Parser(__doc__)
+    g = utils.distillation_flags(parser, "PCL")
+    utils.ramp_up_flags(g)
+    utils.group_flags(g, "peers", based_on="branches", num_branches=3)
+    args = utils.parse(parser, argv)
+    utils.refuse_models(parser, args, "the peers share the trunk of one network")
+    return args
+
+
+class PCL(Group):
+    """m peers, their ensemble, and the mean peers, the first of which is deployed."""
+
+    def __init__(self, args, num_classes: int):
+        super().__init__(args, models.PCL(args.model, num_classes, args.num_branches, **utils.network_options(args)),
+                         kind="peer", deployed="mean peer 0, deployed")
+        mean_peers = {ema(i): f"mean peer {i}" for i in range(args.num_branches)}
+        self.outputs = self.outputs | {FUSED: "peer ensemble"} | mean_peers
+
+    def loss(self, model, images, labels, weight):
+        args = self.args
+        z, s, z_mean = model(images)  # views [B, m, 3, H, W] -> [B, m, C], [B, C], [B, m, C]
+        terms = pcl_loss(z, s, z_mean, labels, weight, args.temperature, args.alpha, args.loss)
+        return terms, self.all_outputs(z, s, z_mean)
+
+    def after_step(self, step: int) -> None:
+        self.model.update_mean(step)
+
+    def predict(self, images):
+        return self.all_outputs(*self.model(images)), {}
+
+    def all_outputs(self, z, s, z_mean):  # -> [B, 2m+3, C]: deployed, peers, their ensemble, peer ensemble, mean peers
+        return torch.cat([z_mean[:, :1], self.measured(z), s.unsqueeze(1), z_mean], 1)
+
+    def network(self, output: str):
+        return self.model.mean.student(0) if output == LEADER else super().network(output)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train with the flags ``argv`` (default: the command line). UserError if flags, data or a file are wrong."""
+    args = parse_args(argv)
+    run = Run(args, PCL.name(args))
+    train_loader, test_loader = dataloader(**utils.data_options(args), views=args.num_branches, device=run.device)
+    method = PCL(args, train_loader.num_classes)
+    fit(method, train_loader, test_loader, run)
+
+
+if __name__ == "__main__":
+    utils.command(main)
