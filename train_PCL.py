@@ -19,7 +19,7 @@ from data_loader import dataloader
 from losses import pcl_loss
 from training.loop import fit
 from training.method import Group
-from training.outputs import FUSED, LEADER, ema
+from training.outputs import FUSED, LEADER, ema, student_number
 from training.run import Run
 
 
@@ -59,7 +59,7 @@ class PCL(Group):
         return torch.cat([z_mean[:, :1], self.measured(z), s.unsqueeze(1), z_mean], 1)
 
     def network(self, output: str):
-        return self.model.mean.student(0) if output == LEADER else super().network(output)
+        return self.model.mean.student(0) if output == LEADER else self.model.peers.student(student_number(output))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from .branches import Branches
@@ -32,22 +32,21 @@ class OKDPH(Branches):
         """views [B, m + 1, 3, H, W], the last one for the hybrid (in evaluation images [B, 3, H, W])
         -> networks [B, m, C], hybrid [B, C]."""
         own, last = (images[:, :-1], images[:, -1]) if images.dim() == 5 else (images, images)
+        # Taken before the networks run, because that changes their BatchNorm statistics.
+        weights = self.take(self.r) if self.training else None
         z = super().forward(own)
-        if not self.training:
-            return z, self.hybrid(last)
-        weights = self.take(self.r)
-        if self.hybrid_copy:
+        if weights is None or self.hybrid_copy:
             return z, self.hybrid(last)
         names = [name for name, _ in self.hybrid.named_parameters()]
         return z, functional_call(self.hybrid, dict(zip(names, weights, strict=True)), (last,))
 
     def take(self, r: Tensor) -> Mixed:
         """Set the hybrid to sum_i r_i theta_i, r [m]. -> its weights, through which gradients flow to all networks."""
-        students = [self.student(i) for i in range(self.num_branches)]
-        weights = mix([list(student.parameters()) for student in students], r)
+        networks = list(zip(self.trunks, self.heads, strict=True))
+        weights = mix([parameters(*parts) for parts in networks], r)
         with torch.no_grad():
-            torch._foreach_copy_(list(self.hybrid.parameters()), weights)
-            torch._foreach_copy_(statistics(self.hybrid), mix([statistics(student) for student in students], r))
+            torch._foreach_copy_(parameters(self.hybrid), weights)
+            torch._foreach_copy_(statistics(self.hybrid), mix([statistics(*parts) for parts in networks], r))
         return weights
 
     @torch.no_grad()
@@ -59,10 +58,9 @@ class OKDPH(Branches):
         """
         if not self.r.any():
             return
-        for i in range(self.num_branches):
-            student = self.student(i)
-            torch._foreach_lerp_(list(student.parameters()), list(self.hybrid.parameters()), gamma)
-            torch._foreach_lerp_(statistics(student), statistics(self.hybrid), gamma)
+        for parts in zip(self.trunks, self.heads, strict=True):
+            torch._foreach_lerp_(parameters(*parts), parameters(self.hybrid), gamma)
+            torch._foreach_lerp_(statistics(*parts), statistics(self.hybrid), gamma)
         self.r.zero_()
         self.take(torch.full_like(self.r, 1 / self.num_branches))
 
@@ -75,6 +73,11 @@ def mix(tensors: list[list[Tensor]], r: Tensor) -> Mixed:
     return list(total)
 
 
-def statistics(network: torch.nn.Module) -> list[Tensor]:
-    """BatchNorm's running means and variances, without the counters of batches."""
-    return [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+def parameters(*parts: nn.Module) -> list[Tensor]:
+    """The weights of a network, or of its trunk and head."""
+    return [p for part in parts for p in part.parameters()]
+
+
+def statistics(*parts: nn.Module) -> list[Tensor]:
+    """The same for BatchNorm's running means and variances, without the counters of batches."""
+    return [buffer for part in parts for buffer in part.buffers() if buffer.is_floating_point()]

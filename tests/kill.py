@@ -2,8 +2,8 @@
 
     python tests/kill.py --kills 20
 
-OKDDip, ONE and KD, with 0 and with 2 workers, on random images and a slow disk, so that many kills hit a save. The
-test suite does the same with 3 kills (tests/training/test_checkpoint.py).
+Each of METHODS, with 0 and with 2 workers, on random images and a slow disk, so that many kills hit a save. The test
+suite does the same with 3 kills (tests/training/test_checkpoint.py).
 """
 
 import argparse
@@ -26,7 +26,11 @@ from processes import Training, assert_same_run, epochs  # noqa: E402
 FLAGS = ["--model", "resnet8", "--dataset", "folder", "--batch_size", "8", "--lr", "0.02", "--schedule", "2",
          "--device", "cpu"]
 METHODS = {"OKDDip": ("train_GL", ["--length", "3"]), "ONE": ("train_one", ["--length", "3"]),
-           "KD": ("train_kd", ["--T_model", "resnet14", "--save_steps", "2"])}
+           "KD": ("train_kd", ["--T_model", "resnet14", "--save_steps", "2"]),
+           "FFL": ("train_FFL", ["--length", "3"]),
+           "PCL": ("train_PCL", ["--length", "3", "--num_branches", "2"]),
+           "KDCL-general": ("train_KDCL", ["--target", "general", "--val_size", "6", "--num_branches", "2"]),
+           "OKDPH-dirichlet": ("train_OKDPH", ["--hybrid", "dirichlet", "--save_steps", "2"])}
 WORKERS = {0: ["--num_workers", "0"], 2: ["--num_workers", "2", "--cache", "off"]}
 
 

@@ -29,6 +29,50 @@ def mean(vectors):
     return [sum(values) / len(vectors) for values in zip(*vectors, strict=True)]
 
 
+# The later methods: the loss of one image. z: the logits of each student. An argument that ends with 0 holds the values
+# that stand inside sg: they have no gradient.
+
+
+def ffl(z, s, z0, s0, y, w, T, D):
+    taught = D(mean(z0), s, T) + sum(D(s0, z_i, T) for z_i in z)
+    return sum(cross_entropy(z_i, y) for z_i in [*z, s]) + w * T**2 * taught
+
+
+def pcl(z, s, s0, mean_peers0, y, w, T, D):
+    m = len(z)
+    loss = cross_entropy(s, y)
+    for i in range(m):
+        from_mean_peers = sum(T**2 * D(mean_peers0[j], z[i], T) for j in range(m) if j != i)
+        loss += cross_entropy(z[i], y) + w * T**2 * D(s0, z[i], T) + w / (m - 1) * from_mean_peers
+    return loss
+
+
+def kdcl(z, t0, y, T, D):
+    return sum(cross_entropy(z_i, y) + T**2 * D(t0, z_i, T) for z_i in z)
+
+
+def kdcl_target(rule, z, y):
+    """naive: the network with the least CE; minlogit: min_i (z_ic - z_iy) of each class c; mean."""
+    if rule == "naive":
+        return min(z, key=lambda z_i: cross_entropy(z_i, y))
+    if rule == "minlogit":
+        return [min(z_i[c] - z_i[y] for z_i in z) for c in range(len(z[0]))]
+    return mean(z)
+
+
+def okdph(z, hybrid, z0, hybrid0, y, T, omega, beta, D):
+    t = mean([*z0, hybrid0])
+    return sum(omega * cross_entropy(z_i, y) + (1 - omega) * cross_entropy(hybrid, y) + beta * T**2 * D(t, z_i, T)
+               for z_i in z)
+
+
+def gradient(f, x, h=1e-5):
+    """Of a function of nested lists of numbers, by central differences; in the same nesting."""
+    if not isinstance(x, list):
+        return (f(x + h) - f(x - h)) / (2 * h)
+    return [gradient(lambda value, i=i: f([*x[:i], value, *x[i + 1:]]), x[i], h) for i in range(len(x))]
+
+
 def attention_to_others(W_L, W_E, h):
     """alpha_ab = exp((W_L h_a).(W_E h_b)) / sum_{f != a} exp((W_L h_a).(W_E h_f)) for b != a, 0 for b = a.
 

@@ -194,6 +194,68 @@ def test_detached_targets(loss, with_leader):
     assert targets.grad is None
 
 
+def check_total_and_gradients(objective, formula, inputs):
+    """formula(image's values, image's values as constants, b) -> its loss. inputs: tensors [n, ...] of n images."""
+    n = len(inputs[0])
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    total = objective(*leaves).total
+    images = [[x[b].tolist() for x in inputs] for b in range(n)]
+    assert total.item() == pytest.approx(sum(formula(x, x, b) for b, x in enumerate(images)) / n, rel=1e-12)
+    total.backward()
+    for k, leaf in enumerate(leaves):
+        found = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        for b, x in enumerate(images):
+            expected = slow.gradient(lambda v, x=x, b=b, k=k: formula([*x[:k], v, *x[k + 1:]], x, b), x[k])
+            assert n * found[b].numpy() == pytest.approx(torch.tensor(expected).numpy(), rel=1e-5, abs=1e-7)
+
+
+TWO = torch.tensor([2, 0])  # labels of two images with four classes
+
+
+@pytest.mark.parametrize("m", [2, 3])
+@divergences
+def test_ffl(m, loss):
+    """sg mean_i z_i and sg s get no gradient."""
+    D = slow.DIVERGENCE[loss]
+    check_total_and_gradients(
+        lambda z, s: losses.ffl_loss(z, s, TWO, W, T, ALPHA, loss),
+        lambda x, const, b: slow.ffl(*x, *const, TWO[b].item(), ALPHA * W, T, D),
+        [logits(2, m, 4), logits(2, 4, seed=1)])
+
+
+@pytest.mark.parametrize("m", [2, 3])
+@divergences
+def test_pcl(m, loss):
+    """sg s gets no gradient, the mean peers z' none at all."""
+    D = slow.DIVERGENCE[loss]
+    check_total_and_gradients(
+        lambda z, s, mean_peers: losses.pcl_loss(z, s, mean_peers, TWO, W, T, ALPHA, loss),
+        lambda x, const, b: slow.pcl(x[0], x[1], const[1], const[2], TWO[b].item(), ALPHA * W, T, D),
+        [logits(2, m, 4), logits(2, 4, seed=1), logits(2, m, 4, seed=2)])
+
+
+@pytest.mark.parametrize("m", [2, 3])
+@divergences
+def test_kdcl(m, loss):
+    """sg t gets no gradient."""
+    D = slow.DIVERGENCE[loss]
+    check_total_and_gradients(
+        lambda z, t: losses.kdcl_loss(z, t, TWO, T, loss),
+        lambda x, const, b: slow.kdcl(x[0], const[1], TWO[b].item(), T, D),
+        [logits(2, m, 4), logits(2, 4, seed=1)])
+
+
+@pytest.mark.parametrize("m", [2, 3])
+@divergences
+def test_okdph(m, loss):
+    """The target, the mean of all logits, gets no gradient. The hybrid gets that of its cross-entropy."""
+    D = slow.DIVERGENCE[loss]
+    check_total_and_gradients(
+        lambda z, hybrid: losses.okdph_loss(z, hybrid, TWO, T, 0.7, 0.9, loss),
+        lambda x, const, b: slow.okdph(*x, *const, TWO[b].item(), T, 0.7, 0.9, D),
+        [logits(2, m, 4), logits(2, 4, seed=1)])
+
+
 @pytest.mark.parametrize(("epoch", "weight"), [(0, 0.006737946999085467), (40, 0.2865047968601901), (80, 1), (299, 1)])
 def test_ramp_up(epoch, weight):
     """exp(-5), exp(-5/4), 1, 1"""

@@ -11,13 +11,15 @@ from conftest import ROOT
 import methods
 import models
 from runtime.errors import UserError
-from training.outputs import MEAN
+from training.outputs import LEADER, MEAN, student_number
 
 C = 7
 LABELS = torch.tensor([0, 3, 6, 3])
 # A method's name and the flags that make it network-based or change it.
 SETTINGS = [("baseline", {}), ("KD", {}), ("OKDDip", {}), ("OKDDip", {"MulStu": True}), ("ONE", {}), ("CL-ILR", {}),
-            ("CL-ILR", {"MulStu": True, "bpscale": False}), ("Ind", {}), ("Ind", {"MulStu": True}), ("DML", {})]
+            ("CL-ILR", {"MulStu": True, "bpscale": False}), ("Ind", {}), ("Ind", {"MulStu": True}), ("DML", {}),
+            ("FFL", {}), ("FFL", {"MulStu": True}), ("PCL", {}), ("KDCL", {"target": "minlogit"}), ("OKDPH", {})]
+VIEWS = {"PCL": 0, "KDCL": 0, "OKDPH": 1}  # methods that take views -> how many more than students
 
 
 def make(name, **flags):
@@ -37,29 +39,67 @@ def one_thread():
 @pytest.mark.parametrize("network", models.NETWORKS)
 @pytest.mark.parametrize(("name", "flags"), SETTINGS)
 def test_one_step(network, name, flags):
-    """Shapes, a finite loss, a gradient for every parameter; every student is a plain network with the same logits."""
+    """Shapes, a finite loss, a gradient for every weight; what can be deployed is a plain network with its logits."""
     torch.manual_seed(0)
     size = 64 if network in ("resnet18", "resnet34", "resnet50") else 32
+    m = 3 if size == 32 else 2  # large networks take long
     images = torch.randn(4, 3, size, size)
-    method = make(name, model=network, num_branches=3, **flags)
+    views = torch.randn(4, m + VIEWS[name], 3, size, size) if name in VIEWS else images
+    method = make(name, model=network, num_branches=m, **flags)
     if name == "KD":
         method.teacher = lambda images: torch.ones(4, C)
-    terms, logits = method.loss(method.model, images, LABELS, 1.0)
+    method.before_step(1)
+    terms, logits = method.loss(method.model, views, LABELS, 1.0)
     assert all(term.shape == () and torch.isfinite(term) for term in terms)
     assert logits.shape == (4, len(method.outputs), C)
     terms.total.backward()
-    missing = [n for n, p in method.model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    missing = [n for n, p in method.model.named_parameters() if p.requires_grad and (
+        p.grad is None or not p.grad.isfinite().all())]
     assert not missing
-    model = method.model.eval()
+    method.after_step(1)
+    method.after_epoch(None, None)
+    method.model.eval()
     with torch.no_grad():
-        assert method.predict(images)[0].shape == (4, len(method.outputs), C)
-        if name in ("baseline", "KD"):
-            return
-        z = model.students([trunk(images) for trunk in model.trunks])[1]
+        logits, _ = method.predict(images)
+        assert logits.shape == (4, len(method.outputs), C)
         plain = models.create_model(network, C).eval()
-        plain.load_state_dict(model.student(-1).state_dict())
-        assert z.shape == (4, 3, C)
-        assert plain(images).allclose(z[:, -1], rtol=1e-4, atol=1e-4)
+        for r, output in enumerate(method.outputs):
+            if output == LEADER or student_number(output) is not None or list(method.outputs) == [output]:
+                plain.load_state_dict(method.network(output).state_dict())
+                assert plain(images).allclose(logits[:, r], rtol=1e-4, atol=1e-4), output
+
+
+@pytest.mark.parametrize("name", ["DML", "KDCL", "Ind", "CL-ILR"])
+def test_different_networks(name):
+    """A training step, and each student as the plain network of its name."""
+    names = ["resnet8", "vgg16", "densenetd40k12"]
+    flags = {"MulStu": True} if name in ("Ind", "CL-ILR") else {}
+    method = make(name, models=names, num_branches=3, dropout=0.5, bpscale=False, **flags)
+    assert list(method.outputs.values())[:3] == ["student 0, resnet8", "student 1, vgg16", "student 2, densenetd40k12"]
+    images = torch.randn(4, 3, 3, 32, 32)
+    terms, _ = method.loss(method.model, images if name == "KDCL" else images[:, 0], LABELS, 1.0)
+    terms.total.backward()
+    assert all(p.grad.isfinite().all() for p in method.model.parameters())
+    assert sum(isinstance(m, torch.nn.Dropout) and m.p == 0.5 for m in method.model.modules()) == 2  # VGG has it
+    method.model.eval()
+    with torch.no_grad():
+        logits, _ = method.predict(images[:, 0])
+        for i, network in enumerate(names):
+            plain = models.create_model(network, C, **({"dropout": 0.5} if network == "vgg16" else {})).eval()
+            plain.load_state_dict(method.network(f"stu{i}").state_dict())
+            assert method.network(f"stu{i}").name == network
+            assert plain(images[:, 0]).allclose(logits[:, i], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", ["resnet8", "vgg16", "densenetd40k12"])
+def test_different_networks_are_drawn_as_each_family_is(network):
+    torch.manual_seed(0)
+    other = "resnet14" if network != "resnet14" else "resnet8"
+    mixed = models.Branches([other, network], C, 2, network_based=True).student(1)
+    plain = models.create_model(network, C)
+    for (name, p), q in zip(mixed.named_parameters(), plain.parameters(), strict=True):
+        if p.numel() > 2000:
+            assert p.std().item() == pytest.approx(q.std().item(), rel=0.15), name
 
 
 @pytest.mark.parametrize("name", methods.METHODS)

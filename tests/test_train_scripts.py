@@ -7,9 +7,13 @@ import losses
 import models
 import train
 import train_DML
+import train_FFL
 import train_GL
 import train_kd
+import train_KDCL
+import train_OKDPH
 import train_one
+import train_PCL
 from training import step
 
 X, LABELS, W = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2, 3, 9]), 0.3
@@ -158,6 +162,135 @@ def test_teachers_of_other_families(name, handed_over, tmp_path):
     expected = losses.kd_loss(method.model(X), network(X), LABELS)
     found = method.loss(method.model, X, LABELS, 1.0)[0]
     assert found.group.item() == pytest.approx(expected.group.item(), rel=1e-3)  # the teacher is in channels_last
+
+
+@pytest.mark.parametrize("more", [[], ["--MulStu"]])
+def test_ffl(more, handed_over):
+    method, run = handed_over(train_FFL, *GROUP, "--length", "5", *more)
+    assert run.folder.parent.name == ("FFL-N" if more else "FFL") and method.model.network_based == bool(more)
+    z, s = method.model(X)
+    check(method, losses.ffl_loss(z, s, LABELS, W, 2.0, 0.5, "CE"), {**students(z), "fused_": s})
+    assert [method.ramp_up(e, 20) for e in range(20)] == [losses.ramp_up(e, 20, 0, 5) for e in range(20)]
+    assert method.best == "mean_"
+
+
+VIEWS = torch.randn(4, 4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+
+
+def check_views(method, views, terms):
+    """The terms of the loss on views."""
+    for a, b in zip(method.loss(method.model, views, LABELS, W)[0], terms, strict=True):
+        assert a.item() == pytest.approx(b.item(), rel=1e-6)
+
+
+def test_pcl(handed_over):
+    method, run = handed_over(train_PCL, *GROUP, "--length", "5")
+    assert run.folder.parent.name == "PCL"
+    z, s, z_mean = method.model(X)
+    outputs = {"stu_": z_mean[:, 0], **students(z), "fused_": s, **{f"ema{i}": z_mean[:, i] for i in range(3)}}
+    check(method, losses.pcl_loss(z, s, z_mean, LABELS, W, 2.0, 0.5, "CE"), outputs)
+    check_views(method, VIEWS[:, :3], losses.pcl_loss(*method.model(VIEWS[:, :3]), LABELS, W, 2.0, 0.5, "CE"))
+    assert [method.ramp_up(e, 20) for e in range(20)] == [losses.ramp_up(e, 20, 0, 5) for e in range(20)]
+    assert method.best == "stu_"
+    before = method.model.mean.state_dict()["heads.0.fc.weight"].clone()
+    with torch.no_grad():
+        method.model.peers.heads[0].fc.weight.add_(1.0)
+    method.after_step(1)  # d = 1/2
+    assert method.model.mean.state_dict()["heads.0.fc.weight"].allclose(before + 0.5)
+
+
+@pytest.mark.parametrize("target", ["mean", "naive", "minlogit"])
+def test_kdcl(target, handed_over):
+    method, run = handed_over(train_KDCL, *HYPER, "--num_branches", "3", "--target", target)
+    assert run.folder.parent.name == ("KDCL" if target == "mean" else f"KDCL-{target}")
+    z = method.model(X)
+    t = models.TARGETS[target](z, LABELS)
+    check(method, losses.kdcl_loss(z, t, LABELS, 2.0, "CE"), students(z))
+    z = method.model(VIEWS[:, :3])
+    check_views(method, VIEWS[:, :3], losses.kdcl_loss(z, models.TARGETS[target](z, LABELS), LABELS, 2.0, "CE"))
+    assert method.best == "mean_" and method.ramp_up(0, 20) == 1
+
+
+def test_kdcl_general_weighs_by_the_held_out_images(handed_over):
+    """v anew after an epoch: that of the errors on the held-out images, 1/m before."""
+    method, _ = handed_over(train_KDCL, "--num_branches", "2", "--target", "general", "--val_size", "100")
+    assert method.model.v.tolist() == [0.5, 0.5]
+    with torch.no_grad():
+        method.model.heads[0].fc.weight.mul_(0.01)  # this network now answers with equal probabilities
+        method.model.heads[1].fc.weight.mul_(20)  # and this one is sure of wrong classes
+    held_out = [(X, LABELS), (X.flip(3), LABELS)]
+
+    class Loader(list):
+        device = torch.device("cpu")
+
+    method.after_epoch(Loader(held_out), torch.autocast("cpu", enabled=False))
+    C = torch.zeros(2, 2, dtype=torch.float64)
+    with torch.no_grad():
+        for images, labels in held_out:
+            errors = method.model(images).softmax(-1) - torch.nn.functional.one_hot(labels, 10).unsqueeze(1)
+            C += sum(torch.outer(e[:, c], e[:, c]) for e in errors.double() for c in range(10)) / 8
+    v = torch.linalg.solve(C, torch.ones(2, dtype=torch.float64))
+    assert method.model.v.tolist() == pytest.approx((v / v.sum()).tolist(), rel=1e-3) and v[0] > v[1]
+
+
+@pytest.mark.parametrize("more", [[], ["--hybrid", "dirichlet"], ["--hybrid_copy"]])
+def test_okdph(more, handed_over):
+    flags = ["--num_branches", "3", "--omega", "0.7", "--beta", "0.9", "--gamma", "0.25"]
+    method, run = handed_over(train_OKDPH, *HYPER, *flags, *more)
+    assert run.folder.parent.name == "-".join(["OKDPH", *(word.strip("-") for word in more if word != "--hybrid")])
+    z, hybrid = method.model(X)
+    check(method, losses.okdph_loss(z, hybrid, LABELS, 2.0, 0.7, 0.9, "CE"), {"stu_": hybrid, **students(z)})
+    assert method.best == "stu_" and method.ramp_up(0, 20) == 1
+    drawn = []
+    for number in (1, 2, 1):
+        method.before_step(number)
+        drawn.append(method.model.r.clone())
+        assert drawn[-1].sum().item() == pytest.approx(1) and drawn[-1].min() >= 0
+    assert drawn[0].equal(drawn[2])  # from the seed and the step: a resumed run draws the same
+    if "dirichlet" in more:
+        assert not drawn[0].allclose(drawn[1])
+    else:
+        assert drawn[0].allclose(torch.full((3,), 1 / 3))
+    method.model.train()
+    method.loss(method.model, VIEWS, LABELS, W)
+    before = method.model.student(0).state_dict()["head.fc.weight"].clone()
+    expected = 0.25 * method.model.hybrid.state_dict()["head.fc.weight"] + 0.75 * before
+    method.after_epoch(None, None)
+    assert method.model.student(0).state_dict()["head.fc.weight"].allclose(expected)
+
+
+@pytest.mark.parametrize(("script", "views"), [(train_PCL, 3), (train_KDCL, 4), (train_OKDPH, 3), (train_FFL, 1)])
+def test_every_student_sees_its_own_view(script, views, monkeypatch, tmp_path):
+    """What the training loader gives: one view for each student, for OKDPH one more for the hybrid."""
+    shapes = []
+    monkeypatch.setattr(script, "fit", lambda method, train, test, run: shapes.extend(
+        next(iter(loader))[0].shape for loader in (train, test)))
+    script.main([*DATA, "--save_dir", str(tmp_path), "--batch_size", "16"])
+    assert shapes == [(16, views, 3, 32, 32) if views > 1 else (16, 3, 32, 32), (16, 3, 32, 32)]
+
+
+@pytest.mark.parametrize(("script", "flags", "said"), [
+    (train_KDCL, ["--target", "general"], "add --val_size"),
+    (train_GL, ["--models", "resnet8", "resnet14"], "--models: not for this method, the attention"),
+    (train_one, ["--models", "resnet8", "resnet14", "--ind"], "--models: not for this method, branches share"),
+    (train_one, ["--models", "resnet8", "resnet14"], "--models: not for this method, branches share"),
+    (train_FFL, ["--models", "resnet8", "resnet14"], "--models: not for this method, the fusion"),
+    (train_PCL, ["--models", "resnet8", "resnet14"], "--models: not for this method, the peers share"),
+    (train_OKDPH, ["--models", "resnet8", "resnet14"], "--models: not for this method, weights"),
+    (train_DML, ["--models", "resnet8"], "at least 2 students"),
+    (train_DML, ["--models", "resnet8", "resnet9"], "invalid choice: 'resnet9'"),
+    (train_DML, ["--models", "resnet8", "resnet14", "--num_branches", "3"], "leave out --num_branches"),
+    (train_DML, ["--models", "resnet8", "resnet14", "--model", "resnet20"], "leave out --model"),
+    (train_DML, ["--models", "resnet8", "resnet14", "--dropout", "0.5"], "resnet8 and resnet14 do not have it"),
+    (train_DML, ["--models", "resnet8", "vgg16", "--dataset", "imagenet"], "vgg16 is made for images of 32x32"),
+    (train_FFL, ["--batch_size", "1"], "at least 2 images"),
+    (train_OKDPH, ["--omega", "1.5"], "must be at most 1")])
+def test_flags_that_do_not_fit(script, flags, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script.parse_args(flags)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
 
 
 def test_baseline(handed_over):

@@ -17,13 +17,16 @@ import data_loader
 import methods
 import models
 from data_loader import Data, Split
+from models.architecture import BatchNorm
 from runtime import processes
 from runtime.errors import UserError
 from training.evaluation import evaluate
 from training.step import Trainer
 
 CPU = torch.device("cpu")
-METHODS = {"OKDDip": {}, "OKDDip-detach_targets": {"detach_targets": True}, "ONE": {"num_branches": 3}, "KD": {}}
+METHODS = {"OKDDip": {}, "OKDDip-detach_targets": {"detach_targets": True}, "ONE": {"num_branches": 3}, "KD": {},
+           "FFL": {}, "PCL": {}, "KDCL": {"target": "general", "val_size": 23}, "OKDPH": {"hybrid": "dirichlet"}}
+VIEWS = {"PCL": 3, "KDCL": 4, "OKDPH": 3}
 
 
 def make(name):
@@ -44,7 +47,8 @@ def made_up(n):
 
 
 def steps_and_metrics(name, path, environment):
-    """Three steps in float64, BatchNorm by its statistics, on batches of 8, 8 and 7; then an evaluation of 23 images.
+    """Three steps in float64, BatchNorm by its statistics, on batches of 8, 8 and 7; what follows an epoch; then an
+    evaluation of 23 images.
 
     Each process saves its weights, the means of the epoch, the metrics, and the logits that the metrics are made of.
     """
@@ -53,10 +57,15 @@ def steps_and_metrics(name, path, environment):
     processes.start(CPU)
     method, data, kept = make(name), made_up(23), []
     trainer = Trainer(method, 0.05, 5e-4, [10], CPU)
-    loader = data_loader.Cached(data.train, data, 8, CPU, augment=True)
-    method.model.eval()
-    for (images, labels), share in zip(loader, loader.shares(), strict=True):
+    loader = data_loader.Cached(data.train, data, 8, CPU, augment=True, views=VIEWS.get(name, 1))
+    method.model.train()
+    for module in method.model.modules():
+        if isinstance(module, BatchNorm):
+            module.eval()
+    for step, ((images, labels), share) in enumerate(zip(loader, loader.shares(), strict=True), 1):
+        method.before_step(step)
         trainer.step(images.double(), labels, 0.3, share)
+        method.after_step(step)
     means = trainer.means()
     predict = method.predict
 
@@ -65,6 +74,8 @@ def steps_and_metrics(name, path, environment):
         kept.append(z)
         return z, {}
 
+    method.predict = lambda images: predict(images.double())
+    method.after_epoch(data_loader.Cached(data.test, data, 8, CPU), trainer.autocast())
     method.predict = predict_and_keep
     metrics = evaluate(method, data_loader.Cached(data.test, data, 8, CPU))
     torch.save({"weights": method.model.state_dict(), "means": means, "metrics": metrics, "logits": kept,

@@ -1,0 +1,60 @@
+"""FFL's fusion and its group."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import models
+from models.ffl import Fusion
+
+IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_fusion_one_number_at_a_time():
+    """Concatenation, a 3x3 filter for each channel, BatchNorm and ReLU, sums over channels, the same again, means."""
+    torch.manual_seed(0)
+    fusion = Fusion(num_branches=2, width=2, num_classes=3).double()
+    maps = [torch.randn(2, 2, 3, 3, dtype=torch.float64) for _ in range(2)]
+    channels = [maps[k // 2][:, k % 2] for k in range(4)]  # [B, H, W] each
+
+    def normalised(x, norm, c):
+        values = x.flatten()
+        mean, var = sum(values) / len(values), sum((v - sum(values) / len(values)) ** 2 for v in values) / len(values)
+        return ((x - mean) / (var + norm.eps) ** 0.5 * norm.weight[c] + norm.bias[c]).clamp(min=0)
+
+    def filtered(x, kernel):
+        padded = F.pad(x, (1, 1, 1, 1))
+        return torch.stack([torch.stack([(padded[:, r:r + 3, c:c + 3] * kernel).sum((1, 2)) for c in range(3)], 1)
+                            for r in range(3)], 1)
+
+    depthwise = [normalised(filtered(x, fusion.depthwise.weight[k, 0]), fusion.norm1, k)
+                 for k, x in enumerate(channels)]
+    mixed = [sum(fusion.pointwise.weight[d, k, 0, 0] * x for k, x in enumerate(depthwise)) for d in range(2)]
+    h = torch.stack([normalised(x, fusion.norm2, d).mean((1, 2)) for d, x in enumerate(mixed)], 1)
+    expected = h @ fusion.fc.weight.T + fusion.fc.bias
+    assert fusion(maps).allclose(expected, rtol=1e-10)
+
+
+def test_the_fusion_s_convolutions_are_drawn_by_their_outputs():
+    """N(0, 2 / (k k out_channels)): 128 * 9 weights with 2 / (9 * 128), 64 * 128 weights with 2 / 64."""
+    torch.manual_seed(0)
+    fusion = models.FFL("resnet8", 10, 2).fusion
+    assert fusion.depthwise.weight.shape == (128, 1, 3, 3) and fusion.pointwise.weight.shape == (64, 128, 1, 1)
+    assert fusion.depthwise.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 128)), rel=0.1)
+    assert fusion.pointwise.weight.std().item() == pytest.approx(math.sqrt(2 / 64), rel=0.1)
+    assert fusion.depthwise.bias is None and fusion.pointwise.bias is None
+
+
+@pytest.mark.parametrize("network_based", [False, True])
+def test_the_students_are_those_of_branches(network_based):
+    torch.manual_seed(0)
+    model = models.FFL("resnet8", 10, 3, network_based).eval()
+    z, s = model(IMAGES)
+    plain = models.Branches("resnet8", 10, 3, network_based).eval()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("fusion")})
+    assert z.equal(plain(IMAGES)) and s.shape == (4, 10)
+    x = [trunk(IMAGES) for trunk in model.trunks]
+    maps = [head.feature_map(x[i if network_based else 0]) for i, head in enumerate(model.heads)]
+    assert s.equal(model.fusion(maps))

@@ -1,0 +1,82 @@
+"""KDCL's targets, against a slow formula and by their properties."""
+
+import pytest
+import slow
+import torch
+
+import models
+from models.kdcl import TARGETS, error_products, general_weights
+
+B, M, C = 30, 3, 6
+generator = torch.Generator().manual_seed(0)
+Z = 3 * torch.randn(B, M, C, generator=generator, dtype=torch.float64)
+LABELS = torch.randint(C, (B,), generator=generator)
+
+
+@pytest.mark.parametrize("rule", TARGETS)
+def test_targets(rule):
+    t = TARGETS[rule](Z, LABELS)
+    for b in range(B):
+        assert t[b].tolist() == pytest.approx(slow.kdcl_target(rule, Z[b].tolist(), LABELS[b].item()), rel=1e-12)
+
+
+def test_minlogit_gives_the_label_the_greatest_probability_whenever_one_network_does():
+    t = TARGETS["minlogit"](Z, LABELS)
+    right = (Z.argmax(-1) == LABELS.unsqueeze(1)).any(1)
+    assert 5 < right.sum() < 25  # the made-up logits hold both kinds
+    assert ((t.argmax(-1) == LABELS) | ~right).all()
+    assert t.gather(1, LABELS.unsqueeze(1)).abs().max() == 0
+
+
+def test_error_products():
+    log_p = Z.log_softmax(-1)
+    found = error_products(log_p, LABELS)
+    for i in range(M):
+        for j in range(M):
+            expected = 0.0
+            for b in range(B):
+                p_i, p_j = slow.softmax(Z[b, i].tolist()), slow.softmax(Z[b, j].tolist())
+                y = [float(c == LABELS[b]) for c in range(C)]
+                expected += sum((p - t) * (q - t) for p, q, t in zip(p_i, p_j, y, strict=True))
+            assert found[i, j].item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_general_weights_sum_to_1_and_prefer_the_better_network():
+    errors = torch.tensor([[0.1, 0.02, 0.01], [0.02, 0.3, 0.05], [0.01, 0.05, 0.6]])
+    v = general_weights(errors)
+    assert v.sum().item() == pytest.approx(1, rel=1e-12) and v[0] > v[1] > v[2]
+    least = v @ errors.double() @ v
+    for other in torch.eye(3, dtype=torch.float64):  # no other weights that sum to 1 have a smaller error
+        for step in (-0.1, 0.1):
+            moved = v + step * (other - 1 / 3)
+            assert moved @ errors.double() @ moved > least
+
+
+def test_two_independent_networks_are_weighed_by_their_inverse_errors():
+    assert general_weights(torch.tensor([[1.0, 0], [0, 3.0]])).tolist() == pytest.approx([0.75, 0.25])
+
+
+@pytest.mark.parametrize("errors", [torch.zeros(3, 3), torch.ones(3, 3)])
+def test_equal_networks_have_equal_weights(errors):
+    assert general_weights(errors).tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_the_general_target_has_weights():
+    model = models.KDCL("resnet8", C, M, "general").double()
+    assert model.target(Z, LABELS).allclose(Z.mean(1))  # before the first epoch ends
+    model.set_weights([[1.0, 0, 0], [0, 2.0, 0], [0, 0, 4.0]])
+    assert model.v.tolist() == pytest.approx([4 / 7, 2 / 7, 1 / 7])
+    assert model.target(Z, LABELS).allclose((4 * Z[:, 0] + 2 * Z[:, 1] + Z[:, 2]) / 7)
+    assert "v" in model.state_dict()
+
+
+def test_different_networks_see_their_own_views():
+    torch.manual_seed(0)
+    names = ["resnet8", "resnet14", "vgg16"]
+    model = models.KDCL(names, C, 3).eval()
+    views = torch.randn(2, 3, 3, 32, 32)
+    z = model(views)
+    for i, name in enumerate(names):
+        plain = models.create_model(name, C).eval()
+        plain.load_state_dict(model.student(i).state_dict())
+        assert model.student(i).name == name and plain(views[:, i]).allclose(z[:, i], atol=1e-5)

@@ -1,0 +1,108 @@
+"""OKDPH's hybrid network: its weights, its gradient, what is shared after an epoch."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import models
+
+C, M = 5, 3
+VIEWS = torch.randn(4, M + 1, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+LABELS = torch.tensor([0, 4, 2, 2])
+
+
+def make(r, hybrid_copy=False):
+    """Networks that differ, in float64, and mixing weights r."""
+    torch.manual_seed(0)
+    model = models.OKDPH("resnet8", C, M, hybrid_copy).double()
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point() and not name.startswith(("hybrid", "r")):
+                value.add_(0.05 * torch.rand_like(value))
+    model.r.copy_(torch.tensor(r, dtype=torch.float64))
+    return model
+
+
+def weighted_sum(model, name, r):
+    return sum(r_i * model.student(i).state_dict()[name] for i, r_i in enumerate(r))
+
+
+def test_all_begin_with_the_same_weights():
+    torch.manual_seed(0)
+    model = models.OKDPH("resnet8", C, M)
+    for network in (model.student(1), model.student(2), model.hybrid):
+        for name, value in network.state_dict().items():
+            assert value.equal(model.student(0).state_dict()[name])
+
+
+@pytest.mark.parametrize("hybrid_copy", [False, True])
+def test_the_hybrid_is_taken_anew_before_a_step(hybrid_copy):
+    """Weights and statistics; the step itself then updates the statistics by its own view."""
+    r = [0.5, 0.3, 0.2]
+    model = make(r, hybrid_copy)
+    alone = models.create_model("resnet8", C).double()
+    alone.load_state_dict({name: weighted_sum(model, name, r) if value.is_floating_point() else value
+                           for name, value in model.hybrid.state_dict().items()})
+    z, z_hybrid = model(VIEWS)
+    assert z_hybrid.allclose(alone(VIEWS[:, -1]), rtol=1e-9)
+    for name, value in alone.state_dict().items():
+        assert value.allclose(model.hybrid.state_dict()[name], rtol=1e-9), name
+    for i in range(M):
+        assert z[:, i].allclose(model.student(i)(VIEWS[:, i]), rtol=1e-9)
+
+
+def test_the_hybrid_s_gradient_reaches_every_network_r_times():
+    r = [0.5, 0.3, 0.2]
+    model = make(r)
+    alone = models.create_model("resnet8", C).double()
+    alone.load_state_dict({name: weighted_sum(model, name, r) if value.is_floating_point() else value
+                           for name, value in model.hybrid.state_dict().items()})
+    F.cross_entropy(alone(VIEWS[:, -1]), LABELS).backward()
+    F.cross_entropy(model(VIEWS)[1], LABELS).backward()
+    for i, r_i in enumerate(r):
+        for (name, p), q in zip(model.student(i).named_parameters(), alone.parameters(), strict=True):
+            assert p.grad.allclose(r_i * q.grad, rtol=1e-7, atol=1e-12), name
+    assert all(p.grad is None for p in model.hybrid.parameters())
+
+
+def test_a_copied_hybrid_gives_no_gradient():
+    model = make([0.5, 0.3, 0.2], hybrid_copy=True)
+    assert not model(VIEWS)[1].requires_grad
+
+
+def test_the_hybrid_with_all_weight_on_one_network_is_this_network():
+    model = make([1.0, 0.0, 0.0])
+    model(VIEWS)
+    for p, q in zip(model.hybrid.parameters(), model.student(0).parameters(), strict=True):
+        assert p.equal(q)
+    model.eval()
+    model.take(model.r)
+    assert model.hybrid(VIEWS[:, 0]).allclose(model(VIEWS[:, 0])[0][:, 0], rtol=1e-9)
+
+
+def test_sharing_moves_each_network_towards_the_hybrid_of_the_last_step():
+    model, gamma = make([0.5, 0.3, 0.2]), 0.25
+    model(VIEWS)
+    before = [{k: v.clone() for k, v in model.student(i).state_dict().items()} for i in range(M)]
+    hybrid = {k: v.clone() for k, v in model.hybrid.state_dict().items()}
+    model.share(gamma)
+    for i in range(M):
+        for name, value in model.student(i).state_dict().items():
+            if value.is_floating_point():
+                assert value.allclose(gamma * hybrid[name] + (1 - gamma) * before[i][name], rtol=1e-12), name
+    for name, value in model.hybrid.state_dict().items():  # deployed: r_i = 1/m
+        if value.is_floating_point():
+            assert value.allclose(weighted_sum(model, name, [1 / M] * M), rtol=1e-9), name
+
+
+def test_sharing_twice_is_sharing_once():
+    """A run that was stopped during the evaluation, and resumed, shares again."""
+    model = make([0.5, 0.3, 0.2])
+    model(VIEWS)
+    model.share(0.5)
+    once = {k: v.clone() for k, v in model.state_dict().items()}
+    again = make([0.1, 0.1, 0.8])
+    again.load_state_dict(once)  # as from a checkpoint
+    for same in (model, again):
+        same.share(0.5)
+        assert all(value.equal(once[name]) for name, value in same.state_dict().items())

@@ -1,0 +1,77 @@
+"""PCL: views, the peer ensemble, the temporal mean model."""
+
+import pytest
+import torch
+
+import models
+
+C, M = 5, 3
+VIEWS = torch.randn(4, M, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def make():
+    torch.manual_seed(0)
+    return models.PCL("resnet8", C, M)
+
+
+def test_each_peer_sees_its_own_view():
+    """The trunk normalises all views together, each head its own. In evaluation mode the views do not touch."""
+    model = make().eval()
+    z, s, z_mean = model(VIEWS)
+    for i in range(M):
+        assert z[:, i].allclose(model.peers.student(i)(VIEWS[:, i]), atol=1e-5)
+    h = [model.peers.heads[i](model.peers.trunks[0](VIEWS[:, i]))[0] for i in range(M)]
+    expected = torch.cat(h, 1) @ model.ensemble.weight.T + model.ensemble.bias
+    assert s.allclose(expected, atol=1e-5)
+    assert z_mean.equal(z)  # the mean model begins as the peers
+    one_view, _, _ = model(VIEWS[:, 0])
+    assert one_view[:, 2].allclose(model.peers.student(2)(VIEWS[:, 0]), atol=1e-5)
+
+
+def test_the_trunk_runs_once_on_all_views():
+    model, sizes = make(), []
+    model.peers.trunks[0].register_forward_hook(lambda module, inputs, output: sizes.append(inputs[0].shape[0]))
+    model(VIEWS)
+    assert sizes == [4 * M]
+
+
+def test_the_mean_model_gets_no_gradient_and_keeps_its_own_statistics():
+    model = make().train()
+    before = {k: v.clone() for k, v in model.mean.state_dict().items()}
+    with torch.no_grad():
+        for p in model.peers.parameters():
+            p.mul_(1.5)
+    z, s, z_mean = model(VIEWS)
+    assert not z_mean.requires_grad and all(not p.requires_grad for p in model.mean.parameters())
+    (z.sum() + s.sum()).backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if not name.startswith("mean."))
+    for name, value in model.mean.state_dict().items():
+        assert value.equal(before[name]) != ("running" in name), name
+        if "running" in name:
+            assert not value.equal(model.peers.state_dict()[name]), name
+
+
+def test_the_mean_after_n_steps_is_the_closed_sum():
+    """While d = 1 - 1/(step + 1), it is the plain mean of the initial weights and those after each step."""
+    model = make().double()
+    name = "heads.1.fc.weight"
+    seen = [model.peers.state_dict()[name].clone()]
+    for step in range(1, 8):
+        with torch.no_grad():
+            for p in model.peers.parameters():
+                p.add_(torch.randn_like(p))
+        model.update_mean(step)
+        seen.append(model.peers.state_dict()[name].clone())
+        assert model.mean.state_dict()[name].allclose(sum(seen) / len(seen), rtol=1e-12)
+
+
+def test_the_decay_ends_at_0_999():
+    """From step 999 on: after n steps with constant weights, the distance to them has shrunk by 0.999^n."""
+    model = make().double()
+    with torch.no_grad():
+        for p in model.peers.parameters():
+            p.add_(1.0)
+    for step in range(5000, 5010):
+        model.update_mean(step)
+    for mean, p in zip(model.mean.parameters(), model.peers.parameters(), strict=True):
+        assert (p - mean).detach().numpy() == pytest.approx(0.999**10, rel=1e-9)
