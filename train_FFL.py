@@ -28,7 +28,7 @@ def parse_args(argv: list[str] | None):
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "FFL")
     utils.ramp_up_flags(g)
-    utils.group_flags(g, "students (authors' code: 2)", num_branches=2)
+    utils.group_flags(g, "students (authors' code: 2)")
     args = utils.parse(parser, argv)
     utils.refuse_models(parser, args, "the fusion needs feature maps of one shape")
     if args.batch_size < 2 * world_size():

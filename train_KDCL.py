@@ -11,8 +11,7 @@
                                                             sum_c (p_i - y)(p_j - y), new after each epoch
     L = sum_i [CE(z_i, y) + T^2 KL(sg t || z_i)]
 
-sg: no gradient. T = 2. Three readings could not be verified in the paper: the factor 1 of the second term, no ramp-up,
-and m = 4.
+sg: no gradient. T = 2. Readings that could not be verified in the paper: the factor 1 of the second term, no ramp-up.
 """
 
 import models

@@ -8,8 +8,8 @@
     L = sum_i [omega CE(z_i, y) + (1 - omega) CE(z_hybrid, y) + beta T^2 KL(sg t || z_i)]
     theta_i <- gamma theta_hybrid + (1 - gamma) theta_i        after each epoch, weights and BatchNorm statistics
 
-sg: no gradient. Networks begin with the same weights. T = 4, omega = beta = 0.8, gamma = 0.5 and m = 2 as in the
-authors' public code. There, weights are copied into the hybrid, so CE(z_hybrid) gives no network a gradient
+sg: no gradient. Networks begin with the same weights. T = 4, omega = beta = 0.8, gamma = 0.5 as in the authors' public
+code, which has m = 2. There, weights are copied into the hybrid, so CE(z_hybrid) gives no network a gradient
 (--hybrid_copy); in the formula, and here, network i gets r_i times the gradient of the hybrid. The hybrid with r_i =
 1/m is deployed. Not part of the method here: their augmentations (cutout, AutoAugment). A view is one crop and flip.
 """
@@ -31,7 +31,7 @@ def parse_args(argv: list[str] | None):
     """The flags of this script. Wrong flags end the program with one line and exit code 2."""
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "OKDPH", temperature=4.0)
-    utils.group_flags(g, "networks, without the hybrid", based_on="networks", num_branches=2)
+    utils.group_flags(g, "networks, without the hybrid (authors' code: 2)", based_on="networks")
     share = utils.number(float, 0, high=1)
     g.add_argument("--omega", default=0.8, type=share, help="weight of the networks' CE; the hybrid's is 1 - omega")
     g.add_argument("--beta", default=0.8, type=utils.number(float, 0), help="weight of the distillation")

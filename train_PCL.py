@@ -8,7 +8,7 @@
     L      = CE(s, y) + sum_i [CE(z_i, y) + w(e) T^2 KL(sg s || z_i) + w(e)/(m-1) sum_{j != i} T^2 KL(sg z'_j || z_i)]
 
 sg: no gradient. z'_j: logits of mean peer j on view j. --alpha (1, not in the paper) is a factor of both w(e). Mean
-peer 0 is deployed, the paper's "first peer". m = 3 as in the paper.
+peer 0 is deployed, the paper's "first peer". The paper has m = 3.
 """
 
 import torch
@@ -28,7 +28,7 @@ def parse_args(argv: list[str] | None):
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "PCL")
     utils.ramp_up_flags(g)
-    utils.group_flags(g, "peers", based_on="branches", num_branches=3)
+    utils.group_flags(g, "peers (paper: 3)", based_on="branches")
     args = utils.parse(parser, argv)
     utils.refuse_models(parser, args, "the peers share the trunk of one network")
     return args

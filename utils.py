@@ -179,14 +179,12 @@ def ramp_up_flags(g: argparse._ArgumentGroup) -> None:
     g.add_argument("--length", default=80.0, type=number(float, 0), help="epochs of the ramp-up; 0: none")
 
 
-def group_flags(g: argparse._ArgumentGroup, students: str, based_on: str = "", num_branches: int = 4) -> None:
+def group_flags(g: argparse._ArgumentGroup, students: str, based_on: str = "") -> None:
     """The number of students, and whether they share a trunk. based_on: "branches" or "networks", if it is always so.
-
-    num_branches: the default of --num_branches.
     """
     from models import NETWORKS
 
-    g.add_argument("--num_branches", default=num_branches, type=number_of_branches, help=f"m, the number of {students}")
+    g.add_argument("--num_branches", default=4, type=number_of_branches, help=f"m, the number of {students}")
     g.add_argument("--models", nargs="+", choices=NETWORKS, metavar="NAME",
                    help="a network for each student, instead of --model and --num_branches: for network-based groups "
                         "whose targets are logits (DML, KDCL, Ind and CL with --MulStu)")

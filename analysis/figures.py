@@ -21,18 +21,20 @@ from analysis.groups import flags_of, split, split_by
 from analysis.records import DATA, RECIPE, test_outputs
 from analysis.titles import network_title, recipe_title
 from methods import METHODS, position, title_of
-from training.outputs import ENSEMBLE, GATE, LEADER, MEAN, NETWORK, metric, students_of
+from training.outputs import EMA_MEAN, ENSEMBLE, FUSED, GATE, LEADER, MEAN, NETWORK, metric, students_of
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
     "#000000", "#e69f00", "#56b4e9", "#009e73", "#b8a800", "#0072b2", "#d55e00", "#cc79a7")
 # Colour, line and marker of each method in METHODS, in the order of that table. The others are for further groups.
 STYLES = [(BLACK, ":", ""), (YELLOW, (0, (1, 1)), "P"), (BLACK, "-", "x"), (PURPLE, "--", "s"), (GREEN, "-.", "^"),
           (ORANGE, "--", "D"), (SKY, "-", "v"), (BLUE, "-", "o"),
+          (PURPLE, "-", "p"), (RED, "-", "d"), (GREEN, "-", "h"), (RED, "--", "<"),
           (RED, "-", "*"), (PURPLE, "-.", "p"), (GREEN, "--", "h"), (ORANGE, ":", "<"), (SKY, "--", ">"),
           (BLACK, "--", "8"), (YELLOW, "-.", "d"), (RED, ":", "X")]
 OUTPUTS = {  # the outputs of a group in learning curves: label, colour, line
     LEADER: ("leader", BLUE, "-"), MEAN: ("mean of the students", ORANGE, "--"), ENSEMBLE: ("ensemble", GREEN, "-."),
-    GATE: ("gated ensemble", PURPLE, (0, (1, 1)))}
+    GATE: ("gated ensemble", PURPLE, (0, (1, 1))), FUSED: ("fused classifier", RED, (0, (3, 1))),
+    EMA_MEAN: ("mean of the mean peers", SKY, "-")}
 LAYOUT = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,
           "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6, "legend.frameon": False,
           "lines.linewidth": 1.4, "lines.markersize": 4, "figure.dpi": 160, "figure.constrained_layout.use": True}

@@ -8,14 +8,15 @@ import pandas as pd
 
 from analysis.records import RecordedRun, test_outputs
 from training.flags import FREE_FLAGS
-from training.outputs import ENSEMBLE, GATE, LEADER, MEAN, metric
+from training.outputs import EMA_MEAN, ENSEMBLE, FUSED, GATE, LEADER, MEAN, metric
 
 # Flags that may differ within a group: the seed, paths, how a run was started, and what follows from other flags.
 # choose_E may differ because report.py finds the best epoch itself, for each table anew.
 MAY_DIFFER = (FREE_FLAGS - {"num_epochs"}) | {
     "seed", "command", "environment", "starts", "weights", "schedule", "choose_E"}
 # What the last epoch measured -> its column in the table: errors of outputs, and the diversity.
-COLUMNS = {LEADER: "leader", MEAN: "students", ENSEMBLE: "ensemble", GATE: "gated_ensemble", "dist": "diversity"}
+COLUMNS = {LEADER: "leader", MEAN: "students", ENSEMBLE: "ensemble", GATE: "gated_ensemble", FUSED: "fused_classifier",
+           EMA_MEAN: "mean_peers", "dist": "diversity"}
 
 
 def table_of_runs(runs: Iterable[RecordedRun]) -> tuple[pd.DataFrame, list[str]]:

@@ -43,29 +43,31 @@ def table_blocks(table: dict) -> list[Block]:
     """A table, a second table with other metrics of the groups, and the commands."""
     lines, measured, commands = [], [], []
     for row in table["rows"]:
-        for i, (name, texts) in enumerate(lines_of(row, published=bool(table["name"])).items()):
+        for i, (name, texts) in enumerate(lines_of(row, table["source"]).items()):
             lines.append([row["name"] if i == 0 else "", name, *texts])
         for column, cell in zip(table["columns"], row["cells"], strict=True):
             for group in cell["groups"]:
                 commands.append(f"{group['command']}  # seeds {spaced(group['seeds'])}; "
                                 f"best epochs {spaced(group['best_epochs'])}")
                 if "dist" in group["besides"]:
-                    measured.append([row["name"], column, *(
-                        number(group["besides"].get(name), digits=3 if name == "dist" else 2) for name in HEADINGS)])
+                    measured.append((row["name"], column, group["besides"]))
     content = [("h3", table["title"] + (f" ({table['note']})" if table["note"] else "")),
                ("table", pd.DataFrame(lines, columns=["", "", *table["columns"]]))]
     if measured:
+        shown = [name for name in HEADINGS if any(name in besides for *_, besides in measured)]
+        rows = [[name, column, *(number(besides.get(key), digits=3 if key == "dist" else 2) for key in shown)]
+                for name, column, besides in measured]
         content += [("p", "Groups of students in the last epoch: errors of their outputs, diversity of the peers."),
-                    ("table", pd.DataFrame(measured, columns=["", "", *HEADINGS.values()]))]
+                    ("table", pd.DataFrame(rows, columns=["", "", *(HEADINGS[name] for name in shown)]))]
     return [*content, ("p", "The commands of the first seed:"), ("pre", "\n".join(commands))]
 
 
-def lines_of(row: dict, published: bool) -> dict[str, list[str]]:
-    """The lines of a row: their names, and a text for each cell. published: whether to compare with the paper."""
+def lines_of(row: dict, source: str) -> dict[str, list[str]]:
+    """The lines of a row: their names, and a text for each cell. source: of the published numbers, "" without any."""
     cells = row["cells"]
     lines = {f"{epoch} epoch": [groups_in_words(cell["groups"], epoch) for cell in cells] for epoch in ("best", "last")}
-    if published:
-        lines["paper"] = [number(cell["published"]) for cell in cells]
+    if source:
+        lines[source] = [number(cell["published"]) for cell in cells]
         lines["difference"] = ["\n".join(f"{group['difference']:+.2f}" for group in cell["groups"]
                                          if group["difference"] is not None) or "–" for cell in cells]
     return lines | {other["source"]: [number(pair) for pair in other["published"]] for other in row["others"]}

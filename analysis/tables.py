@@ -37,23 +37,27 @@ def sections(runs: pd.DataFrame, published: dict) -> list[dict]:
 
 
 def paper_table(name: str, layout: dict, runs: pd.DataFrame, usual: dict) -> dict:
-    """A table of published.json, its cells filled from the runs. usual: the flags of the paper's methods."""
+    """A table of published.json, its cells filled from the runs.
+
+    usual: the flags of the paper's methods. The ``usual`` of a column replaces them.
+    """
     rows = []
     for row in layout["rows"]:
         cells = []
         for column, published in zip(layout["columns"], row["published"], strict=True):
             wanted = {"num_branches": 4, **layout["where"], **row, **column}
             wanted = {flag: value for flag, value in wanted.items()
-                      if flag not in ("name", "published", "others", "measured")}
+                      if flag not in ("name", "published", "others", "measured", "usual")}
             matching = runs[[matches(flags, wanted) for flags in runs["flags"]]]
             cells.append(cell(matching, published, ensemble=column.get("measured") == "ensemble"))
             for group in cells[-1]["groups"]:
                 flags = group["flags"]
-                group["unusual"] = [flag for flag, value in (usual | usual_dropout(flags)).items()
-                                    if flags.get(flag, value) != value]
+                expected = usual | usual_dropout(flags) | column.get("usual", {})
+                group["unusual"] = [flag for flag, value in expected.items() if flags.get(flag, value) != value]
         rows.append({"name": row["name"], "cells": cells, "others": row.get("others", [])})
     return {"name": name, "title": layout["title"], "note": layout.get("note", ""),
-            "columns": [column["name"] for column in layout["columns"]], "rows": rows}
+            "source": layout.get("source", "paper"), "columns": [column["name"] for column in layout["columns"]],
+            "rows": rows}
 
 
 def matches(flags: dict, wanted: dict) -> bool:
@@ -77,7 +81,7 @@ def other_table(runs: pd.DataFrame) -> dict:
         for name in sorted(set(names), key=natural_order)]
     flags = flags_of(runs)
     return {"name": "", "title": f"{flags['dataset']} ({len(flags['classes'])} classes)", "note": "",
-            "columns": [title_of(method) for method in methods], "rows": rows}
+            "source": "", "columns": [title_of(method) for method in methods], "rows": rows}
 
 
 def natural_order(name: str) -> list[str | int]:

@@ -4,8 +4,9 @@ NETWORKS = {"densenetd40k12": "DenseNet-40-12", "densenetd100k12": "DenseNet-100
 
 
 def network_title(model: str) -> str:
-    """A network's name as the paper writes it."""
-    return NETWORKS.get(model) or model.replace("resnet", "ResNet-").replace("vgg", "VGG-")
+    """A network's name as the paper writes it; for a group of different networks "ResNet-32 + VGG-16"."""
+    return " + ".join(NETWORKS.get(name) or name.replace("resnet", "ResNet-").replace("vgg", "VGG-")
+                      for name in model.split("+"))
 
 
 def recipe_title(recipe: dict) -> str:

@@ -29,7 +29,7 @@ import methods  # noqa: E402
 import models  # noqa: E402
 import utils  # noqa: E402
 
-SCRIPTS = ("table1", "table2", "table3", "table4", "table5", "table6", "figure3", "figure4")
+SCRIPTS = ("table1", "table2", "table3", "table4", "table5", "table6", "figure3", "figure4", "later")
 # data set -> training images, test images, classes, height and width
 DATA = {"CIFAR10": (50_000, 10_000, 10, 32), "CIFAR100": (50_000, 10_000, 100, 32),
         "imagenet": (1_281_167, 50_000, 1000, 224)}

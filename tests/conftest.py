@@ -21,10 +21,10 @@ METHODS = {  # a run's folder -> script and flags
     "CL-ILR": ["train_one", "--avg", "--bpscale"],
     "Ind": ["train_one", "--ind"],
     "DML-pairwise": ["train_DML", "--type", "pairwise", "--num_branches", "2"],
-    "FFL": ["train_FFL"],
+    "FFL": ["train_FFL", "--num_branches", "2"],
     "PCL": ["train_PCL", "--num_branches", "2"],
     "KDCL-minlogit": ["train_KDCL", "--target", "minlogit", "--num_branches", "2"],
-    "OKDPH": ["train_OKDPH"],
+    "OKDPH": ["train_OKDPH", "--num_branches", "2"],
 }
 
 

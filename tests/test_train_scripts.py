@@ -259,7 +259,7 @@ def test_okdph(more, handed_over):
     assert method.model.student(0).state_dict()["head.fc.weight"].allclose(expected)
 
 
-@pytest.mark.parametrize(("script", "views"), [(train_PCL, 3), (train_KDCL, 4), (train_OKDPH, 3), (train_FFL, 1)])
+@pytest.mark.parametrize(("script", "views"), [(train_PCL, 4), (train_KDCL, 4), (train_OKDPH, 5), (train_FFL, 1)])
 def test_every_student_sees_its_own_view(script, views, monkeypatch, tmp_path):
     """What the training loader gives: one view for each student, for OKDPH one more for the hybrid."""
     shapes = []

@@ -17,7 +17,8 @@ from deployment.reading import read
 from runtime.errors import UserError
 
 ENDINGS = list(formats.FORMATS)
-STUDENT = {"ONE": 2, "CL-N": 1, "CL-ILR": 0, "Ind": 3, "DML-pairwise": 1, "OKDDip-entropy-no_leader+KD": 3}
+STUDENT = {"ONE": 2, "CL-N": 1, "CL-ILR": 0, "Ind": 3, "DML-pairwise": 1, "OKDDip-entropy-no_leader+KD": 3, "FFL": 1,
+           "KDCL-minlogit": 1}
 
 # Opens files as users do: with create_model, or with libraries that need no code of this project.
 ELSEWHERE = """

@@ -26,7 +26,7 @@ from training.step import Trainer
 CPU = torch.device("cpu")
 METHODS = {"OKDDip": {}, "OKDDip-detach_targets": {"detach_targets": True}, "ONE": {"num_branches": 3}, "KD": {},
            "FFL": {}, "PCL": {}, "KDCL": {"target": "general", "val_size": 23}, "OKDPH": {"hybrid": "dirichlet"}}
-VIEWS = {"PCL": 3, "KDCL": 4, "OKDPH": 3}
+VIEWS = {"PCL": 4, "KDCL": 4, "OKDPH": 5}
 
 
 def make(name):

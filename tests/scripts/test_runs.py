@@ -13,7 +13,7 @@ from methods import METHODS
 SEVEN = ["train.py", "train_one.py --ind", "train_DML.py", "train_one.py --avg --bpscale", "train_one.py",
          "train_GL.py --MulStu", "train_GL.py"]
 RUNS = {"table1": 105, "table2": 105, "table3": 18, "table4": 36, "table5": 18, "table6": 24, "figure3": 54,
-           "figure4": 12, "study": 25}  # script -> number of runs
+           "figure4": 12, "study": 25, "later": 240}  # script -> number of runs
 
 
 @pytest.fixture
@@ -57,6 +57,15 @@ def test_every_run_is_of_a_method_in_methods_py(listed, name):
     commands = [(entry.module + ".py", set(entry.flags.split())) for entry in METHODS.values()]
     for script, *flags in listed(name, SEEDS="0"):
         assert any(script == known and chosen <= set(flags) for known, chosen in commands)
+
+
+def test_later_is_the_table_of_pcl_and_okdph(listed):
+    commands = listed("later", SEEDS="0")
+    assert {c[0] for c in commands} == {"train_DML.py", "train_one.py", "train_GL.py", "train_FFL.py", "train_KDCL.py",
+                                        "train_PCL.py", "train_OKDPH.py"}
+    assert len({(flag(c, "--model"), flag(c, "--dataset")) for c in commands}) == 10
+    assert all(flag(c, "--num_branches") == "3" and flag(c, "--version") == "m3_seed0" for c in commands)
+    assert not any("--aggregation" in c or "--target" in c for c in commands)
 
 
 def test_the_committed_results_are_the_study_and_all_of_it(listed):
