@@ -8,7 +8,7 @@ import pandas as pd
 from analysis.groups import COLUMNS, flags_of, mean_and_deviation, split, split_by
 from analysis.records import DATA, RECIPE
 from analysis.titles import network_title
-from methods import METHODS, position, title_of
+from methods import position, title_of
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published.json"
 
@@ -75,7 +75,7 @@ def usual_dropout(flags: dict) -> dict[str, float]:
 def other_table(runs: pd.DataFrame) -> dict:
     """A table of runs on one data set that no table of the paper shows."""
     names = runs["model"].map(network_title) + [f", {m} students" if m != 4 else "" for m in runs["num_branches"]]
-    methods = sorted({*METHODS, *runs["method"]}, key=position)
+    methods = sorted(set(runs["method"]), key=position)
     rows = [{"name": name, "others": [], "cells": [
         cell(runs[(names == name) & (runs["method"] == method)], None) for method in methods]}
         for name in sorted(set(names), key=natural_order)]
