@@ -48,6 +48,10 @@ class KDCL(Group):
     def name(cls, args) -> str:
         return "KDCL" if args.target == "mean" else f"KDCL-{args.target}"
 
+    @classmethod
+    def views(cls, args) -> int:
+        return args.num_branches
+
     def loss(self, model, images, labels, weight):
         z = full_precision(model(images))  # views [B, m, 3, H, W] -> [B, m, C]
         t = self.model.target(z.detach(), labels)  # [B, C]
@@ -69,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train with the flags ``argv`` (default: the command line). UserError if flags, data or a file are wrong."""
     args = parse_args(argv)
     run = Run(args, KDCL.name(args))
-    train_loader, test_loader = dataloader(**utils.data_options(args), views=args.num_branches, device=run.device)
+    train_loader, test_loader = dataloader(**utils.data_options(args), views=KDCL.views(args), device=run.device)
     method = KDCL(args, train_loader.num_classes)
     fit(method, train_loader, test_loader, run)
 

@@ -61,6 +61,10 @@ class OKDPH(Group):
             r = np.random.default_rng((self.args.seed, step)).dirichlet(np.ones(m))
         self.model.r.copy_(torch.from_numpy(r.astype(np.float32)), non_blocking=True)
 
+    @classmethod
+    def views(cls, args) -> int:
+        return args.num_branches + 1  # the last one is the hybrid's
+
     def loss(self, model, images, labels, weight):
         args = self.args
         z, z_hybrid = model(images)  # views [B, m + 1, 3, H, W] -> [B, m, C], [B, C]
@@ -84,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train with the flags ``argv`` (default: the command line). UserError if flags, data or a file are wrong."""
     args = parse_args(argv)
     run = Run(args, OKDPH.name(args))
-    train_loader, test_loader = dataloader(**utils.data_options(args), views=args.num_branches + 1, device=run.device)
+    train_loader, test_loader = dataloader(**utils.data_options(args), views=OKDPH.views(args), device=run.device)
     method = OKDPH(args, train_loader.num_classes)
     fit(method, train_loader, test_loader, run)
 

@@ -43,6 +43,10 @@ class PCL(Group):
         mean_peers = {ema(i): f"mean peer {i}" for i in range(args.num_branches)}
         self.outputs = self.outputs | {FUSED: "peer ensemble"} | mean_peers
 
+    @classmethod
+    def views(cls, args) -> int:
+        return args.num_branches
+
     def loss(self, model, images, labels, weight):
         args = self.args
         z, s, z_mean = model(images)  # views [B, m, 3, H, W] -> [B, m, C], [B, C], [B, m, C]
@@ -66,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train with the flags ``argv`` (default: the command line). UserError if flags, data or a file are wrong."""
     args = parse_args(argv)
     run = Run(args, PCL.name(args))
-    train_loader, test_loader = dataloader(**utils.data_options(args), views=args.num_branches, device=run.device)
+    train_loader, test_loader = dataloader(**utils.data_options(args), views=PCL.views(args), device=run.device)
     method = PCL(args, train_loader.num_classes)
     fit(method, train_loader, test_loader, run)
 

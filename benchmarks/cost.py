@@ -72,8 +72,9 @@ def per_image(cls: type, args: Namespace, classes: int, size: int) -> tuple[floa
         if getattr(args, "T_model", None):
             method.teacher = models.create_model(args.T_model, classes).eval().requires_grad_(False)
         images, labels = torch.empty(2, 3, size, size), torch.zeros(2, dtype=torch.int64)
+        views = images if cls.views(args) == 1 else images.unsqueeze(1).expand(-1, cls.views(args), -1, -1, -1)
         with FlopCounterMode(display=False) as step:
-            terms, _ = method.loss(method.model, images, labels, 1.0)
+            terms, _ = method.loss(method.model, views, labels, 1.0)
             terms.total.backward()
         method.model.eval()
         with FlopCounterMode(display=False) as evaluation, torch.no_grad():

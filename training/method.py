@@ -34,6 +34,11 @@ class Method:
         """The folder of the method's runs, known before there is a model. Other variants than -N override this."""
         return cls.__name__ + ("-N" if getattr(args, "MulStu", False) else "")  # N: whole networks
 
+    @classmethod
+    def views(cls, args: Namespace) -> int:
+        """How many views of an image ``loss`` takes; 1: images [B, 3, H, W]. ``predict`` always takes one."""
+        return 1
+
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, weight: float | Tensor) -> tuple[Terms, Tensor]:
         """One training step's loss. images [B, 3, H, W], labels [B], weight w(e) -> terms, logits of outputs [B, R, C].
 

@@ -26,7 +26,6 @@ from training.step import Trainer
 CPU = torch.device("cpu")
 METHODS = {"OKDDip": {}, "OKDDip-detach_targets": {"detach_targets": True}, "ONE": {"num_branches": 3}, "KD": {},
            "FFL": {}, "PCL": {}, "KDCL": {"target": "general", "val_size": 23}, "OKDPH": {"hybrid": "dirichlet"}}
-VIEWS = {"PCL": 4, "KDCL": 4, "OKDPH": 5}
 
 
 def make(name):
@@ -57,7 +56,7 @@ def steps_and_metrics(name, path, environment):
     processes.start(CPU)
     method, data, kept = make(name), made_up(23), []
     trainer = Trainer(method, 0.05, 5e-4, [10], CPU)
-    loader = data_loader.Cached(data.train, data, 8, CPU, augment=True, views=VIEWS.get(name, 1))
+    loader = data_loader.Cached(data.train, data, 8, CPU, augment=True, views=method.views(method.args))
     method.model.train()
     for module in method.model.modules():
         if isinstance(module, BatchNorm):
