@@ -79,12 +79,22 @@ class OKDDip(Method):
         return terms, self.measured(peers, leader)
 
     def predict(self, images):
-        peers, attention, leader = self.model.attend(images)
-        return self.measured(peers, leader), {"attention": attention}
+        peers, attention, leader = self.model.attend(images)  # attention: alpha [B, m-1, m-1]
+        itself = attention.diagonal(dim1=1, dim2=2).mean(1, dtype=torch.float64)  # mean_a alpha_aa [B]
+        return self.measured(peers, leader), {"attention": attention, "attention_self": itself}
 
     def measured(self, peers, leader):  # [B, m-1, C], [B, C] -> [B, m+1, C]: leader, each peer, the peers' ensemble
         leaders = [] if leader is None else [leader.unsqueeze(1)]
         return torch.cat([*leaders, peers, peers.mean(1, keepdim=True)], 1)
+
+    def advice(self, last):
+        itself = last.get("attention_self", 0)  # not recorded by runs that ended before it was measured
+        if itself <= 0.9 or len(last["attention"]) == 1:  # a lone peer has nobody else to attend to
+            return None
+        remedy = "--aggregation others" + ("" if self.args.detach_targets else " or --detach_targets")
+        return (f"the peers attend to themselves: their mean weight for themselves (attention_self) is {itself:.2f}. "
+                f"So a target is nearly the peer's own output, and the peers hardly teach each other. {remedy} "
+                "changes this (docs/equations.md)")
 
     def ramp_up(self, epoch: int, num_epochs: int) -> float:
         return ramp_up(epoch, num_epochs, self.args.start_consistency, self.args.length)

@@ -201,7 +201,7 @@ def attention(group: pd.DataFrame, shown: int = 5) -> Figure | None:
         draw_matrix(ax, matrices[0, epoch - 1])
         ax.set_title(f"epoch {epoch}" + (f", seed {group['seed'].iloc[0]}" if ax is axes[0] else ""))
     axes[0].set_ylabel("peer a")
-    band(axes[-1], matrices.trace(axis1=2, axis2=3) / matrices.shape[-1], BLUE, "-", "itself", "o")
+    band(axes[-1], curve(group, "attention_self"), BLUE, "-", "itself", "o")
     axes[-1].axhline(1 / matrices.shape[-1], color=BLACK, linestyle=":", linewidth=1, label="uniform")
     axes[-1].legend(loc="upper left", ncols=2, fontsize=7)
     axes[-1].set(title="weight of a peer for itself", xlabel="epoch", ylim=(0, 1.15))

@@ -48,6 +48,10 @@ class Method:
         """w(e), the weight of the group loss in an epoch (from 0). 1 for methods without a ramp-up."""
         return 1.0
 
+    def advice(self, last: dict) -> str | None:
+        """What the user should know at the end of a run, or None: a warning. last: the record of the last epoch."""
+        return None
+
     def unchangeable(self) -> dict[str, object]:
         """Values that must not change when a run is resumed, in addition to flags and data: name -> value."""
         return {} if self.teacher is None else {"teacher": digest(self.teacher.state_dict())}
