@@ -9,8 +9,7 @@
     L_group  = sum_a T^2 KL(t_a || z_a) + T^2 KL(mean_a z_a || z_leader)
     L        = L_true + alpha w(e) L_group               (+ alpha T^2 KL(teacher || z) for each student, with --T_model)
 
-Measured, resnet8, 8 epochs of a JPEG copy of CIFAR-10, three seeds (results/), test error of the last epoch: leader
-25.44 ± 0.45 %, network-based 26.11 ± 0.42 %. This training is too short to say which method is best.
+Measured, test error of the last epoch in the small study (results/), leader: 30.68 % (1 seed).
 """
 
 import torch
