@@ -234,7 +234,7 @@ def test_an_added_method_joins_the_study(with_mean):
     _, line = done.stdout.splitlines()
     words = shlex.split(line)
     assert words[1] == "train_mean.py"
-    done = python(with_mean, *words[1:], "--dataset", "DIGITS", *QUICK)
+    done = python(with_mean, *words[1:], "--dataset", "DIGITS", "--model", "resnet8", *QUICK)
     assert done.returncode == 0, done.stderr
 
 
