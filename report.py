@@ -5,7 +5,7 @@
 
 Runs form a group if all their flags agree, except the seed, paths, device and versions. A cell shows the mean and the
 standard deviation (n - 1 in the denominator) of a group's top-1 errors, and the number of seeds. The published numbers
-are in results/published.json.
+are in results/published.json. Further tables compare the methods seed by seed (analysis/differences.py).
 """
 
 import argparse

@@ -4,8 +4,7 @@
 
     L = CE(z, y)
 
-Measured, resnet8, 8 epochs of a JPEG copy of CIFAR-10, three seeds (results/), test error of the last epoch:
-25.84 ± 0.45 %.
+Measured, test error of the last epoch in the small study (results/): 30.95 ± 1.28 % (2 seeds).
 """
 
 import models

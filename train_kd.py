@@ -4,9 +4,6 @@
     python train_kd.py --model resnet32 --T_model resnet110 --T_model_path ./CIFAR10/resnet110 --dataset CIFAR10
 
     L = CE(z, y) + alpha T^2 KL(z_teacher || z)
-
-Measured, resnet8, 8 epochs of a JPEG copy of CIFAR-10, three seeds (results/), test error of the last epoch:
-21.64 ± 0.12 %, from a resnet20 of the same training (19.29 %); train.py alone 25.84 ± 0.45 %.
 """
 
 import models

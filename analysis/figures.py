@@ -1,4 +1,4 @@
-"""The figures of report.py: learning curves, diversity, group size, attention.
+"""The figures of report.py: learning curves, differences between methods, diversity, group size, attention.
 
 Colours are those of Okabe and Ito (with a darker yellow), which colour-blind people can distinguish. Line styles and
 markers distinguish the methods in grey, too. A band is the mean over seeds ± their standard deviation.
@@ -17,7 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.groups import flags_of, split, split_by
+from analysis.differences import tables_of_differences
+from analysis.groups import flags_of, labels_of, split, split_by
 from analysis.records import DATA, RECIPE, test_outputs
 from analysis.titles import network_title, recipe_title
 from methods import METHODS, position, title_of
@@ -62,23 +63,12 @@ def figures_of(runs: pd.DataFrame) -> Iterable[tuple[str, str, Figure | None]]:
     with_four = {method for method, size in zip(runs["method"], runs["num_branches"], strict=True) if size == 4}
     four = [g for g in groups if g["num_branches"].iloc[0] == 4 or g["method"].iloc[0] not in with_four]
     yield "curves", "Learning curves", learning_curves(four)
+    yield "differences", "Differences of the last epoch's error, paired by seed, with 95 % intervals", differences(runs)
     yield "diversity", "Diversity (the paper's Figure 4)", diversity(four)
     yield "group_size", "Error against group size (the paper's Figure 3)", group_size(groups)
     for g in four:
         method = g["method"].iloc[0]
         yield f"attention_{method}", f"Attention of {title_of(method)}", attention(g)
-
-
-def labels_of(groups: list[pd.DataFrame]) -> list[str]:
-    """A label for each group: its method, and the flags in which it differs from other groups of this method."""
-    labels = []
-    for flags in map(flags_of, groups):
-        same_method = [other for other in map(flags_of, groups) if other["method"] == flags["method"]]
-        differing = sorted(name for name in flags.keys() - {"model", "num_branches"}
-                           if any(other.get(name) != flags[name] for other in same_method))
-        text = ", ".join(f"{name} {flags[name]}" for name in differing)
-        labels.append(title_of(flags["method"]) + (f" ({text})" if text else ""))
-    return labels
 
 
 def styles_of(methods: Iterable[str]) -> list[tuple]:
@@ -151,6 +141,32 @@ def draw_group(ax: Axes, group: pd.DataFrame) -> None:
             band(ax, error_curve(group, output), colour, line, label)
 
 
+def differences(runs: pd.DataFrame) -> Figure | None:
+    """A panel for each reference: the mean differences of the methods from it, with their confidence intervals.
+
+    A difference without an interval is a hollow point. None if there is nothing to compare.
+    """
+    tables = [(table, lines) for table in tables_of_differences(runs)
+              if (lines := [line for line in table["lines"] if line["n"]])]
+    if not tables:
+        return None
+    heights = [len(lines) + 1.5 for _, lines in tables]
+    figure = Figure(figsize=(6.0, 0.24 * sum(heights) + 0.5))
+    axes = figure.subplots(len(tables), squeeze=False, sharex=True, height_ratios=heights)
+    for ax, (table, lines) in zip(axes.flat, tables, strict=True):
+        for y, line in enumerate(lines):
+            known, mean = line["low"] is not None, line["mean"]
+            ax.errorbar(mean, y, xerr=[[mean - line["low"]], [line["high"] - mean]] if known else None, color=BLUE,
+                        marker="o", markerfacecolor=BLUE if known else "white", capsize=3)
+        ax.axvline(0, color=BLACK, linewidth=1)
+        names = [f"{line['name']}, {line['n']} seed{'s' * (line['n'] > 1)}" for line in lines]
+        ax.set_yticks(range(len(lines)), names)
+        ax.set(title=f"compared with {table['reference']}", ylim=(len(lines) - 0.5, -0.5))
+        ax.tick_params(labelbottom=ax is axes[-1, 0])
+    axes[-1, 0].set_xlabel("difference of the test error, points; below 0: lower error\nhollow: no interval")
+    return figure
+
+
 def diversity(groups: list[pd.DataFrame]) -> Figure | None:
     """The distance between two peers' outputs in each epoch, a line for each method; None if no group has it."""
     groups = [g for g in groups if g["history"].map(lambda history: "dist" in history[0]).all()]
@@ -203,7 +219,7 @@ def attention(group: pd.DataFrame, shown: int = 5) -> Figure | None:
         draw_matrix(ax, matrices[0, epoch - 1])
         ax.set_title(f"epoch {epoch}" + (f", seed {group['seed'].iloc[0]}" if ax is axes[0] else ""))
     axes[0].set_ylabel("peer a")
-    band(axes[-1], matrices.trace(axis1=2, axis2=3) / matrices.shape[-1], BLUE, "-", "itself", "o")
+    band(axes[-1], curve(group, "attention_self"), BLUE, "-", "itself", "o")
     axes[-1].axhline(1 / matrices.shape[-1], color=BLACK, linestyle=":", linewidth=1, label="uniform")
     axes[-1].legend(loc="upper left", ncols=2, fontsize=7)
     axes[-1].set(title="weight of a peer for itself", xlabel="epoch", ylim=(0, 1.15))

@@ -7,6 +7,7 @@ from statistics import fmean, stdev
 import pandas as pd
 
 from analysis.records import RecordedRun, test_outputs
+from methods import title_of
 from training.flags import FREE_FLAGS
 from training.outputs import EMA_MEAN, ENSEMBLE, FUSED, GATE, LEADER, MEAN, metric
 
@@ -68,6 +69,18 @@ def split_by(runs: pd.DataFrame, names: Collection[str]) -> list[pd.DataFrame]:
 def flags_of(group: pd.DataFrame) -> dict:
     """The flags that the runs of a group share."""
     return group["flags"].iloc[0]
+
+
+def labels_of(groups: list[pd.DataFrame]) -> list[str]:
+    """A label for each group: its method, and the flags in which it differs from other groups of this method."""
+    labels = []
+    for flags in map(flags_of, groups):
+        same_method = [other for other in map(flags_of, groups) if other["method"] == flags["method"]]
+        differing = sorted(name for name in flags.keys() - {"model", "num_branches"}
+                           if any(other.get(name) != flags[name] for other in same_method))
+        text = ", ".join(f"{name} {flags[name]}" for name in differing)
+        labels.append(title_of(flags["method"]) + (f" ({text})" if text else ""))
+    return labels
 
 
 def mean_and_deviation(values: pd.Series) -> list[float | None]:

@@ -22,6 +22,12 @@ if images were held out. The last epoch is shown, too: no images choose it. Diff
 {source}."""
 OTHER_RECIPE = """This is not the recipe of the published CIFAR numbers, so differences to them measure the recipe as
 well as the code."""
+ABOUT_DIFFERENCES = """Difference: the error of a method minus that of the reference, in percentage points. Below 0, the
+method has the lower error. Differences are paired by seed, over the seeds that both have. Interval: 95 % confidence
+interval of the mean difference (Student's t). p: two-sided paired t-test. p, Holm: p after Holm's correction, for which
+all tests of one table are a family. If the interval holds 0, no difference is shown."""
+ABOUT_ATTENTION = """The weight of a peer for itself (alpha_aa), averaged over the peers and the test images: mean ±
+standard deviation over seeds. If it is 1, the target of a peer is its own output."""
 NO_RUN = {"n": 0, "flags": {}, "seeds": [], "best_epochs": [], "best": None, "last": None, "besides": {}}  # in CSV
 
 Block = tuple[str, str | pd.DataFrame]  # an HTML element's name (h1, h2, h3, p, pre, table), and its content
@@ -36,6 +42,12 @@ def blocks(report: list[dict], source: str) -> list[Block]:
             content.append(("p", OTHER_RECIPE))
         for table in section["tables"]:
             content += table_blocks(table)
+        if section["differences"]:
+            content += [("h3", "Differences of the last epoch's error"), ("p", ABOUT_DIFFERENCES)]
+            content += [block for table in section["differences"] for block in difference_blocks(table)]
+        if section["attention"]:
+            content += [("h3", "Attention of the peers to themselves"), ("p", ABOUT_ATTENTION)]
+            content += [block for table in section["attention"] for block in attention_blocks(table)]
     return content
 
 
@@ -62,6 +74,25 @@ def table_blocks(table: dict) -> list[Block]:
     return [*content, ("p", "The commands of the first seed:"), ("pre", "\n".join(commands))]
 
 
+def difference_blocks(table: dict) -> list[Block]:
+    """A table of differences from one group."""
+    reference = table["reference"]
+    lines = [[line["name"], line["result"], str(line["n"]), number([line["error"]]), number([line["reference_error"]]),
+              signed(line["mean"]), "–" if line["low"] is None else f"{signed(line['low'])} to {signed(line['high'])}",
+              probability(line["p"]), probability(line["p_holm"])] for line in table["lines"]]
+    return [("p", f"{table['network']}, {table['data']}, compared with {reference}:"),
+            ("table", pd.DataFrame(lines, columns=["", f"compared with {reference}", "seeds", "error",
+                                                   f"error of {reference}", "difference", "95 % interval", "p",
+                                                   "p, Holm"]))]
+
+
+def attention_blocks(table: dict) -> list[Block]:
+    """A table of how much peers attend to themselves."""
+    lines = [[line["name"], str(len(line["seeds"])), *map(number, line["means"])] for line in table["lines"]]
+    return [("p", f"{table['network']}, {table['data']}:"),
+            ("table", pd.DataFrame(lines, columns=["", "seeds", *(f"epoch {epoch}" for epoch in table["epochs"])]))]
+
+
 def lines_of(row: dict, source: str) -> dict[str, list[str]]:
     """The lines of a row: their names, and a text for each cell. source: of the published numbers, "" without any."""
     cells = row["cells"]
@@ -75,7 +106,17 @@ def lines_of(row: dict, source: str) -> dict[str, list[str]]:
 
 def number(pair: list | None, digits: int = 2) -> str:
     """"mean ± deviation", or "mean" if there is no deviation."""
-    return " ± ".join(f"{value:.{digits}f}" for value in pair if value is not None) if pair else "–"
+    return " ± ".join(f"{value:.{digits}f}" for value in pair or [] if value is not None) or "–"
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign."""
+    return "–" if value is None else f"{value:+.2f}"
+
+
+def probability(p: float | None) -> str:
+    """A p value with three digits after the point."""
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def groups_in_words(groups: list[dict], epoch: str) -> str:
@@ -127,6 +168,7 @@ def csv(report: list[dict]) -> str:
     """A line for each group in each table, and a line for each cell without a group (n = 0).
 
     leader, students, ensemble, gated_ensemble and diversity are those of the last epoch, for groups of students only.
+    Then a line for each difference: its table is "differences", and only these lines have a reference.
     """
     pairs = [f"{name}_{part}" for name in ("best", "last", "published", *COLUMNS.values()) for part in ("mean", "sd")]
     lines = [{"recipe": recipe_title(section["recipe"]), "table": table["name"] or table["title"], "row": row["name"],
@@ -134,8 +176,12 @@ def csv(report: list[dict]) -> str:
              for section in report for table in section["tables"] for row in table["rows"]
              for column, cell in zip(table["columns"], row["cells"], strict=True)
              for group in cell["groups"] or [NO_RUN]]
+    lines += [{"recipe": recipe_title(section["recipe"]), "table": "differences", "column": line["name"],
+               "row": f"{table['network']}, {table['data']}", "reference": table["reference"], **line,
+               "minus_reference": line["mean"], "seeds": spaced(line["seeds"])}
+              for section in report for table in section["differences"] for line in table["lines"]]
     columns = ["recipe", "table", "row", "column", "telling_flags", "n", "seeds", "best_epochs", *pairs, "difference",
-               "command"]
+               "command", "reference", "minus_reference", "low", "high", "p", "p_holm", "result"]
     return pd.DataFrame(lines, columns=columns).to_csv(index=False, lineterminator="\n")
 
 

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 from runtime.errors import UserError
@@ -68,7 +69,7 @@ def read_run(folder: Path) -> RecordedRun:
     """UserError if the folder holds no finished run, or if its records are damaged."""
     try:
         flags = LATER_FLAGS | json.loads((folder / "parameters.json").read_text())
-        history = read_json_lines(folder / "metrics.jsonl")
+        history = [with_attention_self(record) for record in read_json_lines(folder / "metrics.jsonl")]
         wrong = [name for name in (*DATA, *RECIPE, *TYPES) if not isinstance(flags[name], TYPES.get(name, object))]
         if wrong:
             raise ValueError(f"{wrong[0]} is {flags[wrong[0]]!r}")
@@ -98,6 +99,17 @@ def read_json_lines(path: Path) -> list:
     return values
 
 
+def with_attention_self(record: dict) -> dict:
+    """The record of an epoch with attention_self, the mean of alpha_aa. Older code recorded only the matrix.
+
+    A run that older code began and newer code continued has both kinds of records.
+    """
+    attention = record.get("attention")
+    if "attention_self" in record or not attention or not is_attention(attention):
+        return record
+    return record | {"attention_self": fmean(row[a] for a, row in enumerate(attention))}
+
+
 def check_metrics(folder: Path, flags: dict, history: list[dict]) -> None:
     """UserError if tables and figures cannot be made from the records of these epochs."""
     names = history[-1].keys()
@@ -117,6 +129,8 @@ def check_metrics(folder: Path, flags: dict, history: list[dict]) -> None:
         problem = "dist, its diversity, is not a finite number"
     elif not all(is_attention(record.get("attention", [[1]])) for record in history):
         problem = "its attention is not a square of weights"
+    elif not all(is_number(record.get("attention_self", 0), 0, 1.001) for record in history):
+        problem = "attention_self is not a weight"
     if problem:
         raise UserError(f"{folder} is left out: {problem}")
 

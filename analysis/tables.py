@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.groups import COLUMNS, flags_of, mean_and_deviation, split, split_by
+from analysis.differences import tables_of_differences
+from analysis.groups import COLUMNS, flags_of, labels_of, mean_and_deviation, split, split_by
 from analysis.records import DATA, RECIPE
-from analysis.titles import network_title
+from analysis.titles import data_title, network_title
 from methods import position, title_of
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published.json"
@@ -32,7 +33,8 @@ def sections(runs: pd.DataFrame, published: dict) -> list[dict]:
         others = same_recipe[~same_recipe["folder"].isin(shown)]
         tables += [other_table(same_data) for same_data in split_by(others, DATA)]
         recipe = {name: flags_of(same_recipe)[name] for name in RECIPE}
-        found.append({"recipe": recipe, "is_the_papers": recipe == recipe | published["recipe"], "tables": tables})
+        found.append({"recipe": recipe, "is_the_papers": recipe == recipe | published["recipe"], "tables": tables,
+                      "differences": tables_of_differences(same_recipe), "attention": attention_tables(same_recipe)})
     return found
 
 
@@ -79,9 +81,28 @@ def other_table(runs: pd.DataFrame) -> dict:
     rows = [{"name": name, "others": [], "cells": [
         cell(runs[(names == name) & (runs["method"] == method)], None) for method in methods]}
         for name in sorted(set(names), key=natural_order)]
-    flags = flags_of(runs)
-    return {"name": "", "title": f"{flags['dataset']} ({len(flags['classes'])} classes)", "note": "",
-            "source": "", "columns": [title_of(method) for method in methods], "rows": rows}
+    return {"name": "", "title": data_title(flags_of(runs)), "note": "", "source": "",
+            "columns": [title_of(method) for method in methods], "rows": rows}
+
+
+def attention_tables(runs: pd.DataFrame) -> list[dict]:
+    """How much peers attend to themselves: mean alpha_aa in some epochs, a table for each network and data set."""
+    tables = []
+    for same_network in split_by(runs, (*DATA, "model")):
+        groups = [group for group in sorted(split(same_network), key=lambda group: position(group["method"].iloc[0]))
+                  if all("attention_self" in history[0] for history in group["history"])]
+        if not groups:
+            continue
+        flags = flags_of(groups[0])
+        epochs = sorted({max(1, round(share * flags["num_epochs"])) for share in (0, 1/8, 1/4, 1/2, 3/4, 1)})
+        lines = [{"name": label + (f", {m} students" if (m := group["num_branches"].iloc[0]) != 4 else ""),
+                  "seeds": group["seed"].tolist(),
+                  "means": [mean_and_deviation(pd.Series([history[e - 1]["attention_self"]
+                                                          for history in group["history"]])) for e in epochs]}
+                 for group, label in zip(groups, labels_of(groups), strict=True)]
+        tables.append({"network": network_title(flags["model"]), "data": data_title(flags), "epochs": epochs,
+                       "lines": lines})
+    return tables
 
 
 def natural_order(name: str) -> list[str | int]:

@@ -22,3 +22,8 @@ def recipe_title(recipe: dict) -> str:
     words += [f"--{name}" for name in ("compile", "tf32", "sync_bn") if recipe[name]]
     words += [f"--amp {recipe['amp']}"] if recipe["amp"] != "off" else []
     return "; ".join(words)
+
+
+def data_title(flags: dict) -> str:
+    """A data set and the number of its classes."""
+    return f"{flags['dataset']} ({len(flags['classes'])} classes)"

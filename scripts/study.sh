@@ -1,19 +1,29 @@
 #!/bin/sh
-# The small study of results/: eight methods, three seeds, resnet8, 8 epochs. The learning rate is 0.1, divided by 10
-# after epochs 4 and 6. The ramp-up takes 2 epochs. The data are all images of DATA_DIR: train/<class>/* and
-# test/<class>/*. The teacher is a resnet20, trained in the same way.
+# The study of results/: resnet20, 5,000 training images, 40 epochs. The learning rate is 0.1, divided by 10 after
+# epochs 20 and 30. The ramp-up takes 10 epochs. The data are the images of DATA_DIR: train/<class>/* and
+# test/<class>/*. Five seeds of eight methods, three seeds of the others. The teacher is a resnet56 with the same
+# training, seed 0.
 #
 #   DATA_DIR=path/to/images sh scripts/study.sh
 #   python report.py runs/study
 #
-# SEEDS and METHODS choose a part of the study, or other methods: METHODS="KD OKDDip:--aggregation:others" (runs.sh).
+# SEEDS and METHODS choose a part of the study, or other methods: METHODS="KD OKDDip:--aggregation:random" (runs.sh).
 # DATA_DIR, SAVE_DIR, GPUS, DRY_RUN and PYTHON: see runs.sh.
-SAVE_DIR=${SAVE_DIR:-./runs/study}
+SAVE_DIR=${SAVE_DIR:-./runs/study} seeds=${SEEDS:-}
 . "$(dirname "$0")/runs.sh"
-DATASETS=folder MODELS=resnet8 EPOCHS=8 LENGTH=2 T_MODEL=resnet20 teacher_seed=0 recipe=" --schedule 4 6"
-lines=$(runs ${METHODS:-baseline Ind ONE CL-ILR OKDDip DML OKDDip-N KD}) || exit
+DATASETS=folder MODELS=resnet20 EPOCHS=40 LENGTH=10 T_MODEL=resnet56 teacher_seed=0
+recipe=" --train_size 5000 --schedule 20 30"
+with_five_seeds="baseline Ind CL-ILR ONE OKDDip OKDDip:--aggregation:mean OKDDip:--aggregation:others"
+with_five_seeds="$with_five_seeds OKDDip:--detach_targets" five='' three=''
+for method in ${METHODS:-$with_five_seeds KD DML OKDDip-N OKDDip-N:--aggregation:others}; do
+    case " $with_five_seeds " in
+        *" $method "*) five="$five $method" ;;
+        *) three="$three $method" ;;
+    esac
+done
+lines=$(SEEDS=${seeds:-0 1 2 3 4} && runs $five && SEEDS=${seeds:-0 1 2} && runs $three) || exit
 case $lines in *" --T_model "*)
-    lines="$(SEEDS=0 MODELS=resnet20 && runs baseline)
+    lines="$(SEEDS=0 MODELS=$T_MODEL && runs baseline)
 $lines" ;;
 esac
 execute "$lines"

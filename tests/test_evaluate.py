@@ -38,7 +38,8 @@ def test_metrics_are_those_of_the_run(method, runs, evaluated):
     folder = runs / method / "resnet8"
     best = json.loads((folder / "test_best_metrics.json").read_text())
     result = evaluated(folder)
-    own = {name: value for name, value in best.items() if "test_" in name or name in ("dist", "attention")}
+    own = {name: value for name, value in best.items()
+           if "test_" in name or name in ("dist", "attention", "attention_self")}
     assert own.items() <= result["figures"].items() and len(own) >= 3
     further = result["figures"].keys() - own.keys()
     assert further == {f"{output}test_{name}" for output in result["rows"] for name in ("ece", "accPerClass")}

@@ -121,7 +121,7 @@ def test_the_best_on_held_out_images_need_not_be_the_best_on_test_images(tmp_pat
 
 
 def test_attention_and_diversity_are_drawn(tmp_path):
-    """Figure 4's diversity as a curve, the mean attention matrix as an image whose grey levels are its values."""
+    """Figure 4's diversity and the mean alpha_aa as curves, the matrix as an image whose grey levels are its values."""
     import io
 
     import numpy as np
@@ -130,9 +130,35 @@ def test_attention_and_diversity_are_drawn(tmp_path):
     folder, record = run(train_GL, tmp_path)
     events = EventAccumulator(str(folder)).Reload()
     assert events.Scalars("Dist")[0].value == pytest.approx(record["dist"], rel=1e-6)
+    assert record["attention_self"] == pytest.approx(sum(record["attention"][a][a] for a in range(3)) / 3, abs=1e-12)
+    assert events.Scalars("Attention_self")[0].value == pytest.approx(record["attention_self"], rel=1e-6)
     picture = np.asarray(Image.open(io.BytesIO(events.Images("Attention")[0].encoded_image_string)).convert("L"))
     assert picture.shape == (96, 96)
     assert picture[16::32, 16::32] / 255 == pytest.approx(np.array(record["attention"]), abs=0.005)
+
+
+@pytest.mark.parametrize(("itself", "flags", "said"), [
+    (0.91, [], "--aggregation others or --detach_targets changes this"),
+    (0.91, ["--detach_targets"], "--aggregation others changes this"),
+    (0.9, [], None),
+    (1.0, ["--num_branches", "2"], None)])  # a lone peer
+def test_peers_that_attend_to_themselves(itself, flags, said):
+    """A warning that gives alpha_aa and the flags which change it."""
+    method = train_GL.OKDDip(train_GL.parse_args([*TINY, *flags]), 10)
+    p = method.args.num_branches - 1
+    advice = method.advice({"attention_self": itself, "attention": [[1 / p] * p] * p})
+    assert (advice is None) == (said is None)
+    assert advice is None or said in advice and "is 0.91" in advice
+
+
+def test_a_run_ends_with_the_warning(tmp_path, monkeypatch):
+    """The test chooses weights near the diagonal. A run with trained weights is in results/study."""
+    near_one = torch.full((3, 3), 0.02) + 0.94 * torch.eye(3)
+    monkeypatch.setattr(models.aggregation.Attention, "forward", lambda self, h, z: near_one.expand(len(h), 3, 3))
+    folder, record = run(train_GL, tmp_path, "--train_size", "512", "--detach_targets")
+    assert record["attention_self"] == pytest.approx(0.96)
+    *_, table, last = (folder / "train.log").read_text().splitlines()
+    assert table.startswith("diversity") and "warning: the peers attend to themselves" in last and "0.96" in last
 
 
 def test_counters_of_batches_are_right(tmp_path):

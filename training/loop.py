@@ -49,6 +49,8 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> dict:
                 records.add_last()
             records.finish({"chosen_by": chosen_by, "best": checkpoints.best(), "last": history[-1]})
             log.info(final_table(method, chosen_by, checkpoints.best(), history[-1]))
+            if advice := method.advice(history[-1]):
+                log.warning(f"warning: {advice}")
             signals.check()
         except Interrupted as interrupted:
             if len(history) < args.num_epochs:

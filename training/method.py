@@ -76,6 +76,10 @@ class Method:
         """The plain network of an output that can be deployed. It shares its weights with the model."""
         raise NotImplementedError
 
+    def advice(self, last: dict) -> str | None:
+        """What the user should know at the end of a run, or None: a warning. last: the record of the last epoch."""
+        return None
+
     def unchangeable(self) -> dict[str, object]:
         """Values that must not change when a run is resumed, in addition to flags and data: name -> value."""
         return {} if self.teacher is None else {"teacher": digest(self.teacher.state_dict())}

@@ -11,6 +11,7 @@ from matplotlib.image import imread
 
 import report
 from analysis import figures, records
+from analysis.differences import tables_of_differences
 from analysis.groups import split, table_of_runs
 from methods import METHODS
 
@@ -78,6 +79,30 @@ def test_diversity_and_group_size(groups):
     assert figures.diversity([g for g in groups if is_of(g, "baseline")]) is None
 
 
+def test_differences(runs):
+    """A panel for each reference; intervals that report.py --json gives, around a line at 0; hollow without one."""
+    made_up.run(runs, "DML", 0, [50.0, 45.0, 40.0, 40.0, 42.0])
+    made_up.run(runs, "Ind", 0, [50.0, 45.0, 40.0, 40.0, 41.0])
+    made_up.run(runs, "ONE", 2, [50.0, 45.0, 40.0, 40.0, 39.0])
+    made_up.run(runs, "baseline", 2, [50.0, 45.0, 40.0, 40.0, 41.0])
+    table = table_of_runs(records.find_runs([runs])[0])[0]
+    panels = {ax.get_title(): ax for ax in figures.differences(table).axes}
+    assert list(panels) == ["compared with Ind", "compared with Baseline"]
+    (against,) = [found for found in tables_of_differences(table) if found["reference"] == "Baseline"]
+    ax = panels["compared with Baseline"]
+    labels = [text.get_text() for text in ax.get_yticklabels()]
+    assert labels == ["Ind, 1 seed", "DML, 1 seed", "ONE, 3 seeds", "OKDDip-B, 2 seeds"]
+    zero = [line for line in ax.get_lines() if list(line.get_xdata()) == [0, 0]]
+    assert len(zero) == 1
+    for line, container in zip(against["lines"], ax.containers, strict=True):
+        point, _, bars = container.lines
+        assert point.get_xdata() == pytest.approx([line["mean"]])
+        assert (point.get_markerfacecolor() == "white") == (line["low"] is None) == (not bars)
+        if bars:
+            assert bars[0].get_segments()[0][:, 0] == pytest.approx([line["low"], line["high"]])
+    assert figures.differences(table[table["method"] == "ONE"]) is None
+
+
 def test_attention(groups):
     g = next(g for g in groups if is_of(g, "OKDDip"))
     *matrices, itself = figures.attention(g).axes
@@ -91,7 +116,7 @@ def test_attention(groups):
 def test_files_and_page(runs, tmp_path, capsys):
     report.main([str(runs), "--html", str(tmp_path / "page.html"), "--figures", str(tmp_path / "figures")])
     names = {path.name for path in (tmp_path / "figures").iterdir()}
-    kinds = ("curves", "diversity", "group_size", "attention_OKDDip")
+    kinds = ("curves", "differences", "diversity", "group_size", "attention_OKDDip")
     assert names == {f"{kind}_CIFAR100_resnet32.png" for kind in kinds}
     page = (tmp_path / "page.html").read_text()
     embedded = [base64.b64decode(code) for code in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]

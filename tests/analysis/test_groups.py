@@ -48,6 +48,16 @@ def test_other_metrics_make_another_group(tmp_path):
     assert len(groups_in(tmp_path)[0]) == 2
 
 
+def test_runs_without_attention_self_are_grouped_with_those_that_name_it(tmp_path):
+    """Older code recorded only the matrix. The mean of its diagonal is the same metric."""
+    epoch = {"stu_test_accTop1": 70.0, "attention": [[0.75, 0.25], [0.5, 0.5]]}
+    made_up.run(tmp_path, "OKDDip", 0, [epoch])
+    made_up.run(tmp_path, "OKDDip", 1, [epoch | {"attention_self": 0.625}])
+    runs, notes = groups.table_of_runs(records.find_runs([tmp_path])[0])
+    (group,) = groups.split(runs)
+    assert notes == [] and [history[0]["attention_self"] for history in group["history"]] == [0.625, 0.625]
+
+
 @pytest.mark.parametrize("flag", sorted(FREE_FLAGS - {"num_epochs"}) + [
     "command", "starts", "weights", "schedule", "choose_E"])
 def test_flags_that_do_not_change_a_result_may_differ_within_a_group(tmp_path, flag):

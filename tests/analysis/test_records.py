@@ -68,6 +68,7 @@ def test_runs_that_are_left_out_are_named(tmp_path):
     ("ONE", [{"mean_test_accTop1": 70.0, "dist": float("inf")}], {}, "dist"),
     ("OKDDip", [{"stu_test_accTop1": 70.0, "attention": [[0.5, 0.5], [1.0]]}], {}, "attention"),
     ("OKDDip", [{"stu_test_accTop1": 70.0, "attention": "even"}], {}, "attention"),
+    ("OKDDip", [{"stu_test_accTop1": 70.0, "attention_self": 2.0}], {}, "attention_self"),
     ("OKDDip", [30.0], {"environment": "here"}, "environment is 'here'"),
 ])
 def test_a_run_with_wrong_metrics_is_left_out_with_the_reason(tmp_path, method, epochs, flags, reason):

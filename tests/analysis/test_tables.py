@@ -142,6 +142,21 @@ def test_every_other_recipe_is_marked(tmp_path, printed, flag):
     assert ("not the recipe" in printed(tmp_path)) == bool(flag)
 
 
+def test_attention_of_the_peers_to_themselves(tmp_path, printed):
+    """Of the first and the last epoch, and at an eighth, a quarter, half and three quarters of the training."""
+    for seed in (0, 1):
+        matrices = [[[(e + 2 * seed) / 64, 0.5], [0.5, e / 64]] for e in range(1, 41)]
+        made_up.run(tmp_path, "OKDDip", seed, [{"stu_test_accTop1": 70.0, "attention": m} for m in matrices])
+        made_up.run(tmp_path, "ONE", seed, [30.0] * 40)
+    text = printed(tmp_path)
+    header, _, *lines = text[text.index("### Attention of the peers"):].split("\n\n")[3].splitlines()
+    assert [cell.strip() for cell in header.strip("|").split("|")[1:]] == [
+        "seeds", *(f"epoch {e}" for e in (1, 5, 10, 20, 30, 40))]
+    ((name, *cells),) = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    assert name == "OKDDip-B"
+    assert cells == ["2", *(f"{(e + 0.5) / 64:.2f} ± 0.01" for e in (1, 5, 10, 20, 30, 40))]
+
+
 def test_networks_are_sorted_by_name_and_number(tmp_path, printed):
     names = ["my-net-a", "my-net-3", "resnet8", "tiny"]
     for name in names:

@@ -1,19 +1,22 @@
 """The scripts of the paper's tables and figures: the command lines that they print."""
 
 import json
+import re
 import shlex
 import shutil
 import sys
+from collections import defaultdict
 
 import pytest
 from conftest import ROOT
 
 from methods import METHODS
+from training.flags import FREE_FLAGS
 
 SEVEN = ["train.py", "train_one.py --ind", "train_DML.py", "train_one.py --avg --bpscale", "train_one.py",
          "train_GL.py --MulStu", "train_GL.py"]
 RUNS = {"table1": 105, "table2": 105, "table3": 18, "table4": 36, "table5": 18, "table6": 24, "figure3": 54,
-           "figure4": 12, "study": 25, "later": 240}  # script -> number of runs
+           "figure4": 12, "study": 53, "later": 240}  # script -> number of runs
 
 
 @pytest.fixture
@@ -68,11 +71,38 @@ def test_later_is_the_table_of_pcl_and_okdph(listed):
     assert not any("--aggregation" in c or "--target" in c for c in commands)
 
 
-def test_the_committed_results_are_the_study_and_all_of_it(listed):
-    """The words of each command are compared, because the order of the flags has changed since."""
+def what_is_computed(command):
+    """The flags of a command in any order, without paths and other flags that do not change the result."""
+    parts = re.split(" (?=--)", " ".join(command))
+    return tuple(sorted(part for part in parts if part.split()[0][2:] not in FREE_FLAGS - {"num_epochs", "version"}))
+
+
+def test_the_committed_results_are_runs_of_the_study(listed):
+    """Each of them once. Not all runs of the study have been made yet."""
     records = (ROOT / "results" / "study").rglob("parameters.json")
-    made = [sorted(shlex.split(json.loads(path.read_text())["command"])) for path in records]
-    assert sorted(made) == sorted(map(sorted, listed("study", SAVE_DIR="./runs/study")))
+    made = [what_is_computed(shlex.split(json.loads(path.read_text())["command"])) for path in records]
+    assert made and len(set(made)) == len(made)
+    assert set(made) <= set(map(what_is_computed, listed("study")))
+
+
+def test_the_study(listed):
+    """Five seeds of eight methods, three seeds of four, all with one recipe; SEEDS and METHODS choose a part."""
+    seeds = defaultdict(list)
+    for script, *flags in listed("study"):
+        method = " ".join([script, *flags[:flags.index("--model")]])
+        seeds[re.sub(" --T_model.*", " KD", method)].append(int(flag(flags, "--seed")))
+        same = [flag(flags, name) for name in ("--train_size", "--num_epochs", "--schedule")]
+        assert same == ["5000", "40", "20"] and flags[flags.index("--schedule") + 2] == "30"
+        assert flag(flags, "--model") == "resnet20" or (method, seeds[method][-1]) == ("train.py", 0)
+    five = ["train_one.py --ind", "train_one.py --avg --bpscale --length 10", "train_one.py --length 10",
+            *(f"train_GL.py {more}--length 10" for more in (
+                "", "--aggregation mean ", "--aggregation others ", "--detach_targets "))]
+    three = ["train_kd.py KD", "train_DML.py", "train_GL.py --MulStu --length 10",
+             "train_GL.py --MulStu --aggregation others --length 10"]
+    assert seeds == {"train.py": [0, *range(5)], **dict.fromkeys(five, [*range(5)]),
+                     **dict.fromkeys(three, [*range(3)])}
+    assert [flag(c, "--seed") for c in listed("study", METHODS="DML Ind")] == [*"01234012"]
+    assert [flag(c, "--seed") for c in listed("study", METHODS="DML Ind", SEEDS="7")] == ["7", "7"]
 
 
 def test_table5_and_table6(listed):
@@ -123,9 +153,9 @@ def test_unknown_method(shell):
 def test_methods_with_flags_and_teacher(listed):
     teacher, baseline, others, taught = listed("study", METHODS="baseline OKDDip:--aggregation:others OKDDip+KD",
                                                SEEDS="0")
-    assert flag(teacher, "--model") == "resnet20" and baseline[0] == "train.py" and "--length" not in baseline
-    assert others[:5] == ["train_GL.py", "--aggregation", "others", "--length", "2"]
-    assert taught[:3] == ["train_GL.py", "--T_model", "resnet20"] and flag(taught, "--T_model_path").endswith("_seed0")
+    assert flag(teacher, "--model") == "resnet56" and baseline[0] == "train.py" and "--length" not in baseline
+    assert others[:5] == ["train_GL.py", "--aggregation", "others", "--length", "10"]
+    assert taught[:3] == ["train_GL.py", "--T_model", "resnet56"] and flag(taught, "--T_model_path").endswith("_seed0")
 
 
 def test_without_python_the_commands_are_still_printed(shell, listed, tmp_path):

@@ -16,7 +16,7 @@ def test_a_metric_is_parsed_as_it_is_spelled(name, parts):
     assert outputs.parse(name) == parts and outputs.metric(*parts) == name
 
 
-@pytest.mark.parametrize("name", ["dist", "attention", "lr", "epoch", "images_per_second"])
+@pytest.mark.parametrize("name", ["dist", "attention", "attention_self", "lr", "epoch", "images_per_second"])
 def test_a_metric_of_the_whole_model_has_no_output(name):
     assert outputs.parse(name) == (None, None, name)
 

@@ -11,6 +11,7 @@ import evaluate
 import models
 import train
 import train_GL
+from analysis.records import find_runs
 from losses import ramp_up
 from runtime import checkpoints
 from runtime.errors import Complete, UserError
@@ -152,13 +153,14 @@ def test_resuming_with_other_flags_is_refused(finished, flags, said):
     assert (finished / "last.pth").read_bytes() == before
 
 
-def test_a_checkpoint_from_before_a_flag_was_there(tmp_path):
-    """It is continued as if it named the flag's default, and with nothing else."""
+def test_a_checkpoint_from_before_a_flag_or_a_metric_was_there(tmp_path):
+    """It is continued as if it named the flag's default, and with nothing else. report.py adds the metric."""
     flags = [*TINY, "--train_size", "0"]
     train_GL.main([*flags, "--num_epochs", "1", "--save_dir", str(tmp_path)])
     folder = tmp_path / "DIGITS" / "OKDDip" / "resnet8"
     state = checkpoints.load_checkpoint(folder / "last.pth")
     assert state["flags"].pop("train_size") == 0 and state["flags"].pop("detach_targets") is False
+    first = state["history"][0].pop("attention_self")
     (folder / "last.pth").write_bytes(checkpoints.serialise(state))
     for other, said in ((["--train_size", "500"], "--train_size 0 there, 500 here"),
                         (["--detach_targets"], "--detach_targets False there, True here")):
@@ -166,7 +168,9 @@ def test_a_checkpoint_from_before_a_flag_was_there(tmp_path):
             train_GL.main([*flags, *other, "--num_epochs", "2", "--resume", str(folder)])
     evaluate.main([str(folder / "last.pth"), "--device", "cpu"])
     train_GL.main([*flags, "--num_epochs", "2", "--resume", str(folder)])
-    assert len(lines(folder)) == 2
+    assert ["attention_self" in record for record in lines(folder)] == [False, True]
+    (run,), notes = find_runs([folder])
+    assert notes == [] and run.history[0]["attention_self"] == pytest.approx(first, rel=1e-12)
     assert checkpoints.load_checkpoint(folder / "last.pth")["flags"]["train_size"] == 0
 
 

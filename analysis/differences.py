@@ -1,0 +1,103 @@
+"""Differences between methods, paired by seed: mean, 95 % confidence interval, paired t-test, Holm's correction.
+
+The errors are those that the tables call the method's own: the leader's, the mean of the students', or the network's.
+They are of the last epoch, because no images choose it.
+"""
+
+from statistics import fmean
+
+import pandas as pd
+from scipy.stats import ttest_rel
+
+from analysis.groups import flags_of, labels_of, split, split_by
+from analysis.records import DATA
+from analysis.titles import data_title, network_title
+from methods import METHODS, position
+
+REFERENCES = ("Ind", "baseline")  # all other methods are compared with them, and each variant also with its method
+CONFIDENCE, LEVEL = 0.95, 0.05
+EQUAL = 1e-9  # differences in % are multiples of 100 / images; a smaller spread is rounding
+
+
+def tables_of_differences(runs: pd.DataFrame) -> list[dict]:
+    """runs of one recipe -> a table for each network, data set, number of students and reference.
+
+    As in the other tables, single networks stand beside groups of four students.
+    """
+    tables = []
+    for same_network in split_by(runs, (*DATA, "model")):
+        for size, same_size in same_network.groupby("num_branches"):
+            network = network_title(same_size["model"].iloc[0]) + (f", {size} students" if size != 4 else "")
+            groups = sorted(split(same_size), key=lambda group: position(group["method"].iloc[0]))
+            tables += [{"network": network, "data": data_title(flags_of(same_size)), **table}
+                       for method in dict.fromkeys([*REFERENCES, *METHODS])
+                       for table in tables_against(method, groups)]
+    return tables
+
+
+def tables_against(method: str, groups: list[pd.DataFrame]) -> list[dict]:
+    """A table for each group of this method that another group is compared with."""
+    tables = []
+    named = list(zip(groups, labels_of(groups), strict=True))
+    for reference, title in named:
+        if reference["method"].iloc[0] == method:
+            lines = [{"name": name, **compare(group, reference)} for group, name in named if group is not reference
+                     and (method in REFERENCES or variant_of(group["method"].iloc[0]) == method)]
+            tables += [{"reference": title, "lines": corrected(lines)}] if lines else []
+    return tables
+
+
+def variant_of(name: str) -> str | None:
+    """The method whose variant this is: "OKDDip-N-others" -> "OKDDip-N". None for a method of METHODS."""
+    methods = [method for method in METHODS if name.startswith((f"{method}-", f"{method}+"))]
+    return None if name in METHODS else max(methods, key=len, default=None)
+
+
+def compare(group: pd.DataFrame, reference: pd.DataFrame) -> dict:
+    """The error of a group minus that of another one, over the seeds that both have, in percentage points.
+
+    low, high: the confidence interval of the mean difference. p: of the two-sided paired t-test. Both rest on
+    Student's t with n - 1 degrees of freedom. They are None if n < 2, or if the difference is the same for each seed.
+    """
+    errors = pd.concat([group.set_index("seed")["last"], reference.set_index("seed")["last"]], axis=1, join="inner")
+    own, other = (errors.iloc[:, i].tolist() for i in (0, 1))
+    minus = [a - b for a, b in zip(own, other, strict=True)]
+    found = {"n": len(minus), "seeds": errors.index.tolist(), "error": None, "reference_error": None, "mean": None,
+             "low": None, "high": None, "p": None}
+    if minus:
+        found |= {"error": fmean(own), "reference_error": fmean(other), "mean": fmean(minus)}
+    if minus and max(minus) - min(minus) > EQUAL:
+        test = ttest_rel(own, other)
+        low, high = test.confidence_interval(CONFIDENCE)
+        found |= {"low": float(low), "high": float(high), "p": float(test.pvalue)}
+    return found
+
+
+def corrected(lines: list[dict]) -> list[dict]:
+    """Add p_holm and the result in words to the lines of a table. Its tests are one family."""
+    tested = [line for line in lines if line["p"] is not None]
+    adjusted = iter(holm([line["p"] for line in tested]))
+    lines = [line | {"p_holm": None if line["p"] is None else next(adjusted)} for line in lines]
+    return [line | {"result": in_words(line)} for line in lines]
+
+
+def holm(p: list[float]) -> list[float]:
+    """Adjusted p values (Holm 1979): the i-th smallest of k, counted from 0, is max_{j <= i} min(1, (k - j) p_j)."""
+    adjusted, largest = [0.0] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        largest = adjusted[i] = max(largest, min(1.0, (len(p) - rank) * p[i]))
+    return adjusted
+
+
+def in_words(line: dict) -> str:
+    """What a line of a table shows."""
+    if line["n"] == 0:
+        return "no common seed"
+    if line["n"] == 1:
+        return "one seed: no interval"
+    if line["p"] is None:
+        return "the same for each seed: no interval"
+    if line["low"] <= 0 <= line["high"]:
+        return "no difference shown"
+    result = "lower error" if line["mean"] < 0 else "higher error"
+    return result if line["p_holm"] <= LEVEL else f"{result}, but not after Holm's correction"
