@@ -379,4 +379,4 @@ def test_the_scripts_state_the_measured_results():
     for script, names in expected.items():
         stated = re.findall(r"(\d+\.\d+(?: ± \d+\.\d+)?) % (\(\d+) seeds?\)", importlib.import_module(script).__doc__)
         assert [f"{error} {seeds})" for error, seeds in stated] == [
-            results[name] for name in names if results[name] != "not run"], script
+            results[name] for name in names if results.get(name, "not run") != "not run"], script
