@@ -39,10 +39,11 @@ class Gpu(TorchDispatchMode):
     """Sees every operator. Raises HostRead while watched, and AssertionError if tensors of two devices meet."""
 
     kernels: Counter | None = None  # None: not watched
+    current: torch.device | None = None  # of torch.cuda.set_device
 
     @contextmanager
     def watch(self):
-        """-> the kernels that are launched meanwhile: name -> number."""
+        """-> the kernels that are launched meanwhile: name -> how many. ", number": the second operand is one."""
         self.kernels = Counter()
         yield self.kernels
         self.kernels = None
@@ -67,7 +68,9 @@ class Gpu(TorchDispatchMode):
             if read:
                 raise HostRead(f"{func} of a tensor {list(tensors[-1].shape)}")
             if launches(func, tensors, kwargs):
-                self.kernels[func.name()] += 1
+                second = args[1] if len(args) > 1 else None
+                is_number = isinstance(second, int | float) or isinstance(second, Tensor) and not second.is_cuda
+                self.kernels[func.name() + (", number" if is_number else "")] += 1
         if func is READ:  # what is read outside of ``watch``, for example at the end of an epoch
             return 1.0 if tensors[0].is_floating_point() else 1
         if func is aten._fused_sgd_.default:  # FakeTensorMode does not know it
@@ -134,14 +137,16 @@ def accumulate(parameter: Tensor, gradient: Tensor) -> None:
 @contextmanager
 def fake_cuda():
     """-> the Gpu. All tensors that are made meanwhile are fake, on the CPU, too."""
+    gpu = Gpu()
     replaced = {
         "torch.Tensor.backward": backward,
         "torch.utils.weakref.getweakrefs": lambda t: [],  # Module.to refuses tensors with weak references
         "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,  # else autocast and GradScaler are off
+        "torch.cuda.set_device": lambda device: setattr(gpu, "current", device),
         "torch.cuda.is_bf16_supported": lambda *_, **__: True,
     }
     with ExitStack() as stack:
         for name, value in replaced.items():
             stack.enter_context(mock.patch(name, value))  # AttributeError if PyTorch has no such name
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        yield stack.enter_context(Gpu())
+        yield stack.enter_context(gpu)

@@ -4,20 +4,22 @@ What makes a GPU stop or wait fails here: tensors on two devices, a host read be
 kernels than KERNELS allows. There are no results to compare; tests/test_cuda.py compares those of a real GPU.
 """
 
-import importlib
-
 import pytest
 import torch
 from fake_cuda import HostRead, backward, fake_cuda
+from prepared import Prepared
 
 import data_loader
 import methods
 import models
 from benchmarks import compare
 from deployment.measuring import calibration_and_class_sums
+from runtime.checkpoints import on_cpu
+from runtime.device import pick_device
 from training.evaluation import evaluate
 from training.loop import one_epoch
-from training.step import Trainer
+
+CPU = torch.device("cpu")
 
 # Kernels of a training step (forward, loss, backward, optimizer, metrics) and of an evaluation batch. Four students, 10
 # classes. Methods of methods.py are counted with resnet32, variants with resnet8. A new method is one line. A change
@@ -47,25 +49,15 @@ KERNELS = {  # name of the run's folder -> flags besides those of methods.py, st
 LOADING = (8, 4)  # kernels of Cached for a batch: in training, in evaluation
 
 
-class Prepared:
-    """What a script hands to ``fit``, made by its own main on the fake device, and a Trainer."""
+class Watched(Prepared):
+    """Training and evaluation on the fake device. loading, computing: the kernels of each batch."""
 
-    def __init__(self, patch, gpu, folder, name, model, batches, *flags):
+    def __init__(self, gpu, patch, name, *flags, batches=(2, 2)):
         """batches: in training, in the evaluation."""
         train, test = batches
-        entry = methods.METHODS.get(name)
-        script = importlib.import_module((entry or methods.FAMILIES[methods.family(name)]).module)
-        inputs = []
-        patch.setattr(script, "fit", lambda *given: inputs.extend(given))
-        patch.setattr(models, "load_teacher", lambda network, classes, path:
-                      models.create_model(network, classes).eval().requires_grad_(False))
-        patch.setitem(data_loader.DATASETS, "DIGITS", lambda root: compare.random_data(8 * train, 1024 * test, seed=0))
-        script.main(["--dataset", "DIGITS", "--batch_size", "8", "--device", "cuda", "--save_dir", str(folder),
-                     "--model", model, *(entry.flags if entry else "").split(), *KERNELS[name][0].split(), *flags])
-        self.gpu, (self.method, self.train_loader, self.test_loader, self.run) = gpu, inputs
-        args = self.run.args
-        self.trainer = Trainer(self.method, args.lr, args.wd, [150, 225], self.run.device, args.amp)
-        self.loading, self.computing = [], []  # kernels of each batch
+        super().__init__(patch, name, "--device", "cuda", *KERNELS[name][0].split(), *flags,
+                         images=(8 * train, 1024 * test))
+        self.gpu, self.loading, self.computing = gpu, [], []
 
     def watch(self, batches):
         """In the place of ``Signals.watch``: count kernels, and forbid host reads from the first batch to the last."""
@@ -81,15 +73,17 @@ class Prepared:
             self.computing.append(sum(kernels.values()))
 
     def epoch(self):
-        """Train and measure as ``fit`` does; -> the record."""
-        return one_epoch(self.method, self.trainer, self.train_loader, {"test": self.test_loader}, self.run,
-                         signals=self, checkpoints=None)
+        """Train and measure as ``fit`` does."""
+        one_epoch(self.method, self.trainer, self.train_loader, {"test": self.test_loader}, self.run, signals=self,
+                  checkpoints=None)
 
 
 @pytest.fixture
 def prepare(monkeypatch, tmp_path):
+    """prepare("ONE", "resnet8", "--amp", "bf16") -> Watched."""
     with fake_cuda() as gpu:
-        yield lambda *words, batches=(2, 2): Prepared(monkeypatch, gpu, tmp_path, *words[:2], batches, *words[2:])
+        yield lambda name, model, *flags, **options: Watched(
+            gpu, monkeypatch, name, "--model", model, "--save_dir", str(tmp_path), *flags, **options)
 
 
 # --- every method ---------------------------------------------------------------------------------------------------
@@ -140,6 +134,35 @@ def test_what_evaluate_py_measures(prepare):
     assert len(measured.computing) == 2 and "gaps" in found
 
 
+@pytest.mark.parametrize(("name", "index"), [("cuda", 0), ("cuda:1", 1)])
+def test_the_gpu_of_a_run_is_the_current_one(name, index):
+    """Otherwise pinned memory and libraries open GPU 0, whatever GPU the run has."""
+    with fake_cuda() as gpu:
+        assert gpu.current is None
+        assert pick_device(name) == gpu.current == torch.device("cuda", index)
+
+
+def test_checkpoints_hold_tensors_of_the_cpu():
+    """Otherwise the file of a GPU's run opens only on a machine with a GPU."""
+    with fake_cuda():
+        model = torch.nn.Linear(2, 3, device="cuda")
+        content = {"state_dict": model.state_dict(), "random": [{"cuda": torch.ones(2, device="cuda")}], "epoch": 3}
+        moved = on_cpu(content)
+        assert moved["epoch"] == 3 and moved["random"][0]["cuda"].device == moved["state_dict"]["bias"].device == CPU
+        assert moved["state_dict"].keys() == model.state_dict().keys() and model.weight.is_cuda
+        assert moved["state_dict"]._metadata == model.state_dict()._metadata
+        assert content["state_dict"]["bias"].is_cuda, "the trainer's own dictionary has changed"
+
+
+def test_pixels_are_divided_not_multiplied():
+    """PyTorch's GPU kernel computes x / 255 as x * (1 / 255) if 255 is a number, and 126 of 256 levels differ."""
+    with fake_cuda() as gpu:
+        normalise = data_loader.Normalise((0.5,) * 3, (0.5,) * 3, torch.device("cuda"))
+        with gpu.watch() as kernels:
+            normalise(torch.zeros(2, 32, 32, 3, dtype=torch.uint8, device="cuda"))
+    assert kernels["aten::div_.Tensor"] == 2 and "aten::div_.Tensor, number" not in kernels
+
+
 # --- the fake device itself -----------------------------------------------------------------------------------------
 
 
@@ -175,7 +198,7 @@ def test_kernels():
         x = torch.randn(3, 4, device="cuda")
         y = (x[1:] * torch.tensor(2.0)).flatten()
         assert (torch.randn(3) + 1).sum().device.type == "cpu" and y.shape == torch.empty(8, device="cuda").shape
-    assert kernels == {"aten::randn": 1, "aten::mul.Tensor": 1}
+    assert kernels == {"aten::randn": 1, "aten::mul.Tensor, number": 1}
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
