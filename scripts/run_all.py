@@ -4,9 +4,9 @@
 GPU (docs/hardware.md).
 
 Runs with a teacher start after all other runs have ended. A run does not start if its teacher's run has failed. If a
-run fails, the others go on. Only if the first three runs (with --gpus: three for each number) have all failed, no more start.
-SIGINT, SIGTERM and SIGHUP (not under nohup) reach the trainings as SIGTERM. They save their step, and --resume auto
-continues there.
+run fails, the others go on. Only if the first three runs (with --gpus: three for each number) have all failed, no more
+start. SIGINT, SIGTERM and SIGHUP (not under nohup) reach the trainings as SIGTERM. They save their step, and --resume
+auto continues there.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def folder_of(command: list[str]) -> str:
 def main() -> None:
     """Exit code: 0 if all runs are complete, 1 if some failed, 128 + the signal's number after a signal."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--gpus", nargs="+", default=[], help="the GPU of each run at a time; a GPU may be named several times")
+    parser.add_argument("--gpus", nargs="+", default=[], help="numbers of GPUs; one may be named several times")
     gpus = parser.parse_args().gpus
     commands = [shlex.split(line) for line in sys.stdin if line.strip()]
     for command in commands:
