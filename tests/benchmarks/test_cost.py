@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 import train_DML
@@ -35,3 +37,16 @@ def test_the_table(script):
     assert [cell.strip() for cell in five[:3]] == ["table5.sh", "18", "18"] and float(five[3]) > 0
     assert [cell.strip() for cell in again] == ["table5.sh", "18", "0", "0.0", "0"]
     assert float(five[4]) == pytest.approx(float(five[3]) * 1e18 / 4e12 / 3600, rel=0.3)
+
+
+def test_hours_of_measured_gpus(script, tmp_path):
+    """A column for each; the rate of each network, and the slowest one for those that were not measured."""
+    for name, rates in (("A", {"resnet32": 1e12, "vgg16": 5e11}), ("B", {"vgg16": 2e12})):
+        result = {"machine": {"kind": "cuda", "name": name}, "quick": False, "operations_per_second": rates}
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    done = script("benchmarks/cost.py", "table5", "--measured", tmp_path)
+    assert done.returncode == 0, done.stderr
+    header, _, line = ([cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines())
+    assert header[4:] == ["hours on one A", "hours on one B"]
+    assert float(line[4]) == pytest.approx(float(line[3]) * 1e18 / 1e12 / 3600, rel=0.3)
+    assert float(line[4]) == pytest.approx(2 * float(line[5]), abs=2)
