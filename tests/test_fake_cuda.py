@@ -12,7 +12,6 @@ from prepared import Prepared
 import data_loader
 import methods
 import models
-from benchmarks import compare
 from deployment.measuring import calibration_and_class_sums
 from runtime.checkpoints import on_cpu
 from runtime.device import pick_device
@@ -21,9 +20,9 @@ from training.loop import one_epoch
 
 CPU = torch.device("cpu")
 
-# Kernels of a training step (forward, loss, backward, optimizer, metrics) and of an evaluation batch. Four students, 10
-# classes. Methods of methods.py are counted with resnet32, variants with resnet8. A new method is one line. A change
-# that launches fewer kernels lowers its numbers.
+# Kernels of a training step (forward, loss, backward, optimizer, metrics) and of an evaluation batch, with 10 classes
+# and the flags' defaults. Methods of methods.py are counted with resnet32, variants with resnet8. A new method is one
+# line. A change that launches fewer kernels lowers its numbers.
 KERNELS = {  # name of the run's folder -> flags besides those of methods.py, step, evaluation batch
     "baseline": ("", 252, 131),
     "KD": ("--T_model resnet8", 299, 131),
@@ -154,6 +153,18 @@ def test_checkpoints_hold_tensors_of_the_cpu():
         assert content["state_dict"]["bias"].is_cuda, "the trainer's own dictionary has changed"
 
 
+def test_a_checkpoint_goes_back_to_the_gpu(prepare):
+    """Weights, momentum, the scale of fp16, the sums of a begun epoch: a step after it meets no tensor of the CPU."""
+    training = prepare("OKDDip", "resnet8", "--amp", "fp16")
+    images, labels = next(iter(training.train_loader))
+    training.trainer.step(images, labels, 0.5)
+    training.trainer.load_state_dict(on_cpu(training.trainer.state_dict()))
+    with training.gpu.watch():
+        training.trainer.step(images, labels, 0.5)
+    assert all(s["momentum_buffer"].is_cuda for s in training.trainer.optimizer.state.values())
+    assert all(value.is_cuda for value in training.trainer.sums.sums.values())
+
+
 def test_pixels_are_divided_not_multiplied():
     """PyTorch's GPU kernel computes x / 255 as x * (1 / 255) if 255 is a number, and 126 of 256 levels differ."""
     with fake_cuda() as gpu:
@@ -202,11 +213,11 @@ def test_kernels():
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
-def test_its_backward_pass_is_pytorchs(name):
+def test_its_backward_pass_is_pytorchs(name, monkeypatch, tmp_path):
     """On the CPU, where both run: the same bits."""
-    method = compare.method(name, 10, model="resnet8")
-    method.teacher = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10)).requires_grad_(False)
-    gradients, images, labels = [], torch.randn(4, 3, 32, 32), torch.arange(4)
+    prepared = Prepared(monkeypatch, name, "--model", "resnet8", "--device", "cpu", "--save_dir", str(tmp_path),
+                        *KERNELS[name][0].split(), images=(8, 8))
+    method, gradients, (images, labels) = prepared.method, [], next(iter(prepared.train_loader))
     for compute in (torch.Tensor.backward, backward):
         compute(method.loss(method.model, images, labels, 0.5)[0].total)
         gradients.append([p.grad for p in method.model.parameters()])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks import cost
+from benchmarks import cost, gpu
 from runtime.errors import UserError
 
 
@@ -38,10 +38,10 @@ def test_without_a_gpu_one_line_says_so(script):
 
 @pytest.mark.parametrize(("flags", "said"), [
     (["--device", "cpu"], "--device cpu needs --quick"),
-    (["--device", "cpu", "--quick", "--out", ROOT / "results" / "gpu" / "a.json"], "--quick measures nothing")])
-def test_no_figure_is_of_a_gpu_that_was_not_used(script, flags, said):
-    done = script("benchmarks/gpu.py", *flags)
-    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+    (["--device", "cpu", "--quick", "--out", str(ROOT / "results" / "gpu" / "a.json")], "--quick measures nothing")])
+def test_no_figure_is_of_a_gpu_that_was_not_used(flags, said):
+    with pytest.raises(UserError, match=said):
+        gpu.main(flags)
 
 
 def test_the_page_about_hardware_names_the_measured_gpus():
