@@ -6,7 +6,6 @@ same without a GPU. ``sh scripts/gpu.sh`` runs this file and measures.
 
 import gc
 import os
-from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -131,28 +130,25 @@ def test_compiled_steps_give_the_numbers_of_eager_ones(name, device, prepare, mo
 # --- waiting, memory --------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def no_waiting():
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
+@pytest.fixture
+def watch():
+    """watch(batches) yields them. From the second one to the last, an operation that makes the host wait raises."""
+    def watched(batches):
+        batches = iter(batches)
+        yield next(batches)
+        torch.cuda.set_sync_debug_mode("error")
+        yield from batches
         torch.cuda.set_sync_debug_mode("default")
 
-
-def watch(batches):
-    """From the second batch on, an operation that makes the host wait raises."""
-    batches = iter(batches)
-    yield next(batches)
-    with no_waiting():
-        yield from batches
+    yield watched
+    torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu
 @ONE_GPU
 @pytest.mark.parametrize("flags", [(), ("--amp", "fp16"), ("--amp", "bf16")])
 @pytest.mark.parametrize("name", [*CASES, "OKDDip-random"])
-def test_no_step_and_no_evaluation_waits_for_the_gpu(name, flags, prepare, monkeypatch):
+def test_no_step_and_no_evaluation_waits_for_the_gpu(name, flags, prepare, watch, monkeypatch):
     """Twin: test_fake_cuda.py, test_an_epoch."""
     monkeypatch.setitem(CASES, "OKDDip-random", ("--aggregation", "random"))
     prepared = prepare(name, "cuda", *flags, images=(40, 2100))
