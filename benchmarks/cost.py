@@ -1,21 +1,25 @@
-"""The cost of the paper's tables: the operations of all their runs, counted, and an estimate of the GPU hours.
+"""The cost of the paper's tables: the operations of all their runs, counted, and the GPU hours.
 
-    python benchmarks/cost.py --tflops 2
+    python benchmarks/cost.py
 
 Counted are convolutions and matrix products: forward and backward passes of training steps, the teacher's forward
 passes in them, and forward passes of evaluations. A multiplication and an addition are two operations. The counting
-uses the meta device, which computes nothing. The hours assume the sustained rate --tflops. With these narrow networks
-no GPU is much faster, whatever its data sheet says. A run that an earlier script has made is not counted again.
+uses the meta device, which computes nothing. A run that an earlier script has made is not counted again.
+
+The hours are those of the GPUs that scripts/gpu.sh has measured (results/gpu/), with the rate of each network. If no
+GPU is there, or with --tflops, they assume one rate for all networks.
 """
 
 import argparse
 import importlib
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -28,7 +32,10 @@ sys.path.insert(0, str(ROOT))
 import methods  # noqa: E402
 import models  # noqa: E402
 import utils  # noqa: E402
+from runtime.errors import UserError  # noqa: E402
 
+MEASURED = ROOT / "results" / "gpu"
+ASSUMED = 2.0  # 10^12 operations per second
 SCRIPTS = ("table1", "table2", "table3", "table4", "table5", "table6", "figure3", "figure4", "later")
 # data set -> training images, test images, classes, height and width
 DATA = {"CIFAR10": (50_000, 10_000, 10, 32), "CIFAR100": (50_000, 10_000, 100, 32),
@@ -82,6 +89,37 @@ def per_image(cls: type, args: Namespace, classes: int, size: int) -> tuple[floa
     return step.get_total_flops() / 2, evaluation.get_total_flops() / 2
 
 
+def new_runs(scripts: Iterable[str]) -> Iterator[tuple[str, int, list[str]]]:
+    """-> each script, the number of its runs, and the command lines that no script before it has."""
+    seen: set[str] = set()
+    for script in scripts:
+        lines = commands(script)
+        yield script, len(lines), [line for line in lines if line not in seen]
+        seen.update(lines)
+
+
+def hours(lines: list[str], rates: dict[str, float] | float) -> float:
+    """The hours of these runs, one at a time. rates: network -> operations per second, or one rate for all.
+
+    A network that was not measured is as slow as the slowest.
+    """
+    def rate(line: str) -> float:
+        return rates.get(parse(line)[1].model, min(rates.values())) if isinstance(rates, dict) else rates
+
+    return sum(operations(line) / rate(line) for line in lines) / 3600
+
+
+def measured(folder: Path) -> dict[str, dict[str, float]]:
+    """GPUs that scripts/gpu.sh has measured: name -> the rates of its networks. UserError if a file is not of a GPU."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        result = json.loads(path.read_text())
+        if result["machine"]["kind"] != "cuda" or result["quick"]:
+            raise UserError(f"{path} is not a measurement of a GPU: delete it")
+        found[result["machine"]["name"]] = result["operations_per_second"]
+    return found
+
+
 def known(script: str) -> str:
     """An argparse type."""
     if script not in SCRIPTS:
@@ -94,20 +132,22 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     p.add_argument("scripts", nargs="*", default=SCRIPTS, metavar="SCRIPT", type=known,
                    help=f"{', '.join(SCRIPTS)} (default: all)")
-    p.add_argument("--tflops", type=utils.number(float, 0, open_end=True), default=2.0,
-                   help="10^12 operations that a GPU sustains per second")
+    p.add_argument("--tflops", type=utils.number(float, 0, open_end=True),
+                   help=f"10^12 operations that a GPU sustains per second (default: as measured, else {ASSUMED:g})")
+    p.add_argument("--measured", type=Path, default=MEASURED, metavar="FOLDER", help="results of scripts/gpu.sh")
     args = p.parse_args()
-    print(f"| script | runs | of them new | 10^18 operations | GPU hours at {args.tflops:g} * 10^12 / s |\n"
-          "| --- | ---: | ---: | ---: | ---: |")
-    seen: set[str] = set()
-    for script in args.scripts:
-        lines = commands(script)
-        new = [line for line in lines if line not in seen]
-        seen.update(new)
-        total = sum(operations(line) for line in new)
-        hours = total / args.tflops / 1e12 / 3600
-        print(f"| {script}.sh | {len(lines)} | {len(new)} | {total / 1e18:.1f} | {hours:,.0f} |", flush=True)
+    gpus = {} if args.tflops else measured(args.measured)
+    columns = {f"hours on one {name}": rates for name, rates in gpus.items()}
+    if not columns:
+        tflops = args.tflops or ASSUMED
+        columns = {f"GPU hours at {tflops:g} * 10^12 / s": tflops * 1e12}
+    print(f"| script | runs | of them new | 10^18 operations | {' | '.join(columns)} |\n"
+          f"| --- | {'---: | ' * (3 + len(columns))}".rstrip())
+    for script, count, new in new_runs(args.scripts):
+        cells = [f"{hours(new, rates):,.0f}" for rates in columns.values()]
+        total = sum(map(operations, new)) / 1e18
+        print(f"| {script}.sh | {count} | {len(new)} | {total:.1f} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    utils.command(main)

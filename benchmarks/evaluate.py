@@ -15,6 +15,7 @@ import os
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
@@ -89,9 +90,8 @@ def parse_args(argv: list[str] | None):
     return p.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    device = compare.start(args)
+def compete(args, device: torch.device) -> tuple[dict[str, Callable], dict[str, list[float]]]:
+    """-> the kinds of evaluation, and their seconds. Ends the program if two of them disagree."""
     method = build(args, device)
     plain_model = copy.deepcopy(method.model)
     method.model.to(memory_format=torch.channels_last)
@@ -116,10 +116,18 @@ def main(argv: list[str] | None = None) -> None:
     seconds = compare.in_turns(contenders, args.repeats, device)
     scale = args.images / part.num_images
     seconds["plain"] = [s * scale for s in seconds["plain"]]
-    peaks = [compare.peak_memory(run, device) for run in contenders.values()]
+    return contenders, seconds
 
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    device = compare.start(args)
+    contenders, seconds = compete(args, device)
+    peaks = [compare.peak_memory(run, device) for run in contenders.values()]
+    plain_images = min(args.images, args.plain_images)
     print(f"OKDDip, {args.model}, batches of {args.batch_size}, amp {args.amp}: medians of {args.repeats} evaluations "
-          f"of {args.images:,} images; plain: of {part.num_images:,}, its time multiplied by {scale:.4g}")
+          f"of {args.images:,} images; plain: of {plain_images:,}, its time multiplied by "
+          f"{args.images / plain_images:.4g}")
     print(compare.table(("", "s", "times the forward passes", "peak MiB without weights"), *(
         (name, f"{statistics.median(seconds[name]):.3f}",
          compare.ratio(seconds[name], seconds["forward passes only"]), compare.mebibytes(peak))

@@ -81,15 +81,18 @@ def private_memory(pid: int) -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse_args(argv: list[str] | None):
     p = compare.parser(__doc__)
     p.add_argument("--images", default=50000, type=utils.number(int, 2), help="images in an epoch of cached")
     p.add_argument("--plain_images", default=10000, type=utils.number(int, 2),
                    help="images in an epoch of plain and streamed")
     p.add_argument("--workers", default=2, type=utils.number(int, 0), help="processes of plain and streamed")
     p.add_argument("--repeats", default=5, type=utils.number(int, 1), help="timed epochs of each loader")
-    args = p.parse_args(argv)
-    device = compare.start(args)
+    return p.parse_args(argv)
+
+
+def compete(args, device: torch.device) -> tuple[dict[str, Epochs], dict[str, int], dict[str, list[float]]]:
+    """-> the loaders, the bytes of the images that each keeps, and the seconds that an image takes in each epoch."""
     data = compare.random_data(args.images, 0, args.seed)
     part = data._replace(train=Split(*(a[: args.plain_images] for a in data.train)))
 
@@ -101,10 +104,15 @@ def main(argv: list[str] | None = None) -> None:
             "streamed": part.train.images.nbytes}
     epochs = {name: Epochs(loader, device) for name, loader in loaders.items()}
     seconds = compare.in_turns(epochs, args.repeats, device)
-    per_image = {name: [s / epochs[name].images for s in seconds[name]] for name in epochs}
+    return epochs, kept, {name: [s / epochs[name].images for s in seconds[name]] for name in epochs}
 
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    device = compare.start(args)
+    epochs, kept, per_image = compete(args, device)
     print(f"medians of {args.repeats} epochs of {args.images:,} images "
-          f"(plain and streamed: {len(part.train.labels):,} images, {args.workers} workers)")
+          f"(plain and streamed: {min(args.images, args.plain_images):,} images, {args.workers} workers)")
     header = "", "images/s", "times as fast as plain", "data MiB", "peak MiB without data", "workers MiB"
     print(compare.table(header, *(
         (name, f"{1 / statistics.median(per_image[name]):,.0f}",

@@ -216,9 +216,8 @@ def parse_args(argv: list[str] | None):
     return p.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    device = compare.start(args)
+def compete(args, device: torch.device) -> tuple[dict, dict[str, list[float]]]:
+    """-> the versions, each with its batch, and the seconds of their timed steps. Ends the program if they disagree."""
     method = compare.method(args.method, CLASSES, model=args.model, num_branches=args.num_branches)
     images = torch.randn(args.batch_size, 3, 32, 32, device=device)
     labels = torch.randint(CLASSES, (args.batch_size,), device=device)
@@ -237,15 +236,21 @@ def main(argv: list[str] | None = None) -> None:
         for term, a, b in terms:
             compare.must_agree(f"{term} loss of the first step, {name}:", a, b, compare.tolerance(args))
     compare.in_turns(steps, WARM_UP - 1, device)
-    seconds = compare.in_turns(steps, args.pairs, device)
+    return contenders, compare.in_turns(steps, args.pairs, device)
 
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    device = compare.start(args)
+    contenders, seconds = compete(args, device)
     print(f"{args.method}, {args.model}, batches of {args.batch_size}, amp {args.amp}: medians of {args.pairs} steps")
     print(compare.table(("", "ms/step", "times as fast as plain", "peak MiB"), *(
         (name, f"{1000 * statistics.median(seconds[name]):.1f}", compare.ratio(seconds["plain"], seconds[name]),
          # memory of CUDA graphs cannot be measured from outside
          "-" if name == "ours, compiled" and device.type == "cuda" else compare.mebibytes(peak(*contenders[name])))
         for name in contenders)))
-    print(f"a step of ours: {sections(ours(method, device, args.amp), batch, args.pairs)}")
+    method = compare.method(args.method, CLASSES, model=args.model, num_branches=args.num_branches)
+    print(f"a step of ours: {sections(ours(method, device, args.amp), contenders['ours'][1], args.pairs)}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ def measure_speed(saved: SavedModel, output: str | None, batch_size: int, device
 
 def timed(network: nn.Module, images: Tensor, autocast: torch.autocast) -> float:
     """Seconds of one forward pass."""
-    wait = torch.cuda.synchronize if images.is_cuda else lambda: None
+    wait = partial(torch.cuda.synchronize, images.device) if images.is_cuda else lambda: None
     wait()
     start = time.perf_counter()
     with autocast:

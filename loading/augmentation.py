@@ -98,9 +98,11 @@ class Normalise:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in channels_last: (x / 255 - mean) / std, torchvision's bits."""
 
     def __init__(self, mean: tuple, std: tuple, device: torch.device):
+        # On a GPU, PyTorch replaces x / 255 by x * (1 / 255), which rounds differently. With a tensor it divides.
+        self.white = torch.tensor(255.0, device=device)
         self.mean = torch.tensor(mean, device=device).view(3, 1, 1)
         self.std = torch.tensor(std, device=device).view(3, 1, 1)
 
     def __call__(self, images: Tensor) -> Tensor:
         x = images.permute(0, 3, 1, 2).to(torch.float32)  # [B, H, W, 3] -> [B, 3, H, W]
-        return x.div_(255).sub_(self.mean).div_(self.std)
+        return x.div_(self.white).sub_(self.mean).div_(self.std)

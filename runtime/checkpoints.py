@@ -1,5 +1,6 @@
 """Checkpoint files: dictionaries of tensors and plain values, with a digest. Reading one runs no code from it."""
 
+import copy
 import hashlib
 import io
 from pathlib import Path
@@ -12,9 +13,20 @@ from runtime.errors import UserError
 
 def serialise(content: dict) -> bytes:
     """The bytes of a checkpoint: tensors, numbers, strings, lists and dictionaries, and their digest."""
-    buffer = io.BytesIO()
+    content, buffer = on_cpu(content), io.BytesIO()
     torch.save({**content, "digest": digest(content)}, buffer)
     return buffer.getvalue()
+
+
+def on_cpu(value: object) -> object:
+    """The same with every tensor on the CPU, so that a file from a GPU opens on a machine without one."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        moved = copy.copy(value)  # keeps the metadata of a state_dict
+        moved.update((key, on_cpu(part)) for key, part in value.items())
+        return moved
+    return type(value)(map(on_cpu, value)) if isinstance(value, list | tuple) else value
 
 
 def digest(content: object) -> str:

@@ -20,7 +20,8 @@ AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}  # --amp; every other valu
 def pick_device(name: str | None = None, gpu_id: int = 0, sync_bn: bool = False) -> torch.device:
     """Device ``name``; without a name GPU ``gpu_id``, or the CPU if there is no GPU. UserError if it cannot be used.
 
-    Under torchrun each process has its own GPU. sync_bn: synchronised BatchNorm is wanted, which needs a GPU.
+    Under torchrun each process has its own GPU. A GPU becomes the current one, so that nothing is allocated on another,
+    pinned memory and NCCL included. sync_bn: synchronised BatchNorm is wanted, which needs a GPU.
     """
     name = name or (f"cuda:{gpu_id}" if torch.cuda.is_available() else "cpu")
     if world_size() > 1 and name.startswith("cuda"):
@@ -29,10 +30,12 @@ def pick_device(name: str | None = None, gpu_id: int = 0, sync_bn: bool = False)
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
             raise ValueError("this code runs on cpu and cuda")
-        torch.empty(1, device=device)
+        device = torch.empty(1, device=device).device  # "cuda" -> "cuda:0"
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"device {name!r} cannot be used ({reason}); --device cpu always works") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if sync_bn and device.type == "cpu":
         raise UserError("--sync_bn needs GPUs: PyTorch has no synchronised BatchNorm for CPUs, leave it out")
     return device

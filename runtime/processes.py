@@ -25,10 +25,8 @@ Result = TypeVar("Result")
 
 
 def start(device: torch.device) -> None:
-    """Join the process group, if there are several processes."""
+    """Join the process group, if there are several processes. device: from ``pick_device``."""
     if world_size() > 1 and not dist.is_initialized():
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
 

@@ -1,9 +1,12 @@
-"""Run the command lines of standard input: one at a time, or with --gpus one at a time on each GPU.
+"""Run the command lines of standard input: one at a time, or with --gpus as many on each GPU as its number is named.
+
+--gpus 0 1: one run at a time on each. --gpus 0 0 1 1: two at a time on each, because one small network does not fill a
+GPU (docs/hardware.md).
 
 Runs with a teacher start after all other runs have ended. A run does not start if its teacher's run has failed. If a
-run fails, the others go on. Only if the first three runs (with --gpus: three per GPU) have all failed, no more start.
-SIGINT, SIGTERM and SIGHUP (not under nohup) reach the trainings as SIGTERM. They save their step, and --resume auto
-continues there.
+run fails, the others go on. Only if the first three runs (with --gpus: three for each number) have all failed, no more
+start. SIGINT, SIGTERM and SIGHUP (not under nohup) reach the trainings as SIGTERM. They save their step, and --resume
+auto continues there.
 """
 
 import argparse
@@ -17,7 +20,7 @@ from collections import deque
 
 
 class Queue:
-    """Commands and their results. Each GPU has one worker; without GPUs there is one worker."""
+    """Commands and their results. Each number in gpus has one worker; without GPUs there is one worker."""
 
     def __init__(self, commands: list[list[str]], gpus: list[str]):
         self.total, self.gpus = len(commands), gpus
@@ -101,7 +104,7 @@ def folder_of(command: list[str]) -> str:
 def main() -> None:
     """Exit code: 0 if all runs are complete, 1 if some failed, 128 + the signal's number after a signal."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--gpus", nargs="+", default=[], help="numbers of the GPUs")
+    parser.add_argument("--gpus", nargs="+", default=[], help="numbers of GPUs; one may be named several times")
     gpus = parser.parse_args().gpus
     commands = [shlex.split(line) for line in sys.stdin if line.strip()]
     for command in commands:

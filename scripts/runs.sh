@@ -3,7 +3,8 @@
 #   SEEDS="0 1 2"          seeds                          DATA_DIR=./Data        folder of the data
 #   EPOCHS=300             epochs of each training        SAVE_DIR=./runs/paper  folder of the runs; with EPOCHS,
 #                                                                                ./runs/paper_<EPOCHS>_epochs
-#   GPUS="0 1"             one run at a time on each      DRY_RUN=1              print the commands, run nothing
+#   GPUS="0 1"             one run at a time on each;     DRY_RUN=1              print the commands, run nothing
+#                          "0 0 1 1": two on each
 #   MODELS, DATASETS       other networks, other data     LENGTH=80              epochs of the ramp-up
 #   T_MODEL=resnet110      the teacher                    PYTHON=python          the Python that runs everything
 #

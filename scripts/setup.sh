@@ -1,4 +1,4 @@
-# demo.sh and test.sh source this file. It goes to the repository's root, makes .venv there if there is none, and
+# demo.sh, gpu.sh and test.sh source this file. It goes to the repository's root, makes .venv there if there is none, and
 # installs the packages of the file $REQUIREMENTS.
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}

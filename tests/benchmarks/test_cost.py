@@ -1,3 +1,6 @@
+import json
+import sys
+
 import pytest
 
 import train_DML
@@ -35,3 +38,20 @@ def test_the_table(script):
     assert [cell.strip() for cell in five[:3]] == ["table5.sh", "18", "18"] and float(five[3]) > 0
     assert [cell.strip() for cell in again] == ["table5.sh", "18", "0", "0.0", "0"]
     assert float(five[4]) == pytest.approx(float(five[3]) * 1e18 / 4e12 / 3600, rel=0.3)
+
+
+def test_hours_of_measured_gpus(tmp_path, monkeypatch, capsys):
+    """A column for each; the rate of each network, and the slowest one for those that were not measured."""
+    for name, rates in (("A", {"resnet8": 1e10, "vgg16": 5e9}), ("B", {"vgg16": 2e10})):
+        result = {"machine": {"kind": "cuda", "name": name}, "quick": False, "operations_per_second": rates}
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    run = "python train.py --model {} --dataset CIFAR10 --num_epochs 9"
+    monkeypatch.setattr(cost, "commands", lambda script: [run.format("resnet8"), run.format("resnet14")])
+    monkeypatch.setattr(sys, "argv", ["cost.py", "table5", "--measured", str(tmp_path)])
+    cost.main()
+    printed = capsys.readouterr().out.splitlines()
+    header, _, line = ([cell.strip() for cell in line.split("|")[1:-1]] for line in printed)
+    eight, fourteen = (cost.operations(run.format(name)) for name in ("resnet8", "resnet14"))
+    assert header[4:] == ["hours on one A", "hours on one B"]
+    assert line[4:] == [f"{(eight / 1e10 + fourteen / 5e9) / 3600:,.0f}", f"{(eight + fourteen) / 2e10 / 3600:,.0f}"]
+    assert len(set(line[4:])) == 2 and line[5] != "0"

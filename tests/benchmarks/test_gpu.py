@@ -1,0 +1,50 @@
+"""scripts/gpu.sh without a GPU, and what becomes of its results."""
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT
+
+from benchmarks import cost, gpu
+from runtime.errors import UserError
+
+
+def test_on_a_cpu(script, tmp_path):
+    """The same code as on a GPU, in small. Nothing is written where the results of GPUs are."""
+    before = sorted(cost.MEASURED.glob("*"))
+    out = tmp_path / "here" / "cpu.json"
+    done = script("benchmarks/gpu.py", "--device", "cpu", "--quick", "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(out.read_text())
+    assert found["quick"] and found["machine"]["kind"] == "cpu" and found["machine"]["driver"] == "none"
+    assert found["tests"].keys() == {"skipped"} or torch.cuda.is_available()
+    assert found["steps"].keys() == {"fp32", "TF32", "bf16"} and found["steps"]["bf16"].keys() == {"plain", "ours"}
+    assert found["epochs"].keys() == {"baseline", "OKDDip", "ONE"} and found["side_by_side"].keys() == {"2"}
+    for part in ("loaders", "evaluations", "side_by_side", "operations_per_second"):
+        assert min(found[part].values()) > 0
+    assert "table5.sh" in done.stdout and f"written: {out}" in done.stdout
+    assert sorted(cost.MEASURED.glob("*")) == before
+    with pytest.raises(UserError, match="not a measurement of a GPU"):
+        cost.measured(out.parent)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_one_line_says_so(script):
+    done = script("benchmarks/gpu.py")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr == ("error: PyTorch finds no GPU here: --device cpu --quick tries the same code without one\n")
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (["--device", "cpu"], "--device cpu needs --quick"),
+    (["--device", "cpu", "--quick", "--out", str(ROOT / "results" / "gpu" / "a.json")], "--quick measures nothing")])
+def test_no_figure_is_of_a_gpu_that_was_not_used(flags, said):
+    with pytest.raises(UserError, match=said):
+        gpu.main(flags)
+
+
+def test_the_page_about_hardware_names_the_measured_gpus():
+    page = (ROOT / "docs" / "hardware.md").read_text()
+    names = cost.measured(cost.MEASURED)
+    assert ("No\nGPU has been measured yet" in page) == (not names) and all(name in page for name in names)

@@ -1,0 +1,35 @@
+"""What a training script hands to ``fit``, made by its own main, with random images instead of a data set."""
+
+import importlib
+
+import torch
+
+import data_loader
+import methods
+import models
+from benchmarks import compare
+from training.step import Trainer
+
+
+class Prepared:
+    """method, train_loader, test_loader, run: the arguments of ``fit``. trainer: as ``fit`` makes it.
+
+    name: of a run's folder. flags: of the script, besides those of methods.py. images: for training, for testing.
+    """
+
+    def __init__(self, patch, name: str, *flags: str, images: tuple[int, int], dtype: torch.dtype = torch.float32):
+        """patch: pytest's monkeypatch."""
+        entry, inputs = methods.METHODS.get(name), []
+        script = importlib.import_module((entry or methods.FAMILIES[methods.family(name)]).module)
+        with patch.context() as for_a_while:
+            for_a_while.setattr(script, "fit", lambda *given: inputs.extend(given))
+            for_a_while.setattr(models, "load_teacher", lambda network, classes, path:
+                                models.create_model(network, classes).eval().requires_grad_(False))
+            for_a_while.setitem(data_loader.DATASETS, "DIGITS", lambda root: compare.random_data(*images, seed=0))
+            script.main(["--dataset", "DIGITS", "--batch_size", "8", *(entry.flags if entry else "").split(), *flags])
+        self.method, self.train_loader, self.test_loader, self.run = inputs
+        for network in (self.method.model, self.method.teacher):
+            if network is not None:
+                network.to(dtype)
+        args, device = self.run.args, self.run.device
+        self.trainer = Trainer(self.method, args.lr, args.wd, [150, 225], device, args.amp, args.compile)

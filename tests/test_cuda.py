@@ -1,0 +1,289 @@
+"""On a GPU: the same numbers as on the CPU, and nothing that makes the host wait. Skipped where there is no GPU.
+
+Most tests also run on the CPU, to show that their body is right. The others name their twin, the test that checks the
+same without a GPU. ``sh scripts/gpu.sh`` runs this file and measures.
+"""
+
+import gc
+import os
+from functools import partial
+
+import pytest
+import torch
+from conftest import few_digits
+from prepared import Prepared
+from processes import CONTEXT, group, lines, load
+
+import data_loader
+import methods
+import models
+import train_GL
+import training.run
+from benchmarks import compare
+from runtime import processes
+from runtime.device import pick_device
+from training.evaluation import evaluate
+from training.loop import train_steps
+from training.signals import Signals
+from training.step import Trainer
+
+ONE_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+both_devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, ONE_GPU])])
+TEACHER = ("--T_model", "resnet8")
+CASES = {name: TEACHER if name == "KD" else () for name in methods.METHODS} | {
+    f"OKDDip-{name}": ("--aggregation", name) for name in models.AGGREGATIONS if name not in ("attention", "random")}
+
+
+@pytest.fixture
+def prepare(monkeypatch, tmp_path):
+    """prepare("ONE", "cuda", "--amp", "fp16") -> Prepared, with resnet8 and the same weights on every device."""
+    return lambda name, device, *flags, **options: Prepared(
+        monkeypatch, name, "--model", "resnet8", "--save_dir", str(tmp_path), "--device", device, *CASES[name], *flags,
+        **{"images": (24, 40)} | options)
+
+
+# --- the numbers of a step --------------------------------------------------------------------------------------------
+
+
+def after_one_step(prepared, dtype):
+    """Terms and hits of a step, and the weights and statistics after it."""
+    images, labels = next(iter(prepared.train_loader))
+    prepared.trainer.step(images.to(dtype), labels, 0.5)
+    return prepared.trainer.means(), {key: value.cpu() for key, value in prepared.method.model.state_dict().items()}
+
+
+@both_devices
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-3)])
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_gives_the_numbers_of_the_cpu(name, dtype, tolerance, device, prepare):
+    expected, weights = after_one_step(prepare(name, "cpu", dtype=dtype), dtype)
+    found, ours = after_one_step(prepare(name, device, dtype=dtype), dtype)
+    assert found["terms"] == pytest.approx(expected["terms"], rel=tolerance)
+    for row, right in zip(found["hits"], expected["hits"], strict=True):
+        assert row == pytest.approx(right, abs=0 if dtype == torch.float64 else 1 / 8)  # an image between two classes
+    for key, value in weights.items():
+        assert ours[key].allclose(value, rtol=tolerance, atol=tolerance), key
+
+
+@both_devices
+def test_a_first_step_that_fp16_skips_leaves_no_trace(device, prepare):
+    """Its gradients overflow: weights and momentum stay, the scale is halved. Later steps train."""
+    trainer, loader = (p := prepare("baseline", device, "--amp", "fp16")).trainer, p.train_loader
+    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 1e38})
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    images, labels = next(iter(loader))
+    trainer.step(images, labels, 0.5)
+    assert trainer.scaler.get_scale() == pytest.approx(5e37)
+    assert all(p.equal(b) for p, b in zip(trainer.model.parameters(), before, strict=True)), "the step was not skipped"
+    assert not any(s["momentum_buffer"].any() for s in trainer.optimizer.state.values())
+    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 128.0})
+    trainer.step(images, labels, 0.5)
+    assert not any(p.equal(b) for p, b in zip(trainer.model.parameters(), before, strict=True))
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+# --- CUDA graphs ------------------------------------------------------------------------------------------------------
+
+
+def two_epochs(prepared):
+    """The means of two epochs of ten steps, the last one smaller, with an evaluation after each; and the weights."""
+    trainer, loader, found = prepared.trainer, prepared.train_loader, []
+    assert len(loader) == 10 and loader.num_images % 8 == 5
+    for epoch, weight in enumerate((0.1, 0.7)):
+        loader.set_epoch(epoch)
+        with Signals() as signals:
+            for _ in train_steps(trainer, loader, weight, signals):
+                pass
+        found.append(trainer.means() | evaluate(prepared.method, prepared.test_loader))
+        trainer.next_epoch()
+    return found, [p.detach().cpu() for p in trainer.model.parameters()]
+
+
+@both_devices
+@pytest.mark.parametrize("name", ["OKDDip", "KD"])
+def test_compiled_steps_give_the_numbers_of_eager_ones(name, device, prepare, monkeypatch):
+    """On the CPU, Python replaces Inductor as the backend of torch.compile, because Inductor takes half a minute."""
+    from torch._dynamo.utils import counters
+    from torch._inductor.cudagraph_trees import get_manager
+
+    if device == "cpu":
+        compiler = partial(torch.compile, backend="eager")
+        monkeypatch.setattr(torch, "compile", lambda f, mode, dynamic: compiler(f, dynamic=dynamic))
+    flags, images = ("--lr", "0.01"), (77, 40)
+    expected, weights = two_epochs(prepare(name, device, *flags, images=images))
+    counters.clear()
+    found, ours = two_epochs(prepare(name, device, *flags, "--compile", images=images))
+    assert counters["stats"]["unique_graphs"] >= 1, "nothing was compiled"
+    if device == "cuda":
+        assert get_manager(0, create_if_none_exists=False).roots and not counters["inductor"]["cudagraph_skips"]
+    for epoch, right in zip(found, expected, strict=True):
+        assert epoch.pop("terms") == pytest.approx(right.pop("terms"), rel=2e-3)
+        for row, right_row in zip(epoch.pop("hits"), right.pop("hits"), strict=True):
+            assert row == pytest.approx(right_row, abs=2 / 77)
+        for key, value in right.items():
+            tolerance = 5 if "acc" in key else 0.01  # 2 of 40 images
+            assert torch.tensor(epoch[key]).allclose(torch.tensor(value), rtol=0.01, atol=tolerance), key
+    assert all(a.allclose(b, rtol=1e-3, atol=1e-3) for a, b in zip(ours, weights, strict=True))
+
+
+# --- waiting, memory --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watch():
+    """watch(batches) yields them. From the second one to the last, an operation that makes the host wait raises."""
+    def watched(batches):
+        batches = iter(batches)
+        yield next(batches)
+        torch.cuda.set_sync_debug_mode("error")
+        yield from batches
+        torch.cuda.set_sync_debug_mode("default")
+
+    yield watched
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@ONE_GPU
+@pytest.mark.parametrize("flags", [(), ("--amp", "fp16"), ("--amp", "bf16")])
+@pytest.mark.parametrize("name", [*CASES, "OKDDip-random"])
+def test_no_step_and_no_evaluation_waits_for_the_gpu(name, flags, prepare, watch, monkeypatch):
+    """Twin: test_fake_cuda.py, test_an_epoch."""
+    monkeypatch.setitem(CASES, "OKDDip-random", ("--aggregation", "random"))
+    prepared = prepare(name, "cuda", *flags, images=(40, 2100))
+    prepared.trainer.model.train()
+    for images, labels in watch(prepared.train_loader):
+        prepared.trainer.step(images, labels, 0.5)
+    evaluate(prepared.method, prepared.test_loader, autocast=prepared.trainer.autocast(), watch=watch)
+
+
+def held(device):
+    """Bytes in tensors."""
+    gc.collect()
+    if device == "cuda":
+        return torch.cuda.memory_allocated()
+    return sum(t.untyped_storage().nbytes() for t in gc.get_objects() if issubclass(type(t), torch.Tensor))
+
+
+@both_devices
+def test_memory_is_flat(device, prepare):
+    prepared = prepare("OKDDip", device)
+    images, labels = next(iter(prepared.train_loader))
+    sizes = []
+    for count in (5, 300 if device == "cuda" else 20):
+        for _ in range(count):
+            prepared.trainer.step(images, labels, 0.5)
+        sizes.append(held(device))
+    assert sizes[0] == sizes[1] > 0
+
+
+# --- loaders ----------------------------------------------------------------------------------------------------------
+
+
+@both_devices
+@pytest.mark.parametrize("cache", [True, False])
+def test_loaders_give_the_bits_of_the_cpu(device, cache, monkeypatch):
+    """Every batch is kept, and compared after the last. The GPU is busy meanwhile, so copies to it come late."""
+    monkeypatch.setitem(data_loader.DATASETS, "DIGITS", lambda root: compare.random_data(77, 40, seed=0))
+    expected = data_loader.dataloader("DIGITS", 8, 2)
+    loaders = data_loader.dataloader("DIGITS", 8, 2, device=device, cache=cache)
+    work = torch.randn(*([4096, 4096] if device == "cuda" else [4, 4]), device=device)
+    for ours, cpu in zip(loaders, expected, strict=True):
+        for epoch in (0, 1):
+            ours.set_epoch(epoch)
+            cpu.set_epoch(epoch)
+            batches = []
+            for batch in ours:
+                batches.append(batch)
+                for _ in range(20):
+                    work = (work @ work).tanh()
+            for found, right in zip(zip(*batches, strict=True), zip(*cpu, strict=True), strict=True):
+                assert torch.cat(found).cpu().equal(torch.cat(right))
+        ours.close()
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+FLAGS = ["--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "32", "--lr", "0.05", "--length", "0",
+         "--aggregation", "random"]
+RUN = "DIGITS/OKDDip-random/resnet8"
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    """cuDNN's search for the fastest algorithm may choose another one in each run."""
+    def choose(tf32):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+
+    monkeypatch.setattr(training.run, "set_precision", choose)
+    with few_digits():
+        yield
+    torch.backends.cudnn.deterministic = False
+
+
+@both_devices
+def test_resuming(device, deterministic, tmp_path):
+    """The weights of two epochs in one go. The targets are random: the device's generator is restored, too."""
+    for where, epochs in (("whole", [2]), ("parts", [1, 2])):
+        for count in epochs:
+            train_GL.main([*FLAGS, "--device", device, "--num_epochs", str(count), "--schedule", "3",
+                           "--resume", "auto", "--save_dir", str(tmp_path / where)])
+    whole, parts = (load(tmp_path / where / RUN)["state_dict"] for where in ("whole", "parts"))
+    assert all(parts[key].allclose(value, rtol=1e-4, atol=1e-4) for key, value in whole.items())
+
+
+@both_devices
+def test_a_run_of_the_gpu_continues_on_the_cpu_and_back(device, deterministic, tmp_path):
+    """Its file opens where there is no GPU. Without map_location, a tensor of a GPU would need one."""
+    for epochs, on in enumerate((device, "cpu", device), start=1):
+        train_GL.main([*FLAGS, "--device", on, "--num_epochs", str(epochs), "--resume", "auto", "--save_dir",
+                       str(tmp_path)])
+        state = load(tmp_path / RUN)
+        tensors = [*state["state_dict"].values(), *(s["momentum_buffer"] for s in state["optimizer"]["state"].values()),
+                   *state["tally"]["sums"].values()]
+        assert all(t.device.type == "cpu" and t.isfinite().all() for t in tensors)
+    losses = [line["train_loss"] for line in lines(tmp_path / RUN)]
+    assert losses[0] > losses[1] > losses[2]
+
+
+# --- several GPUs -----------------------------------------------------------------------------------------------------
+
+
+def steps_of_a_process(path, environment, device, sync_bn):
+    """Three steps of ONE in float64, on batches of 8, 8 and 7 images. Each process saves its weights."""
+    os.environ.update(environment)
+    device = pick_device(device, sync_bn=sync_bn)
+    processes.start(device)
+    torch.manual_seed(0)
+    method, data = compare.method("ONE", 10, model="resnet8"), compare.random_data(23, 0, seed=0)
+    method.model.double()
+    trainer = Trainer(method, 0.05, 5e-4, [10], device, sync_bn=sync_bn)
+    loader = data_loader.Cached(data.train, data, 8, device, augment=True)
+    method.model.train(device.type == "cuda")  # on the CPU, BatchNorm is not synchronised
+    for (images, labels), share in zip(loader, loader.shares(), strict=True):
+        trainer.step(images.double(), labels, 0.3, share)
+    means, weights = trainer.means(), {name: value.cpu() for name, value in method.model.state_dict().items()}
+    torch.save({"weights": weights, "terms": means["terms"], "hits": means["hits"]}, path)
+    processes.leave()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, TWO_GPUS])])
+def test_two_gpus_give_the_weights_of_one(device, tmp_path):
+    """With --sync_bn, so that BatchNorm sees the whole batch, whose parts may differ in size."""
+    sync_bn = device == "cuda"
+    started = [CONTEXT.Process(target=steps_of_a_process, args=(tmp_path / f"{len(several)}{r}", one, device, sync_bn))
+               for several in (group(1), group(2)) for r, one in enumerate(several)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+        assert process.exitcode == 0
+    whole, *halves = (torch.load(tmp_path / name, weights_only=True) for name in ("10", "20", "21"))
+    for half in halves:
+        assert half["hits"] == whole["hits"] and half["terms"] == pytest.approx(whole["terms"], rel=1e-9)
+        for key, value in whole["weights"].items():
+            if "num_batches" not in key:
+                assert value.allclose(half["weights"][key], rtol=1e-8, atol=1e-10), key

@@ -1,0 +1,225 @@
+"""Every script on a fake CUDA device (fake_cuda.py), on every machine: training, evaluation and loaders.
+
+What makes a GPU stop or wait fails here: tensors on two devices, a host read between the first and the last batch, more
+kernels than KERNELS allows. There are no results to compare; tests/test_cuda.py compares those of a real GPU.
+"""
+
+import pytest
+import torch
+from fake_cuda import HostRead, backward, fake_cuda
+from prepared import Prepared
+
+import data_loader
+import methods
+import models
+from deployment.measuring import calibration_and_class_sums
+from runtime.checkpoints import on_cpu
+from runtime.device import pick_device
+from training.evaluation import evaluate
+from training.loop import one_epoch
+
+CPU = torch.device("cpu")
+
+# Kernels of a training step (forward, loss, backward, optimizer, metrics) and of an evaluation batch, with 10 classes
+# and the flags' defaults. Methods of methods.py are counted with resnet32, variants with resnet8. A new method is one
+# line. A change that launches fewer kernels lowers its numbers.
+KERNELS = {  # name of the run's folder -> flags besides those of methods.py, step, evaluation batch
+    "baseline": ("", 252, 131),
+    "KD": ("--T_model resnet8", 299, 131),
+    "Ind": ("", 502, 259),
+    "DML": ("", 977, 484),
+    "CL-ILR": ("", 533, 262),
+    "ONE": ("", 546, 266),
+    "OKDDip-N": ("", 1003, 490),
+    "OKDDip": ("", 556, 265),
+    "OKDDip-mean": ("--aggregation mean", 200, 94),
+    "OKDDip-random": ("--aggregation random", 201, 94),
+    "OKDDip-entropy": ("--aggregation entropy", 213, 98),
+    "OKDDip-symmetric": ("--aggregation symmetric", 215, 96),
+    "OKDDip-others": ("--aggregation others", 223, 99),
+    "OKDDip-detach_targets": ("--detach_targets", 194, 97),
+    "OKDDip-no_leader": ("--no_leader", 209, 97),
+    "OKDDip+KD": ("--T_model resnet8", 268, 97),
+    "CL": ("--avg", 196, 94),
+    "CL-N": ("--avg --MulStu", 307, 151),
+    "Ind-N": ("--ind --MulStu", 277, 148),
+    "DML-pairwise": ("--type pairwise", 326, 148),
+}
+LOADING = (8, 4)  # kernels of Cached for a batch: in training, in evaluation
+
+
+class Watched(Prepared):
+    """Training and evaluation on the fake device. loading, computing: the kernels of each batch."""
+
+    def __init__(self, gpu, patch, name, *flags, batches=(2, 2)):
+        """batches: in training, in the evaluation."""
+        train, test = batches
+        super().__init__(patch, name, "--device", "cuda", *KERNELS[name][0].split(), *flags,
+                         images=(8 * train, 1024 * test))
+        self.gpu, self.loading, self.computing = gpu, [], []
+
+    def watch(self, batches):
+        """In the place of ``Signals.watch``: count kernels, and forbid host reads from the first batch to the last."""
+        iterator = iter(batches)
+        while True:
+            with self.gpu.watch() as kernels:
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            self.loading.append(sum(kernels.values()))
+            with self.gpu.watch() as kernels:
+                yield batch
+            self.computing.append(sum(kernels.values()))
+
+    def epoch(self):
+        """Train and measure as ``fit`` does."""
+        one_epoch(self.method, self.trainer, self.train_loader, {"test": self.test_loader}, self.run, signals=self,
+                  checkpoints=None)
+
+
+@pytest.fixture
+def prepare(monkeypatch, tmp_path):
+    """prepare("ONE", "resnet8", "--amp", "bf16") -> Watched."""
+    with fake_cuda() as gpu:
+        yield lambda name, model, *flags, **options: Watched(
+            gpu, monkeypatch, name, "--model", model, "--save_dir", str(tmp_path), *flags, **options)
+
+
+# --- every method ---------------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_every_method_and_every_aggregation():
+    assert methods.METHODS.keys() <= KERNELS.keys()
+    flags = {flags for flags, *_ in KERNELS.values()}
+    assert {f"--aggregation {name}" for name in models.AGGREGATIONS if name != "attention"} <= flags
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_an_epoch(name, prepare):
+    """The kernels are those of the second batches: the first ones also make the sums and move parameters."""
+    _, step, evaluation = KERNELS[name]
+    training = prepare(name, "resnet32" if name in methods.METHODS else "resnet8")
+    assert training.run.method == ("" if name == "baseline" else name)
+    training.epoch()
+    assert training.computing[1] <= step and training.computing[3] <= evaluation
+    assert training.loading[1] <= LOADING[0] and training.loading[3] <= LOADING[1]
+
+
+@pytest.mark.parametrize("amp", ["fp16", "bf16"])
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_an_epoch_in_half_precision(name, amp, prepare):
+    training = prepare(name, "resnet8", "--amp", amp, batches=(1, 1))
+    training.epoch()
+    assert len(training.computing) == 2 and training.trainer.scaler.is_enabled() == (amp == "fp16")
+    with training.trainer.autocast():
+        logits, _ = training.method.predict(next(iter(training.test_loader))[0])
+    assert logits.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16}[amp] and logits.is_cuda
+    assert all(p.is_cuda and p.dtype == torch.float32 for p in training.trainer.model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+def test_streamed_batches(prepare):
+    """--cache off: two copies to the device, of uint8 images and of labels; the rest normalises."""
+    streamed = prepare("OKDDip", "resnet8", "--cache", "off", "--num_workers", "0", batches=(2, 1))
+    assert isinstance(streamed.train_loader, data_loader.Streamed)
+    for images, labels in streamed.watch(streamed.train_loader):
+        assert images.is_cuda and labels.is_cuda and images.is_contiguous(memory_format=torch.channels_last)
+    assert streamed.loading == [6, 6]
+
+
+def test_what_evaluate_py_measures(prepare):
+    measured = prepare("ONE", "resnet8", batches=(1, 2))
+    found = evaluate(measured.method, measured.test_loader, watch=measured.watch, more_sums=calibration_and_class_sums)
+    assert len(measured.computing) == 2 and "gaps" in found
+
+
+@pytest.mark.parametrize(("name", "index"), [("cuda", 0), ("cuda:1", 1)])
+def test_the_gpu_of_a_run_is_the_current_one(name, index):
+    """Otherwise pinned memory and libraries open GPU 0, whatever GPU the run has."""
+    with fake_cuda() as gpu:
+        assert gpu.current is None
+        assert pick_device(name) == gpu.current == torch.device("cuda", index)
+
+
+def test_checkpoints_hold_tensors_of_the_cpu():
+    """Otherwise the file of a GPU's run opens only on a machine with a GPU."""
+    with fake_cuda():
+        model = torch.nn.Linear(2, 3, device="cuda")
+        content = {"state_dict": model.state_dict(), "random": [{"cuda": torch.ones(2, device="cuda")}], "epoch": 3}
+        moved = on_cpu(content)
+        assert moved["epoch"] == 3 and moved["random"][0]["cuda"].device == moved["state_dict"]["bias"].device == CPU
+        assert moved["state_dict"].keys() == model.state_dict().keys() and model.weight.is_cuda
+        assert moved["state_dict"]._metadata == model.state_dict()._metadata
+        assert content["state_dict"]["bias"].is_cuda, "the trainer's own dictionary has changed"
+
+
+def test_a_checkpoint_goes_back_to_the_gpu(prepare):
+    """Weights, momentum, the scale of fp16, the sums of a begun epoch: a step after it meets no tensor of the CPU."""
+    training = prepare("OKDDip", "resnet8", "--amp", "fp16")
+    images, labels = next(iter(training.train_loader))
+    training.trainer.step(images, labels, 0.5)
+    training.trainer.load_state_dict(on_cpu(training.trainer.state_dict()))
+    with training.gpu.watch():
+        training.trainer.step(images, labels, 0.5)
+    assert all(s["momentum_buffer"].is_cuda for s in training.trainer.optimizer.state.values())
+    assert all(value.is_cuda for value in training.trainer.sums.sums.values())
+
+
+def test_pixels_are_divided_not_multiplied():
+    """PyTorch's GPU kernel computes x / 255 as x * (1 / 255) if 255 is a number, and 126 of 256 levels differ."""
+    with fake_cuda() as gpu:
+        normalise = data_loader.Normalise((0.5,) * 3, (0.5,) * 3, torch.device("cuda"))
+        with gpu.watch() as kernels:
+            normalise(torch.zeros(2, 32, 32, 3, dtype=torch.uint8, device="cuda"))
+    assert kernels["aten::div_.Tensor"] == 2 and "aten::div_.Tensor, number" not in kernels
+
+
+# --- the fake device itself -----------------------------------------------------------------------------------------
+
+
+READS = {"item": lambda x: x[0].item(), "float": lambda x: float(x[0]), "if": lambda x: 1 if x[0] > 0 else 0,
+         "cpu": lambda x: x.cpu(), "to": lambda x: x.to("cpu"), "tolist": lambda x: x.tolist(),
+         "copy_": lambda x: torch.empty(3).copy_(x), "for": lambda x: list(range(x[0].long()))}
+MIXTURES = {"sum": lambda x: x + torch.ones(3), "in place": lambda x: torch.ones(3).add_(x),
+            "mask": lambda x: x.masked_fill(torch.ones(3, dtype=torch.bool), 0),
+            "cat": lambda x: torch.cat([x, torch.ones(3)]), "index of the CPU": lambda x: x[torch.tensor([0, 1])],
+            "index of the GPU": lambda x: torch.ones(3)[x.long()]}
+
+
+@pytest.mark.parametrize("fault", READS)
+def test_a_host_read_fails(fault):
+    with fake_cuda() as gpu:
+        x = torch.randn(3, device="cuda")
+        READS[fault](x)
+        with pytest.raises(HostRead), gpu.watch():
+            READS[fault](x)
+
+
+@pytest.mark.parametrize("fault", MIXTURES)
+def test_tensors_on_two_devices_fail(fault):
+    with fake_cuda() as gpu:
+        x = torch.randn(3, device="cuda")
+        with pytest.raises((AssertionError, RuntimeError), match="device|CPU and GPU"), gpu.watch():
+            MIXTURES[fault](x)
+
+
+def test_kernels():
+    """Views, allocations and what happens on the CPU are none; a CPU tensor without dimensions is a number."""
+    with fake_cuda() as gpu, gpu.watch() as kernels:
+        x = torch.randn(3, 4, device="cuda")
+        y = (x[1:] * torch.tensor(2.0)).flatten()
+        assert (torch.randn(3) + 1).sum().device.type == "cpu" and y.shape == torch.empty(8, device="cuda").shape
+    assert kernels == {"aten::randn": 1, "aten::mul.Tensor, number": 1}
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_its_backward_pass_is_pytorchs(name, monkeypatch, tmp_path):
+    """On the CPU, where both run: the same bits."""
+    prepared = Prepared(monkeypatch, name, "--model", "resnet8", "--device", "cpu", "--save_dir", str(tmp_path),
+                        *KERNELS[name][0].split(), images=(8, 8))
+    method, gradients, (images, labels) = prepared.method, [], next(iter(prepared.train_loader))
+    for compute in (torch.Tensor.backward, backward):
+        compute(method.loss(method.model, images, labels, 0.5)[0].total)
+        gradients.append([p.grad for p in method.model.parameters()])
+        method.model.zero_grad()
+    assert all(a.equal(b) for a, b in zip(*gradients, strict=True))
