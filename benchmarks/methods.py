@@ -2,15 +2,14 @@
 
     python benchmarks/methods.py                      # resnet32, groups of four, batches of 128
 
-A step includes what a method does before and after it (PCL's moving average, the mixing weights of OKDPH). The methods
+A step includes what a method does before and after it: PCL's moving average, the mixing weights of OKDPH. The methods
 take turns. KD's teacher is a network of the same kind.
 """
 
 import os
 import statistics
 import sys
-from collections.abc import Callable
-from itertools import count
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -28,8 +27,8 @@ from training.step import Trainer
 BESIDE = "OKDDip"
 
 
-def contender(name: str, args, device: torch.device) -> tuple[Trainer, tuple, Callable[[], None]]:
-    """-> a training of this method, the batch that it takes, and its whole step."""
+def contender(name: str, args, device: torch.device) -> tuple[Trainer, tuple]:
+    """-> a training of this method, and the batch that it takes."""
     network_based = {"MulStu": True} if name.endswith("-N") else {}
     method = compare.method(name, CLASSES, model=args.model, num_branches=args.num_branches, **network_based)
     if name == "KD":
@@ -39,16 +38,7 @@ def contender(name: str, args, device: torch.device) -> tuple[Trainer, tuple, Ca
     V = method.views(method.args)
     images = torch.randn(V * args.batch_size, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     images = images if V == 1 else images.unflatten(0, (V, -1)).transpose(0, 1)  # [B, V, 3, 32, 32], as our loaders
-    batch = images, torch.randint(CLASSES, (args.batch_size,), device=device), 1.0
-    numbers = count(1)
-
-    def step() -> None:
-        number = next(numbers)
-        method.before_step(number)
-        trainer.step(*batch)
-        method.after_step(number)
-
-    return trainer, batch, step
+    return trainer, (images, torch.randint(CLASSES, (args.batch_size,), device=device), 1.0)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -60,14 +50,14 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
     device = compare.start(args)
     contenders = {name: contender(name, args, device) for name in METHODS}
-    steps = {name: step for name, (_, _, step) in contenders.items()}
+    steps = {name: partial(trainer.step, *batch) for name, (trainer, batch) in contenders.items()}
     compare.in_turns(steps, 1, device)  # warms up
     seconds = compare.in_turns(steps, args.rounds, device)
     print(f"{args.model}, m = {args.num_branches}, batches of {args.batch_size}, amp {args.amp}: medians of "
           f"{args.rounds} steps")
     print(compare.table(("", "ms/step", f"times as long as {BESIDE}", "peak MiB"), *(
         (name, f"{1000 * statistics.median(seconds[name]):.0f}", compare.ratio(seconds[name], seconds[BESIDE]),
-         compare.mebibytes(peak(trainer, batch))) for name, (trainer, batch, _) in contenders.items())))
+         compare.mebibytes(peak(trainer, batch))) for name, (trainer, batch) in contenders.items())))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """OKDPH: networks that learn with the hybrid of their weights (Zhang et al., CVPR 2023)."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from .branches import Branches
+from .registry import create_model
 
 Mixed = list[Tensor]  # sum_i r_i theta_i, tensor by tensor
 
@@ -21,10 +20,9 @@ class OKDPH(Branches):
 
     def __init__(self, name: str, num_classes: int, num_branches: int, hybrid_copy: bool = False, **options):
         super().__init__(name, num_classes, num_branches, network_based=True, **options)
-        first = self.student(0)
-        for i in range(1, num_branches):
-            self.student(i).load_state_dict(first.state_dict())
-        self.hybrid = copy.deepcopy(first).requires_grad_(False)
+        self.hybrid = create_model(name, num_classes, **options).requires_grad_(False)
+        for network in (*map(self.student, range(1, num_branches)), self.hybrid):
+            network.load_state_dict(self.student(0).state_dict())
         self.hybrid_copy = hybrid_copy
         self.register_buffer("r", torch.zeros(num_branches))
 
@@ -65,12 +63,27 @@ class OKDPH(Branches):
         self.take(torch.full_like(self.r, 1 / self.num_branches))
 
 
+class _Mix(torch.autograd.Function):
+    """A few kernels for all tensors together, in backward, too."""
+
+    @staticmethod
+    def forward(ctx, r: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(r)
+        n = len(tensors) // len(r)
+        total, *others = (torch._foreach_mul(tensors[i * n:(i + 1) * n], r_i) for i, r_i in enumerate(r.unbind()))
+        for more in others:
+            torch._foreach_add_(total, more)
+        return tuple(total)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (r,) = ctx.saved_tensors
+        return None, *(part for r_i in r.unbind() for part in torch._foreach_mul(gradients, r_i))
+
+
 def mix(tensors: list[list[Tensor]], r: Tensor) -> Mixed:
-    """tensors[i]: those of network i, r [m] -> sum_i r_i tensors[i]. Differentiable."""
-    total, *others = (torch._foreach_mul(own, r_i) for own, r_i in zip(tensors, r.unbind(), strict=True))
-    for more in others:
-        total = torch._foreach_add(total, more)
-    return list(total)
+    """tensors[i]: those of network i, r [m] -> sum_i r_i tensors[i]. The gradient of tensors[i] is r_i times that."""
+    return list(_Mix.apply(r, *(t for own in tensors for t in own)))
 
 
 def parameters(*parts: nn.Module) -> list[Tensor]:

@@ -1,7 +1,5 @@
 """PCL: peers, each with its own view, their ensemble, and a temporal mean of them (Wu & Gong, AAAI 2021)."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -23,7 +21,8 @@ class PCL(nn.Module):
         self.peers = Branches(name, num_classes, num_branches, **options)
         self.ensemble = nn.Linear(num_branches * self.peers.heads[0].width, num_classes)
         find(name).initialise(self.ensemble)  # drawn as the other linear layers of this network
-        self.mean = copy.deepcopy(self.peers).requires_grad_(False)
+        self.mean = Branches(name, num_classes, num_branches, **options).requires_grad_(False)
+        self.mean.load_state_dict(self.peers.state_dict())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """views [B, m, 3, H, W] (in evaluation images [B, 3, H, W])

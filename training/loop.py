@@ -103,7 +103,7 @@ def one_epoch(method: Method, trainer: Trainer, loader, evaluated: dict, run: Ru
     weight, title = method.ramp_up(epoch, run.num_epochs), f"epoch {epoch + 1}/{args.num_epochs}"
     record = {"epoch": epoch + 1, "lr": trainer.lr, "weight": weight}
     with Progress(title, trainer, len(loader), args.log_every, method) as progress:
-        for _ in train_steps(method, trainer, loader, weight, signals):
+        for _ in train_steps(trainer, loader, weight, signals):
             progress.update()
             if args.save_steps and sums.steps % args.save_steps == 0:
                 checkpoints.save()
@@ -122,16 +122,13 @@ def one_epoch(method: Method, trainer: Trainer, loader, evaluated: dict, run: Ru
     return record
 
 
-def train_steps(method: Method, trainer: Trainer, loader, weight: float, signals: Signals):
+def train_steps(trainer: Trainer, loader, weight: float, signals: Signals):
     """Take the steps that are left in the epoch; yield after each."""
     trainer.model.train()
     if trainer.compiled:  # a Python number would be a constant: each epoch would be compiled again
         weight = torch.tensor(weight, device=trainer.device)
     first = trainer.sums.steps
-    earlier = loader.epoch * len(loader)  # steps of the epochs before
+    trainer.earlier_steps = loader.epoch * len(loader)
     for (images, labels), share in zip(signals.watch(loader.batches(first)), loader.shares(first), strict=True):
-        step = earlier + trainer.sums.steps + 1
-        method.before_step(step)
         trainer.step(images, labels, weight, share)
-        method.after_step(step)
         yield

@@ -61,10 +61,10 @@ class Method:
         return ramp_up(epoch, num_epochs, self.args.start_consistency, self.args.length)
 
     def before_step(self, step: int) -> None:
-        """Called before each training step. step: its number in the whole training, from 1."""
+        """``Trainer.step`` calls this first. step: its number in the whole training, from 1."""
 
     def after_step(self, step: int) -> None:
-        """Called after each training step. What it changes must be part of the model, to be saved."""
+        """``Trainer.step`` calls this after the optimizer. What it changes must be part of the model, to be saved."""
 
     def after_epoch(self, held_out: Iterable | None, autocast: AbstractContextManager) -> None:
         """Called between the training and the evaluation of an epoch. held_out: the loader of --val_size, or None.

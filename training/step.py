@@ -38,7 +38,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         mode = "reduce-overhead" if device.type == "cuda" else "default"
         self.loss = torch.compile(method.loss, mode=mode, dynamic=False) if compiled else method.loss
+        self.method = method
         self.sums, self.checked_steps, self.uncounted = RunningSums(device), 0, 0
+        self.earlier_steps = 0  # of the epochs before
 
     def autocast(self) -> torch.autocast:
         """The context in which the networks compute."""
@@ -52,14 +54,18 @@ class Trainer:
     def step(self, images: Tensor, labels: Tensor, weight: float | Tensor, share: float = 1.0) -> None:
         """One step of SGD on one batch. Its loss and correct answers are added to the sums. The host reads nothing.
 
-        images [B, 3, H, W], labels [B]: this process's part of the batch. share: B relative to an equal part.
+        images [B, 3, H, W] or views [B, V, 3, H, W], labels [B]: this process's part of the batch. share: B relative to
+        an equal part.
         """
+        number = self.earlier_steps + self.sums.steps + 1
+        self.method.before_step(number)
         with self.autocast():
             terms, logits = self.loss(self.replica, images, labels, weight)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(terms.total if share == 1 else terms.total * share).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.method.after_step(number)
         self.uncounted += 1
         with torch.no_grad():
             correct = topk_correct(logits, labels).sum(0)  # [R, 2]; checkpoints call it "hits"
