@@ -89,6 +89,7 @@ def class_folders(root: str, name: str, test_names: tuple[str, ...],
             needed = needed if test_only else f"train/<class>/* and {needed}"
             raise UserError(f"{directory} does not exist: --dataset {name} needs a --data_dir with {needed} below it; "
                             "--dataset DIGITS needs no files")
+        refuse_circles(directory)
     try:
         found = [datasets.ImageFolder(directory, is_valid_file=lambda path: not Path(path).name.startswith("."))
                  for directory in directories]
@@ -104,6 +105,14 @@ def class_folders(root: str, name: str, test_names: tuple[str, ...],
     *train, test = (Split(np.array([os.fsencode(path) for path, _ in f.samples]), np.array(f.targets, dtype=np.int64))
                     for f in found)
     return train[0] if train else None, test, classes
+
+
+def refuse_circles(directory: Path) -> None:
+    """UserError if a link below ``directory`` leads to a folder above itself: its images would be found endlessly."""
+    for folder, names, _ in os.walk(directory, followlinks=True):
+        for link in (Path(folder, name) for name in names):
+            if link.is_symlink() and link.resolve() in {above.resolve() for above in link.absolute().parents}:
+                raise UserError(f"{link} is a link to a folder above itself ({link.resolve()}): remove the link")
 
 
 DATASETS: dict[str, Callable[..., Data]] = {  # name -> function(root, test_only=False)

@@ -30,3 +30,13 @@ def test_slow_libraries_are_imported_only_if_needed(flags, absent):
     assert done.returncode == 0 and done.stdout, done.stderr
     imported = set(done.stderr.splitlines()[-1].split())
     assert "argparse" in imported and not imported & absent
+
+
+@pytest.mark.parametrize("redirection", [">&-", "| true"])
+def test_nobody_reads_the_report(redirection):
+    """No traceback. The exit code is 1: what was asked for has not come."""
+    line = "{ $python report.py results/study; echo exit code $? >&2; }"
+    done = subprocess.run(["sh", "-c", f"{line} {redirection}"], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"python": sys.executable})
+    *warnings, last = done.stderr.splitlines()
+    assert last == "exit code 1" and all(text.startswith("warning: ") for text in warnings) and done.stdout == ""
