@@ -4,15 +4,18 @@ import json
 
 import pytest
 import torch
+from image_data import same_batches
 from kill import FLAGS
 from processes import TINY, Training, lines, load, saved_weights
 
+import data_loader
 import models
 import train
 import train_GL
 from runtime import checkpoints
 from runtime.errors import UserError
 from training.checkpoint import Checkpoints
+from training.step import Trainer
 
 
 def test_the_leader_is_a_plain_network(finished):
@@ -34,6 +37,20 @@ def test_twice_the_same(finished, tmp_path):
 def test_another_seed_is_another_run(finished, tmp_path):
     train_GL.main([*TINY, "--num_epochs", "1", "--save_dir", str(tmp_path), "--seed", "1"])
     assert lines(tmp_path / "DIGITS" / "OKDDip" / "resnet8")[0] != lines(finished)[0]
+
+
+def test_every_epoch_shows_its_own_batches(flags, tmp_path, monkeypatch):
+    """The order, crops and flips of epoch 0, then those of epoch 1, are what the loader gives for them."""
+    shown, step = [], Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, images, labels, *rest: (
+        shown.append((images.clone(), labels)), step(self, images, labels, *rest))[1])
+    train.main([*FLAGS, "--num_epochs", "2", "--data_dir", flags[-1], "--save_dir", str(tmp_path), "--seed", "3"])
+    loader, _ = data_loader.dataloader("folder", 8, 0, flags[-1], seed=3)
+    expected = []
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        expected += list(loader)
+    assert same_batches(shown, expected) and not same_batches(shown[:3], shown[3:])
 
 
 def test_overwrite_replaces_the_run_and_nothing_else(tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from kill import FLAGS, make_images
+from PIL import Image
 from processes import TINY, Training, assert_same_run, curve, epochs, lines, load, saved_weights
 
 import evaluate
@@ -75,6 +76,21 @@ def test_other_data_is_refused(flags, begun, tmp_path):
     (other / "train" / "blue").rename(other / "train" / "green")
     (other / "test" / "blue").rename(other / "test" / "green")
     with pytest.raises(UserError, match="other classes"):
+        train_GL.main([*flags, "--data_dir", str(other), "--resume", str(begun)])
+
+
+def test_other_pixels_and_other_test_images_are_refused(flags, begun, tmp_path):
+    """As many images of the same classes, one of them white: other mean and std. One more test image."""
+    other = tmp_path / "other"
+    shutil.copytree(flags[-1], other)
+    (image := other / "train" / "red" / "0.png").unlink()
+    Image.new("RGB", (32, 32), "white").save(image)
+    with pytest.raises(UserError, match="other normalisation"):
+        train_GL.main([*flags, "--data_dir", str(other), "--resume", str(begun)])
+    shutil.rmtree(other)
+    shutil.copytree(flags[-1], other)
+    shutil.copy(other / "test" / "red" / "0.png", other / "test" / "red" / "one more.png")
+    with pytest.raises(UserError, match=r"other images \(.* there, .* here\): resume it with the same images"):
         train_GL.main([*flags, "--data_dir", str(other), "--resume", str(begun)])
 
 

@@ -2,6 +2,7 @@ from argparse import Namespace
 
 import pytest
 import torch
+from slow import count_correct
 
 import methods
 from losses import distillation, true_loss
@@ -54,6 +55,25 @@ def test_sgd_is_nesterov_with_decay_on_everything():
             v[i] = 0.9 * v[i] + g
             p[i] -= 0.1 * (g + 0.9 * v[i])
     assert model.weight.tolist() == pytest.approx(p, rel=1e-12)
+
+
+def test_the_means_of_an_epoch_weigh_images_not_batches():
+    """Batches of 6 and 2 images: terms and correct answers are those of each step, times its images, divided by 8."""
+    torch.manual_seed(0)
+    method = make("OKDDip", num_branches=3)
+    trainer = Trainer(method, 0.1, 5e-4, [10], CPU)
+    expected = {"terms": torch.zeros(3, dtype=torch.float64), "hits": torch.zeros(4, 2)}
+    for n in (6, 2):
+        images, labels = random_batch(n)
+        with torch.no_grad():
+            terms, z = method.loss(trainer.model, images, labels, 0.5)
+        expected["terms"] += n * torch.stack(terms).double()
+        expected["hits"] += torch.stack([torch.tensor(count_correct(z[:, r].tolist(), labels.tolist(), k)
+                                                      ) for r in range(4) for k in (1, 5)]).view(4, 2)
+        trainer.step(images, labels, 0.5)
+    means = trainer.means()
+    assert means["terms"] == pytest.approx((expected["terms"] / 8).tolist(), rel=1e-5)
+    assert means["hits"] == (expected["hits"] / 8).tolist()
 
 
 # --- speed and precision
