@@ -66,9 +66,14 @@ def fail(error: Exception | str) -> NoReturn:
     """Print one line, unless another process prints it, and exit with code 2."""
     if not (isinstance(error, UserError) and error.already_reported):
         who = f"process {rank()}: " if rank() else ""
-        print(f"error: {who}{error}", file=sys.stderr)
-    tell_torchrun(f"error: {error}")
+        print(one_line(f"error: {who}{error}"), file=sys.stderr)
+    tell_torchrun(one_line(f"error: {error}"))
     sys.exit(2)
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks and other control characters escaped. They may come from names that a user gives."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def tell_torchrun(line: str) -> None:
@@ -115,7 +120,7 @@ class Parser(argparse.ArgumentParser):
                          formatter_class=Help, usage=f"%(prog)s {operands} [--flag VALUE ...]".replace("  ", " "))
 
     def error(self, message: str):
-        line = f"error: {message} (see {self.prog} --help)"
+        line = one_line(f"error: {message} (see {self.prog} --help)")
         tell_torchrun(line)
         self.exit(2, line + "\n" if is_main() else None)
 
