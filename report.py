@@ -16,6 +16,7 @@ from pathlib import Path
 import utils
 from runtime.errors import UserError, warn
 from runtime.files import as_json, save
+from training.folder import belongs_to_run
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -33,6 +34,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Print the report and write its files. UserError if there is no finished run."""
     args = parse_args(argv)
+    if args.html and belongs_to_run(args.html):
+        raise UserError(f"{args.html} belongs to a run, which would be lost: choose another name for --html")
     from analysis import groups, pages, records, tables  # here, because --help does not need pandas
 
     found, notes = records.find_runs(args.runs)

@@ -220,7 +220,8 @@ def test_any_flags_give_a_namespace_or_one_line(data, script):
                                                                                   parsers.append(self))[0])
         module.parse_args(["x"] if script in ("evaluate", "report") else [])
     word = st.one_of(st.sampled_from(flags_of(parsers[0])), st.text(max_size=5), st.integers(-2, 400).map(str),
-                     st.sampled_from(["nan", "1e400", "0.5", "vgg16", "DIGITS", "KL", "auto", "", "--", "=", "a b", "a\nb", "-3\n"]))
+                     st.sampled_from(["nan", "1e400", "0.5", "vgg16", "DIGITS", "KL", "auto", "", "--", "=", "a b",
+                                      "a\nb", "-3\n"]))
     argv = data.draw(st.lists(word, max_size=6))
     printed = []
     with pytest.MonkeyPatch.context() as patch:

@@ -6,6 +6,10 @@ import sys
 
 import pytest
 from conftest import ROOT
+from made_up import run
+
+import report
+from runtime.errors import UserError
 
 
 def test_no_run_at_all_is_one_sentence(tmp_path, script):
@@ -40,3 +44,12 @@ def test_nobody_reads_the_report(redirection):
                           env=os.environ | {"python": sys.executable})
     *warnings, last = done.stderr.splitlines()
     assert last == "exit code 1" and all(text.startswith("warning: ") for text in warnings) and done.stdout == ""
+
+
+def test_the_page_does_not_replace_a_file_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = run(tmp_path, "OKDDip", 0, [40.0])
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="metrics.jsonl belongs to a run, which would be lost"):
+        report.main([str(folder), "--html", str(folder / "metrics.jsonl")])
+    assert (folder / "metrics.jsonl").read_bytes() == before

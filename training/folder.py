@@ -37,6 +37,11 @@ def run_folder(args: argparse.Namespace, method: str = "") -> Path:
     return path
 
 
+def belongs_to_run(path: Path) -> bool:
+    """Whether the file is one that a run has written."""
+    return path.name in FILES and (path.parent / "parameters.json").exists()
+
+
 def remove_curves(folder: Path) -> None:
     """Delete a run's TensorBoard files."""
     for events in folder.glob("events.out.tfevents.*"):

@@ -130,6 +130,13 @@ def test_a_checkpoint_without_its_digest_is_not_resumed(begun):
         checkpoints.load_checkpoint(begun / "last.pth")
 
 
+def test_a_file_that_is_not_resumed_gets_no_lock_beside_it(flags, tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "exported.pth")
+    with pytest.raises(UserError, match="exported.pth cannot be resumed: it has no format"):
+        train_GL.main([*flags, "--resume", str(tmp_path / "exported.pth")])
+    assert [path.name for path in tmp_path.iterdir()] == ["exported.pth"]
+
+
 def test_resume_continues_where_the_run_stopped(finished, tmp_path):
     """One epoch, then two more: the weights, metrics and curves of three in one go."""
     train_GL.main([*TINY, "--num_epochs", "1", "--save_dir", str(tmp_path)])
