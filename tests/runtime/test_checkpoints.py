@@ -19,6 +19,15 @@ def test_the_digest_tells_contents_apart(change):
     assert checkpoints.digest(content()) == checkpoints.digest(content()) != checkpoints.digest(changed)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool])
+def test_the_digest_knows_every_bit_of_a_large_tensor(dtype):
+    """One in the middle, which is not among the numbers and digits that a printed tensor shows."""
+    x = torch.ones(3, 5000).to(dtype)
+    before = checkpoints.digest({"x": x})
+    x.flatten().view(torch.uint8)[len(x.flatten().view(torch.uint8)) // 2 // x.element_size() * x.element_size()] ^= 1
+    assert checkpoints.digest({"x": x}) != before
+
+
 def test_the_digest_does_not_know_memory_formats():
     x = torch.randn(2, 3, 4, 4)
     assert checkpoints.digest(x) == checkpoints.digest(x.to(memory_format=torch.channels_last))
