@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from runtime.errors import Complete, UserError
+from runtime.errors import Complete, UserError, first_words, one_line
 from runtime.rank import is_main, rank, world_size, wrong_variable
 
 
@@ -33,6 +33,8 @@ def command(main: Callable[[], None]) -> None:
         fail("a file or folder has a name too long for this file system: choose shorter ones (--version, --save_dir, "
              "--data_dir)" if error.errno == errno.ENAMETOOLONG else error)
     except RuntimeError as error:
+        if any(sign in str(error) for sign in ("out of memory", "not enough memory", "can't allocate memory")):
+            fail(f"there is not enough memory ({first_words(error)}): try a smaller --batch_size")
         if world_size() == 1:
             raise
         from runtime.processes import another_process_ended
@@ -69,11 +71,6 @@ def fail(error: Exception | str) -> NoReturn:
         print(one_line(f"error: {who}{error}"), file=sys.stderr)
     tell_torchrun(one_line(f"error: {error}"))
     sys.exit(2)
-
-
-def one_line(text: str) -> str:
-    """The text with line breaks and other control characters escaped. They may come from names that a user gives."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def tell_torchrun(line: str) -> None:
@@ -125,15 +122,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, line + "\n" if is_main() else None)
 
 
-def number(kind: type, low: float, open_end: bool = False, high: float = math.inf) -> Callable[[str], float]:
-    """An argparse type: a finite number of ``kind``, from ``low`` (open_end: greater) to ``high``."""
+def number(kind: type, low: float, open_end: bool = False, high: float | None = None) -> Callable[[str], float]:
+    """An argparse type: a finite number of ``kind``, from ``low`` (open_end: greater) to ``high`` (int: 2**31 - 1)."""
+    high = (2**31 - 1 if kind is int else math.inf) if high is None else high
+    limit = high if kind is int else f"{high:g}"
 
     def parse(text: str):
         value = kind(text)
         if not math.isfinite(value) or not (low < value if open_end else low <= value):
             raise argparse.ArgumentTypeError(f"must be {'more than' if open_end else 'at least'} {low}, not {text}")
         if value > high:
-            raise argparse.ArgumentTypeError(f"must be at most {high:g}, not {text}")
+            raise argparse.ArgumentTypeError(f"must be at most {limit}, not {text}")
         return value
 
     parse.__name__ = kind.__name__  # argparse says "invalid int value"
@@ -145,6 +144,8 @@ def num_branches(text: str) -> int:
     value = int(text)
     if value < 2:
         raise argparse.ArgumentTypeError(f"a group needs at least 2 students, not {text}")
+    if value > 1000:  # building the group would take all memory
+        raise argparse.ArgumentTypeError(f"a group has at most 1000 students, not {text}")
     return value
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, few_digits
 
 import train
@@ -25,6 +26,8 @@ REFUSED = [
     ("train_one", "--num_branches 0", "at least 2 students, not 0"),
     ("train_DML", "--num_branches -3", "at least 2 students"),
     ("train_DML", "--type triples", "triples"),
+    ("train_DML", "--num_branches 1001", "at most 1000 students, not 1001"),
+    ("train", "--num_epochs 2147483648", "at most 2147483647"),
     ("train", "--batch_size 0", "at least 1, not 0"),
     ("train", "--batch_size -8", "at least 1, not -8"),
     ("train", "--batch_size many", "many"),
@@ -186,6 +189,15 @@ def test_help(name):
     for default in ("300", "0.0005", "V0", "0.1"):
         assert f"(default: {default})" in " ".join(done.stdout.split())
     assert "default: None" not in done.stdout and " = " in done.stdout and "Measured" not in done.stdout
+
+
+def test_too_little_memory_is_one_line(capsys):
+    """A real allocation that no machine can make."""
+    with pytest.raises(SystemExit) as end:
+        utils.command(lambda: torch.zeros(2**50))
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.startswith("error: there is not enough memory (") and err.count("\n") == 1
+    assert err.endswith("try a smaller --batch_size\n")
 
 
 def test_a_file_that_cannot_be_written_is_one_line(capsys):
