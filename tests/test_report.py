@@ -46,10 +46,10 @@ def test_nobody_reads_the_report(redirection):
     assert last == "exit code 1" and all(text.startswith("warning: ") for text in warnings) and done.stdout == ""
 
 
-def test_the_page_does_not_replace_a_file_of_a_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_page_replaces_no_folder_and_no_file_of_a_run(tmp_path):
     folder = run(tmp_path, "OKDDip", 0, [40.0])
     before = (folder / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match="metrics.jsonl belongs to a run, which would be lost"):
-        report.main([str(folder), "--html", str(folder / "metrics.jsonl")])
+    for path in (folder / "metrics.jsonl", folder, "."):
+        with pytest.raises(UserError, match=f"--html cannot replace {path}, which is a folder or belongs to a run"):
+            report.main([str(folder), "--html", str(path)])
     assert (folder / "metrics.jsonl").read_bytes() == before
