@@ -77,7 +77,9 @@ def line(script, actions, rng):
     """The words of a random command line. Most trainings are of few digits, so that they are quick to accept."""
     words = []
     if script in TRAININGS and rng.random() < 0.8:
-        words += ["--dataset", "DIGITS", "--model", "resnet8", "--batch_size", "8"]
+        words += ["--dataset", "DIGITS", "--model", "resnet8", "--batch_size", "8", "--version", "new"]
+    if script == "train_kd" and rng.random() < 0.8:
+        words += ["--T_model", "resnet8", "--T_model_path", "DIGITS/resnet8"]
     if script == "evaluate" or script == "report":
         words += [rng.choice(PATHS[:8]) for _ in range(rng.choice([0, 1, 1, 1, 2]))]
     for _ in range(rng.choice([0, 1, 1, 2, 2, 3, 5])):
