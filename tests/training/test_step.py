@@ -268,7 +268,8 @@ def test_divergence_names_epoch_steps_rate_and_term(term):
 def test_a_first_step_that_diverges_is_step_1():
     method = make()
     loss = method.loss
-    method.loss = lambda *batch: (loss(*batch)[0]._replace(true=torch.tensor(float("nan"))), loss(*batch)[1])
+    nan = torch.tensor(float("nan"), requires_grad=True)
+    method.loss = lambda *batch: (loss(*batch)[0]._replace(true=nan, total=nan), loss(*batch)[1])
     trainer = Trainer(method, 0.1, 5e-4, [10], CPU)
     trainer.step(*random_batch(2), 1.0)
     with pytest.raises(UserError, match="the true loss is not finite, epoch 1, between steps 1 and 1,"):
