@@ -140,12 +140,12 @@ def test_what_is_saved(tmp_path):
 
 
 def test_which_best_epoch_is_on_disk(tmp_path):
-    saved = made_up(tmp_path, 50, 60)
+    saved = made_up(tmp_path, 50, 40, 60)
     assert saved.saved_best() is None and made_up(tmp_path).saved_best() is None
     saved.save(best=True)
-    assert saved.saved_best() == record(2, 60)
-    assert made_up(tmp_path, 50, 60, 40).saved_best() == record(2, 60)
-    assert made_up(tmp_path, 50, 60, 70).saved_best() is None  # it holds an earlier one
+    assert saved.saved_best() == record(3, 60)
+    assert made_up(tmp_path, 50, 40, 60, 30).saved_best() == record(3, 60)
+    assert made_up(tmp_path, 50, 40, 60, 70).saved_best() is None  # it holds an earlier one
     assert made_up(tmp_path).saved_best() is None
     (tmp_path / "best.pth").write_bytes((tmp_path / "best.pth").read_bytes()[:-100])
     assert saved.saved_best() is None
@@ -183,7 +183,7 @@ def test_with_another_number_of_processes_the_random_numbers_start_anew(tmp_path
 
 
 @pytest.mark.parametrize(("accuracies", "steps", "written"), [
-    ((50, 60), 0, True), ((60, 50), 0, False), ((50, 60), 1, False), ((), 0, False)])
+    ((50, 40, 60), 0, True), ((40, 60, 50), 0, False), ((50, 40, 60), 1, False), ((), 0, False)])
 def test_a_missing_best_is_written_if_this_is_its_epoch(accuracies, steps, written, tmp_path, caplog):
     """Not in the middle of the next epoch, and not after it: then a line says so."""
     saved = made_up(tmp_path, *accuracies)

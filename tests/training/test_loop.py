@@ -14,6 +14,7 @@ import train
 import train_GL
 from runtime import checkpoints
 from runtime.errors import UserError
+from training import loop
 from training.checkpoint import Checkpoints
 from training.step import Trainer
 
@@ -51,6 +52,52 @@ def test_every_epoch_shows_its_own_batches(flags, tmp_path, monkeypatch):
         loader.set_epoch(epoch)
         expected += list(loader)
     assert same_batches(shown, expected) and not same_batches(shown[:3], shown[3:])
+
+
+def test_the_course_of_a_training(flags, tmp_path, monkeypatch):
+    """Two epochs with held-out images and --save_steps, then a third: what is chosen, recorded, saved and printed."""
+    saved, closed, modes, save, step, evaluated = [], [], [], Checkpoints.save, Trainer.step, loop.evaluate
+
+    def note_save(self, best=False):
+        saved.append((len(self.history), self.trainer.sums.steps, best))
+        save(self, best)
+
+    def note_step(self, *batch):
+        modes.append(self.model.training)
+        step(self, *batch)
+
+    monkeypatch.setattr(Checkpoints, "save", note_save)
+    monkeypatch.setattr(Trainer, "step", note_step)
+    monkeypatch.setattr(loop, "evaluate", lambda method, images, phase, *rest: (
+        modes.append(phase), evaluated(method, images, phase, *rest))[1])
+    monkeypatch.setattr(data_loader.Loader, "close", lambda self: closed.append(self.num_images))
+    argv = [*FLAGS[:-2], "--device", "cpu", "--data_dir", flags[-1], "--save_dir", str(tmp_path), "--val_size", "4",
+            "--save_steps", "2", "--save_every", "9", "--resume", "auto", "--num_epochs"]
+    best = train.main([*argv, "2"])
+    folder = tmp_path / "folder" / "resnet8"
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    summary, parameters = (json.loads((folder / f"{name}.json").read_text()) for name in ("summary", "parameters"))
+    assert best is None and summary["chosen_by"] == "val_accTop1" and summary["last"] == records[-1]
+    assert summary["best"] == max(records, key=lambda r: (r["val_accTop1"], r["epoch"]))
+    for epoch, record in enumerate(records, 1):
+        assert (record["epoch"], record["weight"]) == (epoch, 1.0)
+        assert record["train_loss"] == record["train_loss_true"] > 0 == record["train_loss_group"]
+        assert {"train_accTop1", "val_accTop1", "test_accTop1", "val_loss", "test_loss"} <= record.keys()
+        assert record["images_per_second"] * record["seconds"] >= 20 and record["images_per_second"] < 1e5
+    assert modes == [True, True, True, "val", "test"] * 2 and sorted(closed) == [4, 20, 24]
+    bests = [records[1]["val_accTop1"] >= records[0]["val_accTop1"]]
+    assert saved == [(0, 2, False), (1, 0, True), (1, 2, False), (2, 0, bests[0])]
+    network = models.create_model("resnet8", 2)
+    assert parameters["weights"] == sum(p.numel() for p in network.parameters()) and parameters["method"] == "baseline"
+    train.main([*argv, "3"])
+    parameters = json.loads((folder / "parameters.json").read_text())
+    assert [(start["epoch"], start["step"]) for start in parameters["starts"]] == [(1, 0), (3, 0)]
+    assert parameters["environment"] == parameters["starts"][-1]["environment"]
+    first, second = (folder / "train.log").read_text().split("continues after 2 epochs and 0 steps\n")
+    about = f"20 training and 24 test images, {parameters['weights']:,} weights, on cpu\n"
+    assert f"{folder}: resnet8 on folder, {about}" in first
+    assert "learning rate 0.02, divided by 10 after each of the epochs [2], of 2 in all\n" in first
+    assert "of 3 in all\n" in first and "continues" not in second and "done: best epoch" in second
 
 
 def test_overwrite_replaces_the_run_and_nothing_else(tmp_path):
