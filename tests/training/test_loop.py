@@ -1,6 +1,7 @@
 """Whole trainings, by the scripts themselves."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from runtime import checkpoints
 from runtime.errors import UserError
 from training import loop
 from training.checkpoint import Checkpoints
+from training.records import Records
 from training.step import Trainer
 
 
@@ -92,12 +94,24 @@ def test_the_course_of_a_training(flags, tmp_path, monkeypatch):
     train.main([*argv, "3"])
     parameters = json.loads((folder / "parameters.json").read_text())
     assert [(start["epoch"], start["step"]) for start in parameters["starts"]] == [(1, 0), (3, 0)]
-    assert parameters["environment"] == parameters["starts"][-1]["environment"]
+    assert (parameters["environment"], parameters["command"]) == tuple(
+        parameters["starts"][-1][name] for name in ("environment", "command"))
     first, second = (folder / "train.log").read_text().split("continues after 2 epochs and 0 steps\n")
     about = f"20 training and 24 test images, {parameters['weights']:,} weights, on cpu\n"
     assert f"{folder}: resnet8 on folder, {about}" in first
     assert "learning rate 0.02, divided by 10 after each of the epochs [2], of 2 in all\n" in first
+    assert f"epoch 2/2  loss {records[1]['train_loss']:.4f}  train " in first and "epoch 3/3  loss" in second
     assert "of 3 in all\n" in first and "continues" not in second and "done: best epoch" in second
+
+
+def test_a_signal_at_the_very_end_is_told_by_the_exit_code(flags, tmp_path, monkeypatch):
+    """The training is complete, and the caller learns of the signal."""
+    finish = Records.finish
+    monkeypatch.setattr(Records, "finish", lambda *args: (finish(*args), signal.raise_signal(signal.SIGTERM)))
+    with pytest.raises(SystemExit) as end:
+        train.main([*FLAGS, "--num_epochs", "1", "--data_dir", flags[-1], "--save_dir", str(tmp_path)])
+    assert end.value.code == 128 + signal.SIGTERM
+    assert json.loads((tmp_path / "folder" / "resnet8" / "summary.json").read_text())["last"]["epoch"] == 1
 
 
 def test_overwrite_replaces_the_run_and_nothing_else(tmp_path):
