@@ -11,6 +11,7 @@ the same batches, with any number of workers.
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -38,9 +39,13 @@ CONSTANTS = {  # mean, std
 
 def cifar(kind: type[datasets.CIFAR10], root: str, test_only: bool = False) -> Data:
     """CIFAR-10 or CIFAR-100. torchvision downloads it if it is missing, and checks the MD5 sums."""
+    missing = [place for place in (Path(root), *Path(root).parents) if not place.exists()]
     try:
         splits = [kind(root, train=train, download=True) for train in ((False,) if test_only else (True, False))]
     except (OSError, RuntimeError) as error:
+        for place in missing:
+            with suppress(OSError):
+                place.rmdir()  # torchvision makes the folder before it downloads
         raise UserError(
             f"{kind.__name__} is not in {root} and could not be downloaded ({error}): put {kind.filename} from "
             f"{kind.url} there (MD5 {kind.tgz_md5}), or try --dataset DIGITS, which needs no download"
@@ -89,6 +94,7 @@ def class_folders(root: str, name: str, test_names: tuple[str, ...],
             needed = needed if test_only else f"train/<class>/* and {needed}"
             raise UserError(f"{directory} does not exist: --dataset {name} needs a --data_dir with {needed} below it; "
                             "--dataset DIGITS needs no files")
+        refuse_circles(directory)
     try:
         found = [datasets.ImageFolder(directory, is_valid_file=lambda path: not Path(path).name.startswith("."))
                  for directory in directories]
@@ -104,6 +110,14 @@ def class_folders(root: str, name: str, test_names: tuple[str, ...],
     *train, test = (Split(np.array([os.fsencode(path) for path, _ in f.samples]), np.array(f.targets, dtype=np.int64))
                     for f in found)
     return train[0] if train else None, test, classes
+
+
+def refuse_circles(directory: Path) -> None:
+    """UserError if a link below ``directory`` leads to a folder above itself: its images would be found endlessly."""
+    for folder, names, _ in os.walk(directory, followlinks=True):
+        for link in (Path(folder, name) for name in names):
+            if link.is_symlink() and link.resolve() in {above.resolve() for above in link.absolute().parents}:
+                raise UserError(f"{link} is a link to a folder above itself ({link.resolve()}): remove the link")
 
 
 DATASETS: dict[str, Callable[..., Data]] = {  # name -> function(root, test_only=False)

@@ -12,7 +12,6 @@ column NLL is the metric ``test_loss``, the cross-entropy at T = 1. Each output 
     test_accPerClass   top-1 accuracy in % of each class, null for a class without images
 """
 
-import json
 from argparse import Namespace
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from deployment.reading import read
 from deployment.saved_model import SavedModel
 from runtime.device import pick_device
 from runtime.errors import UserError
+from runtime.files import as_json
 from runtime.rank import world_size
 
 
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         text = printing.classes_of_images
     else:
         result, text = measure(saved, device_of(saved, args), args.branch), printing.table
-    print(json.dumps(result, indent=2) if args.json else text(result))
+    utils.write_result(as_json(result).decode() if args.json else text(result) + "\n")
 
 
 if __name__ == "__main__":

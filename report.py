@@ -16,6 +16,7 @@ from pathlib import Path
 import utils
 from runtime.errors import UserError, warn
 from runtime.files import as_json, save
+from training.folder import belongs_to_run
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -33,6 +34,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Print the report and write its files. UserError if there is no finished run."""
     args = parse_args(argv)
+    if args.html and (args.html.is_dir() or belongs_to_run(args.html)):
+        raise UserError(f"--html cannot replace {args.html}, which is a folder or belongs to a run: choose another "
+                        "name")
     from analysis import groups, pages, records, tables  # here, because --help does not need pandas
 
     found, notes = records.find_runs(args.runs)
@@ -58,8 +62,9 @@ def main(argv: list[str] | None = None) -> None:
         text = as_json({"sections": sections, "notes": notes + more_notes}).decode()
     else:
         text = pages.csv(sections) if args.csv else pages.markdown(content)
-    sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # the same bytes on every machine
-    sys.stdout.write(text)
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # the same bytes on every machine
+    utils.write_result(text)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,40 @@
 """The command line: parser, flags that scripts share, errors as one line. Only the flags of a training need PyTorch."""
 
 import argparse
+import errno
+import json
 import math
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from runtime.errors import Complete, UserError
-from runtime.rank import is_main, rank, world_size
+from runtime.errors import Complete, UserError, first_words, one_line
+from runtime.rank import is_main, rank, world_size, wrong_variable
 
 
 def command(main: Callable[[], None]) -> None:
     """Run a script's main. A UserError, or a file that cannot be read or written, ends it with one line and exit 2."""
+    open_closed_streams()
     try:
+        if sentence := wrong_variable():
+            raise UserError(sentence)
         main()
     except Complete as complete:
         if is_main():
             print(complete)
-    except (UserError, OSError) as error:
+    except UserError as error:
         fail(error)
+    except OSError as error:
+        fail("a file or folder has a name too long for this file system: choose shorter ones (--version, --save_dir, "
+             "--data_dir)" if error.errno == errno.ENAMETOOLONG else error)
     except RuntimeError as error:
+        if any(sign in str(error) for sign in ("out of memory", "not enough memory", "can't allocate memory")):
+            fail(f"there is not enough memory ({first_words(error)}): try a smaller --batch_size")
         if world_size() == 1:
             raise
         from runtime.processes import another_process_ended
@@ -39,12 +52,45 @@ def command(main: Callable[[], None]) -> None:
             leave()
 
 
+def open_closed_streams() -> None:
+    """Open those of files 0 to 2 that the shell has closed (2>&-): a checkpoint that became file 2 would get messages.
+
+    sys.stdout stays None if it was closed, for ``write_result``.
+    """
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(opened)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
+
+
 def fail(error: Exception | str) -> NoReturn:
     """Print one line, unless another process prints it, and exit with code 2."""
     if not (isinstance(error, UserError) and error.already_reported):
         who = f"process {rank()}: " if rank() else ""
-        print(f"error: {who}{error}", file=sys.stderr)
+        print(one_line(f"error: {who}{error}"), file=sys.stderr)
+    tell_torchrun(one_line(f"error: {error}"))
     sys.exit(2)
+
+
+def tell_torchrun(line: str) -> None:
+    """Let torchrun repeat the line at the end of its own, long message. The format is that of its ``record``."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        about = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps({"message": about}))
+
+
+def write_result(text: str) -> None:
+    """Write what a script is asked for to standard output. If nobody reads it (>&-, | head), end with exit code 1."""
+    if sys.stdout is None:
+        sys.exit(1)
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it exits
+        sys.exit(1)
 
 
 # --- parser -----------------------------------------------------------------------------------------------------------
@@ -67,22 +113,26 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, operands: str = ""):
         """description: the script's docstring; --help omits its measured results. operands: positional arguments."""
-        super().__init__(description=description.partition("\nMeasured")[0].strip(), formatter_class=Help,
-                         usage=f"%(prog)s {operands} [--flag VALUE ...]".replace("  ", " "))
+        super().__init__(description=(description or "").partition("\nMeasured")[0].strip(),  # -OO: None
+                         formatter_class=Help, usage=f"%(prog)s {operands} [--flag VALUE ...]".replace("  ", " "))
 
     def error(self, message: str):
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n" if is_main() else None)
+        line = one_line(f"error: {message} (see {self.prog} --help)")
+        tell_torchrun(line)
+        self.exit(2, line + "\n" if is_main() else None)
 
 
-def number(kind: type, low: float, open_end: bool = False, high: float = math.inf) -> Callable[[str], float]:
-    """An argparse type: a finite number of ``kind``, from ``low`` (open_end: greater) to ``high``."""
+def number(kind: type, low: float, open_end: bool = False, high: float | None = None) -> Callable[[str], float]:
+    """An argparse type: a finite number of ``kind``, from ``low`` (open_end: greater) to ``high`` (int: 2**31 - 1)."""
+    high = (2**31 - 1 if kind is int else math.inf) if high is None else high
+    limit = high if kind is int else f"{high:g}"
 
     def parse(text: str):
         value = kind(text)
         if not math.isfinite(value) or not (low < value if open_end else low <= value):
             raise argparse.ArgumentTypeError(f"must be {'more than' if open_end else 'at least'} {low}, not {text}")
         if value > high:
-            raise argparse.ArgumentTypeError(f"must be at most {high:g}, not {text}")
+            raise argparse.ArgumentTypeError(f"must be at most {limit}, not {text}")
         return value
 
     parse.__name__ = kind.__name__  # argparse says "invalid int value"
@@ -94,6 +144,8 @@ def number_of_branches(text: str) -> int:
     value = int(text)
     if value < 2:
         raise argparse.ArgumentTypeError(f"a group needs at least 2 students, not {text}")
+    if value > 1000:  # building the group would take all memory
+        raise argparse.ArgumentTypeError(f"a group has at most 1000 students, not {text}")
     return value
 
 
@@ -215,6 +267,8 @@ def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
         p.error("argument --overwrite: a run is continued (--resume) or replaced, not both")
     if Path(args.version).name != args.version:
         p.error(f"argument --version: a name, not a path: {args.version!r}")
+    if not args.version.isprintable():  # scripts/runs.sh has one line for each run
+        p.error(f"argument --version: a name without line breaks and other control characters, not {args.version!r}")
     if args.dropout >= 1:
         p.error(f"argument --dropout: must be less than 1, not {args.dropout:g}")
     if getattr(args, "models", None):

@@ -23,7 +23,7 @@ from training.method import Method
 
 def parser(description: str) -> argparse.ArgumentParser:
     """The flags of every benchmark."""
-    p = argparse.ArgumentParser(description=description.partition("\n")[0],
+    p = argparse.ArgumentParser(description=(description or "").partition("\n")[0],
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--batch_size", default=128, type=utils.number(int, 2), help="images in a batch")
     p.add_argument("--device", default="auto", help="cuda, cpu, ...; auto: the GPU if there is one, else the CPU")

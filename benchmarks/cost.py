@@ -129,7 +129,7 @@ def known(script: str) -> str:
 
 def main() -> None:
     """Print the table."""
-    p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    p = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     p.add_argument("scripts", nargs="*", default=SCRIPTS, metavar="SCRIPT", type=known,
                    help=f"{', '.join(SCRIPTS)} (default: all)")
     p.add_argument("--tflops", type=utils.number(float, 0, open_end=True),

@@ -14,7 +14,7 @@ from deployment.saved_model import SavedModel, image_size
 from models import create_model
 from runtime.errors import UserError
 from runtime.files import sync_folder
-from training.folder import FILES
+from training.folder import belongs_to_run
 from training.outputs import students_of
 
 TOLERANCE = 1e-4, 5e-6  # largest allowed difference of two logits: absolute, or relative to the largest logit
@@ -22,7 +22,7 @@ TOLERANCE = 1e-4, 5e-6  # largest allowed difference of two logits: absolute, or
 
 def check_target(path: Path, overwrite: bool) -> None:
     """UserError if nothing can be written to ``path``. Called before any work is done."""
-    if path.name in FILES and (path.parent / "parameters.json").exists():
+    if belongs_to_run(path):
         raise UserError(f"{path} belongs to a run, which would be lost: export under another name")
     formats.need(*formats.format_of(path).packages)
     if not path.parent.is_dir():

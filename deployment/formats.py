@@ -1,6 +1,6 @@
 """The kinds of file that hold one deployed network: how each is written and read.
 
-    .pth           {'state_dict', 'model', 'classes', 'mean', 'std'}; torch.load(weights_only=True) opens it
+    .pth           {'state_dict', 'model', 'classes', 'mean', 'std', 'digest'}; torch.load(weights_only=True) opens it
     .safetensors   the same weights; the other entries are in the file's metadata
     .onnx          for onnxruntime and others; the same metadata in metadata_props
     .pt2           written by torch.export; the same metadata in its extra file metadata.json
@@ -8,14 +8,19 @@
 A network takes images [B, 3, H, W], with any B. Their pixels are in 0..1, normalised by mean and std. It gives logits
 [B, C]. If metadata can only hold strings, lists are JSON. ``size`` is the height and width of the images. A file has it
 only if it is not the usual one: 224 for resnet18/34/50, 32 for the others.
+
+All but .pt2 have a digest, which is checked before the file is used: a damaged file is refused. Files of version 1.0.0
+have none.
 """
 
+import hashlib
 import importlib
 import inspect
 import io
 import json
 import logging
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +33,7 @@ from torch import Tensor, nn
 
 from models import create_model
 from models.imagenet import NETWORKS as LARGE
-from runtime.checkpoints import load_checkpoint
+from runtime.checkpoints import load_checkpoint, serialise
 from runtime.errors import UserError, first_words
 
 
@@ -67,6 +72,30 @@ def from_strings(strings: dict[str, str]) -> dict:
             if name in ("model", "classes", "mean", "std", "size")}
 
 
+# The digest of a file in its metadata, in JSON and in the encoding of .onnx files.
+DIGEST = re.compile(rb"digest[^0-9a-f]{1,6}([0-9a-f]{64})")
+NO_DIGEST = {"digest": "0" * 64}
+
+
+def file_digest(content: bytes, start: int, end: int) -> bytes:
+    """SHA-256 of a file that has zeros from ``start`` to ``end``, the place of its digest."""
+    return hashlib.sha256(content[:start] + b"0" * 64 + content[end:]).hexdigest().encode()
+
+
+def with_digest(content: bytes) -> bytes:
+    """A file whose metadata have NO_DIGEST -> the same with its digest in place of the zeros."""
+    start, end = DIGEST.search(content).span(1)
+    return content[:start] + file_digest(content, start, end) + content[end:]
+
+
+def check_digest(path: Path) -> None:
+    """ValueError if the file is not what was written. Files without a digest pass."""
+    content = path.read_bytes()
+    found = DIGEST.search(content)
+    if found and found[1] != file_digest(content, *found.span(1)):
+        raise ValueError("its digest differs")
+
+
 def rebuild(weights: dict[str, Tensor], metadata: dict) -> nn.Module:
     """The network that metadata describe, with these weights."""
     network = create_model(metadata["model"], len(metadata["classes"]))
@@ -86,10 +115,8 @@ class ExternalModel(nn.Module):
 
 
 def write_pth(network: nn.Module, metadata: dict) -> bytes:
-    """A dictionary of the weights and the metadata."""
-    buffer = io.BytesIO()
-    torch.save({"state_dict": network.state_dict(), **metadata}, buffer)
-    return buffer.getvalue()
+    """A dictionary of the weights and the metadata, with a digest."""
+    return serialise({"state_dict": network.state_dict(), **metadata})
 
 
 def read_pth(path: Path) -> tuple[nn.Module, dict]:
@@ -102,12 +129,13 @@ def read_pth(path: Path) -> tuple[nn.Module, dict]:
 def write_safetensors(network: nn.Module, metadata: dict) -> bytes:
     """The weights, and the metadata as strings."""
     (library,) = need("safetensors.torch")
-    return library.save(network.state_dict(), as_strings(metadata))
+    return with_digest(library.save(network.state_dict(), as_strings(metadata | NO_DIGEST)))
 
 
 def read_safetensors(path: Path) -> tuple[nn.Module, dict]:
     """-> network, metadata of a .safetensors file."""
     (library,) = need("safetensors")
+    check_digest(path)
     with library.safe_open(path, "pt") as file:
         metadata = from_strings(file.metadata())
         return rebuild({name: file.get_tensor(name) for name in file.keys()}, metadata), metadata
@@ -140,17 +168,18 @@ def write_onnx(network: nn.Module, metadata: dict) -> bytes:
     with quiet():
         program = torch.onnx.export(network, (images,), dynamo=True, dynamic_shapes=shapes, input_names=["images"],
                                     output_names=["logits"], verbose=False)
-    program.model.metadata_props.update(as_strings(metadata))
+    program.model.metadata_props.update(as_strings(metadata | NO_DIGEST))
     content = program.model_proto
     graph = content.graph
     for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]  # the exporter records paths of this machine's files
-    return content.SerializeToString()
+    return with_digest(content.SerializeToString())
 
 
 def read_onnx(path: Path) -> tuple[nn.Module, dict]:
     """-> network, metadata of an .onnx file. onnxruntime computes the logits."""
     (library,) = need("onnxruntime")
+    check_digest(path)
     options = library.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = library.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -1,6 +1,7 @@
 """Image files: read and decode them, and measure their pixels."""
 
 import os
+import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,6 +18,8 @@ SIZE = 32
 def read(path: bytes) -> Image.Image:
     """An image file -> RGB image. UserError with the file's name if it does not decode."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe could wait forever
+            raise ValueError("it is not a file, but a pipe, a socket, a device or a folder")
         with Image.open(os.fsdecode(path)) as image:
             image = ImageOps.exif_transpose(image)  # cameras store the rotation instead of rotating the pixels
             if image.mode == "F":

@@ -21,7 +21,12 @@ class Complete(Exception):
 def warn(message: str) -> None:
     """One line on standard error, from the first process."""
     if is_main():
-        print(f"warning: {message}", file=sys.stderr)
+        print(one_line(f"warning: {message}"), file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks and other control characters escaped. They may come from names that a user gives."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def first_words(error: Exception) -> str:

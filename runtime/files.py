@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import json
+import math
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -45,4 +46,13 @@ def sync_folder(folder: Path) -> None:
 
 def as_json(value: object) -> bytes:
     """The content of a JSON file."""
-    return (json.dumps(value, indent=2) + "\n").encode()
+    return (json.dumps(without_nan(value), indent=2) + "\n").encode()
+
+
+def without_nan(value: object) -> object:
+    """The value with None for NaN and infinity, also in lists and dictionaries: JSON has no such numbers."""
+    if isinstance(value, dict):
+        return {name: without_nan(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,23 +11,37 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
-from runtime.errors import Complete, UserError
+from runtime.errors import Complete, UserError, first_words
 from runtime.rank import is_main, rank, world_size
 
 CPU = torch.device("cpu")
+PATIENCE = timedelta(minutes=5)  # until all processes have come; PyTorch waits for half an hour
 Result = TypeVar("Result")
 
 
 def start(device: torch.device) -> None:
-    """Join the process group, if there are several processes. device: from ``pick_device``."""
+    """Join the process group, if there are several processes. device: from ``pick_device``.
+
+    UserError if the others cannot be met.
+    """
     if world_size() > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        try:
+            store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+            store.set_timeout(dist.constants.default_pg_timeout)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store,
+                                    rank=rank(), world_size=world_size())
+        except (RuntimeError, ValueError) as error:  # DistError is a RuntimeError
+            address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise UserError(f"process {rank()} of {world_size()} has not met the others at {address} "
+                            f"({first_words(error)}): start all of them at the same time, with torchrun") from error
 
 
 def leave() -> None:

@@ -3,10 +3,12 @@
 --gpus 0 1: one run at a time on each. --gpus 0 0 1 1: two at a time on each, because one small network does not fill a
 GPU (docs/hardware.md).
 
-Runs with a teacher start after all other runs have ended. A run does not start if its teacher's run has failed. If a
-run fails, the others go on. Only if the first three runs (with --gpus: three for each number) have all failed, no more
-start. SIGINT, SIGTERM and SIGHUP (not under nohup) reach the trainings as SIGTERM. They save their step, and --resume
-auto continues there.
+Finished runs are passed over. Runs with a teacher start after all other runs have ended. A run does not start if its
+teacher's run has failed. If a run fails, the others go on. Only if the first three runs (with --gpus: three for each
+number) have all failed, no more start.
+
+SIGINT, SIGTERM and SIGHUP (not under nohup) reach the trainings as SIGTERM. They save their step, and --resume auto
+continues there.
 """
 
 import argparse
@@ -17,6 +19,11 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from training.finished import finished_run  # noqa: E402
 
 
 class Queue:
@@ -63,6 +70,10 @@ class Queue:
             while self.waiting and not self.stopped_by and not self.is_hopeless():
                 command = [*self.waiting.popleft(), *(["--gpu_id", gpu] if gpu else [])]
                 self.started += 1
+                if message := finished_run(command[1:]):
+                    print(f"[{self.started}/{self.total}] {message}", flush=True)
+                    self.succeeded += 1
+                    continue
                 try:
                     process = self.start(command)
                 except OSError as error:
@@ -103,7 +114,7 @@ def folder_of(command: list[str]) -> str:
 
 def main() -> None:
     """Exit code: 0 if all runs are complete, 1 if some failed, 128 + the signal's number after a signal."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])  # -OO: None
     parser.add_argument("--gpus", nargs="+", default=[], help="numbers of GPUs; one may be named several times")
     gpus = parser.parse_args().gpus
     commands = [shlex.split(line) for line in sys.stdin if line.strip()]

@@ -205,6 +205,26 @@ def test_bad_folders_are_named(image_folder, change, named):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("target", ["../..", "..", ".", "../../../elsewhere"])
+def test_a_link_to_a_folder_above_itself_is_named(image_folder, target):
+    """The last one leads out of the data, and from there back into it."""
+    root = image_folder(train=1, test=1)
+    (root.parent / "elsewhere").mkdir()
+    (root.parent / "elsewhere" / "back").symlink_to(root / "train")
+    (root / "train" / "red" / "link").symlink_to(target)
+    place = "link/back" if "elsewhere" in target else "link"
+    with pytest.raises(UserError, match=f"red/{place} is a link to a folder above itself .*: remove the link") as error:
+        dataloader("folder", 2, 0, root)
+    assert len(str(error.value)) < 500
+
+
+def test_links_to_other_folders_are_followed(image_folder):
+    root = image_folder(train=2, test=1)
+    (root / "train" / "red").rename(root.parent / "red")
+    (root / "train" / "red").symlink_to("../../red")
+    assert dataloader("folder", 2, 0, root)[0].num_images == 4
+
+
 @pytest.mark.parametrize(("change", "named"), [
     ("no val", "val does not exist.*--dataset imagenet.*val/<class>"), ("test", "val does not exist"),
     ("classes", "n02")])

@@ -6,6 +6,10 @@ import sys
 
 import pytest
 from conftest import ROOT
+from made_up import run
+
+import report
+from runtime.errors import UserError
 
 
 def test_no_run_at_all_is_one_sentence(tmp_path, script):
@@ -30,3 +34,22 @@ def test_slow_libraries_are_imported_only_if_needed(flags, absent):
     assert done.returncode == 0 and done.stdout, done.stderr
     imported = set(done.stderr.splitlines()[-1].split())
     assert "argparse" in imported and not imported & absent
+
+
+@pytest.mark.parametrize("redirection", [">&-", "| true"])
+def test_nobody_reads_the_report(redirection):
+    """No traceback. The exit code is 1: what was asked for has not come."""
+    line = "{ $python report.py results/study; echo exit code $? >&2; }"
+    done = subprocess.run(["sh", "-c", f"{line} {redirection}"], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"python": sys.executable})
+    *warnings, last = done.stderr.splitlines()
+    assert last == "exit code 1" and all(text.startswith("warning: ") for text in warnings) and done.stdout == ""
+
+
+def test_the_page_replaces_no_folder_and_no_file_of_a_run(tmp_path):
+    folder = run(tmp_path, "OKDDip", 0, [40.0])
+    before = (folder / "metrics.jsonl").read_bytes()
+    for path in (folder / "metrics.jsonl", folder, "."):
+        with pytest.raises(UserError, match=f"--html cannot replace {path}, which is a folder or belongs to a run"):
+            report.main([str(folder), "--html", str(path)])
+    assert (folder / "metrics.jsonl").read_bytes() == before

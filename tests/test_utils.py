@@ -1,9 +1,11 @@
 import argparse
+import os
 import re
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, few_digits
 
 import train
@@ -24,6 +26,8 @@ REFUSED = [
     ("train_one", "--num_branches 0", "at least 2 students, not 0"),
     ("train_DML", "--num_branches -3", "at least 2 students"),
     ("train_DML", "--type triples", "triples"),
+    ("train_DML", "--num_branches 1001", "at most 1000 students, not 1001"),
+    ("train", "--num_epochs 2147483648", "at most 2147483647"),
     ("train", "--batch_size 0", "at least 1, not 0"),
     ("train", "--batch_size -8", "at least 1, not -8"),
     ("train", "--batch_size many", "many"),
@@ -76,6 +80,47 @@ def test_a_mistake_is_one_line(name, flags, said, tmp_path, monkeypatch, capsys)
     assert end.value.code == 2 and out == ""
     assert err.startswith("error: ") and err.count("\n") == 1 and re.search(said, err)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (["--version", "a\nb"], r"--version: a name without line breaks .*'a\\nb'"), (["--version", "a\rb"], "line breaks"),
+    (["--version", "a\udcffb"], "line breaks"), (["--version", "a" * 300], "name too long .* shorter .*--version"),
+    (["--save_dir", "a" * 300], "name too long .*--save_dir")])
+def test_names_that_no_folder_or_script_can_have(flags, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        utils.command(lambda: train.main(["--dataset", "DIGITS", "--model", "resnet8", "--device", "cpu", *flags]))
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.count("\n") == 1 and re.search(said, err) and len(err) < 300
+    assert list(tmp_path.iterdir()) == []
+
+
+def shell(line, cwd, **environment):
+    """Run a line of shell code, in which $python and $root stand for themselves."""
+    return subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=cwd, timeout=120,
+                          env=os.environ | {"python": sys.executable, "root": str(ROOT)} | environment)
+
+
+def test_a_training_without_standard_error(tmp_path):
+    """2>&-. It trains, and no file of the run becomes file 2, which libraries write messages to."""
+    code = "import os, utils, train; utils.command(train.main); os.write(2, b'a message')"
+    done = shell(f'PYTHONPATH=$root $python -c "{code}" --model resnet8 --dataset DIGITS --batch_size 700 --device cpu '
+                 "--num_epochs 1 --train_size 700 2>&-", tmp_path)
+    assert done.returncode == 0 and "done: best epoch 1" in done.stdout
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 7 and not any(b"a message" in path.read_bytes() for path in files)
+
+
+def test_a_mistake_without_standard_error(tmp_path):
+    done = shell("$python $root/report.py nowhere 2>&-", tmp_path)
+    assert done.returncode == 2 and done.stdout == done.stderr == ""
+
+
+@pytest.mark.parametrize("script", ["report.py", "scripts/run_all.py"])  # the quick ones; all use these parsers
+def test_python_without_docstrings(script, tmp_path):
+    """PYTHONOPTIMIZE=2: no script needs its own docstring."""
+    done = shell(f"$python $root/{script} --help", tmp_path, PYTHONOPTIMIZE="2", PYTHONDONTWRITEBYTECODE="1")
+    assert done.returncode == 0 and done.stdout.startswith("usage: ") and done.stderr == ""
 
 
 def test_a_mistake_is_one_line_for_a_real_process(script, tmp_path):
@@ -144,6 +189,15 @@ def test_help(name):
     for default in ("300", "0.0005", "V0", "0.1"):
         assert f"(default: {default})" in " ".join(done.stdout.split())
     assert "default: None" not in done.stdout and " = " in done.stdout and "Measured" not in done.stdout
+
+
+def test_too_little_memory_is_one_line(capsys):
+    """A real allocation that no machine can make."""
+    with pytest.raises(SystemExit) as end:
+        utils.command(lambda: torch.zeros(2**50))
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.startswith("error: there is not enough memory (") and err.count("\n") == 1
+    assert err.endswith("try a smaller --batch_size\n")
 
 
 def test_a_file_that_cannot_be_written_is_one_line(capsys):

@@ -1,6 +1,8 @@
 """Where a run's files are, and which files are its own."""
 
 import argparse
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -14,13 +16,15 @@ FILES = ("train.log", "last.pth", "best.pth", "metrics.jsonl", "test_best_metric
 def run_folder(args: argparse.Namespace, method: str = "") -> Path:
     """<save_dir>/<dataset>/[<method>/]<model>[_<version>], or the folder of the run that --resume names.
 
-    Creates nothing. UserError if another run is there; the message names the ways out.
+    Creates nothing. UserError if another run is there; the message names the ways out. OSError if a name is too long.
     """
     if args.resume and args.resume != "auto":
         path = Path(args.resume)
         return path if path.is_dir() else path.parent
     name = args.model if args.version == "V0" else f"{args.model}_{args.version}"
     path = Path(args.save_dir, args.dataset, method, name)
+    if any(len(os.fsencode(part)) > 255 for part in path.parts):  # the limit of nearly all file systems
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise UserError(f"{place} is a file, but the run's folder must be there: change --save_dir or --version")
@@ -31,6 +35,11 @@ def run_folder(args: argparse.Namespace, method: str = "") -> Path:
         raise UserError(f"{path} holds a best.pth and no last.pth to continue from: name this run with --version, or "
                         "replace what is there with --overwrite")
     return path
+
+
+def belongs_to_run(path: Path) -> bool:
+    """Whether the file is one that a run has written."""
+    return path.name in FILES and (path.parent / "parameters.json").exists()
 
 
 def remove_curves(folder: Path) -> None:

@@ -5,6 +5,7 @@ import sys
 import torch
 
 from runtime import processes
+from runtime.files import without_nan
 from training.checkpoint import Checkpoints
 from training.evaluation import evaluate
 from training.log import log
@@ -118,8 +119,10 @@ def one_epoch(method: Method, trainer: Trainer, loader, evaluated: dict, run: Ru
         record |= evaluate(method, images, phase, trainer.autocast(), signals.watch)
     record["seconds"] = sums.seconds
     log.info(f"{title}  {epoch_line(record, method)}")
+    if wrong := [name for name, value in record.items() if without_nan(value) != value]:
+        log.warning(f"{title}: not a finite number, recorded as null: {', '.join(wrong)}")
     trainer.next_epoch()
-    return record
+    return without_nan(record)
 
 
 def train_steps(trainer: Trainer, loader, weight: float, signals: Signals):

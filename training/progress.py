@@ -1,5 +1,6 @@
 """What a training prints: progress within an epoch, a line for each epoch, and the final table."""
 
+import math
 import sys
 
 from tqdm import tqdm
@@ -65,5 +66,6 @@ def final_table(method: Method, chosen_by: str, best: dict, last: dict) -> str:
         cells = [record[metric(output, "test", k)] for record in (best, last) for k in ("accTop1", "accTop5")]
         lines.append("{:{}}{:12.2f}{:8.2f}{:13.2f}{:8.2f}".format(title, width, *cells))
     if "dist" in last:
-        lines.append(f"{'diversity':{width}}{best['dist']:12.4f}{last['dist']:21.4f}")
+        of_best, of_last = (math.nan if record["dist"] is None else record["dist"] for record in (best, last))
+        lines.append(f"{'diversity':{width}}{of_best:12.4f}{of_last:21.4f}")
     return "\n".join(lines)

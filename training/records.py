@@ -10,6 +10,7 @@ import numpy as np
 from runtime import processes
 from runtime.device import environment
 from runtime.files import as_json, save
+from training.finished import code_digest, receipt
 from training.folder import remove_curves
 from training.outputs import ENSEMBLE, TENSORBOARD_FOLDERS, parse
 
@@ -36,6 +37,7 @@ class Records:
         """
         from torch.utils.tensorboard import SummaryWriter
 
+        self.code = code_digest()  # now, because somebody may edit the code while it trains
         files = {"parameters.json": as_json(parameters)}
         if self.history:
             files["metrics.jsonl"] = self.json_lines()
@@ -70,7 +72,7 @@ class Records:
         """
         for text, value in record.items():
             if isinstance(value, list):
-                image = np.kron(np.array(value), np.ones((32, 32)))
+                image = np.kron(np.nan_to_num(np.array(value, dtype=float)), np.ones((32, 32)))
                 self.writers[ENSEMBLE].add_image(text.capitalize(), image, record["epoch"], dataformats="HW")
             if not isinstance(value, float):
                 continue
@@ -82,7 +84,11 @@ class Records:
 
     def finish(self, summary: dict) -> None:
         """Write summary.json: the training has reached its end."""
-        processes.on_main(lambda: save({self.folder / "summary.json": as_json(summary)}))
+        def write() -> None:
+            signed = summary | {"receipt": receipt(self.folder, summary["last"], sys.argv, self.code)}
+            save({self.folder / "summary.json": as_json(signed)})
+
+        processes.on_main(write)
 
     def close(self) -> None:
         for writer in self.writers.values():

@@ -43,6 +43,8 @@ class Run:
         if path is None:
             return None
         if path.exists():  # locked before it is read, so that no other process replaces it meanwhile
+            if not (self.folder / "lock").exists():  # nobody trains there: it may be refused before there is a lock
+                load_to_resume(path, self.args, self.method, self.folder)
             self.lock = Lock(self.folder)
         return load_to_resume(path, self.args, self.method, self.folder)
 

@@ -125,7 +125,9 @@ def test_all_kinds_hold_the_same_metadata(files, found, runs):
     expected = {"model": "resnet8", "classes": [str(i) for i in range(10)], "mean": list(saved["mean"]),
                 "std": list(saved["std"])}
     for ending in ENDINGS:
-        assert found[str(files["OKDDip", ending])]["about"] == expected
+        about = found[str(files["OKDDip", ending])]["about"]
+        assert (ending == ".pt2") or len(about.pop("digest")) == 64
+        assert about == expected
         network = formats.load(files["OKDDip", ending])
         assert not network.training and network.size == 32
         assert (network.name, network.classes, network.mean, network.std) == tuple(expected.values())
@@ -161,6 +163,28 @@ def test_damaged_files(ending, files, tmp_path):
         formats.load(path)
     with pytest.raises(UserError, match="there is no file at"):
         formats.load(tmp_path / f"none{ending}")
+
+
+@pytest.mark.parametrize("ending", [".pth", ".safetensors", ".onnx"])
+def test_a_changed_weight_is_noticed_and_an_old_file_has_no_digest(ending, files, tmp_path, monkeypatch):
+    content = files["OKDDip", ending].read_bytes()
+    bias = formats.load(files["OKDDip", ".pth"]).head.fc.bias.detach().numpy().tobytes()
+    assert content.count(bias) == 1
+    path = tmp_path / f"x{ending}"
+    path.write_bytes(content.replace(bias, bias[:-1] + bytes([bias[-1] ^ 1])))
+    with pytest.raises(UserError, match=f"x{ending} is damaged.*digest differs"):
+        formats.load(path)
+    if ending == ".pth":
+        old = torch.load(files["OKDDip", ending], weights_only=True)
+        del old["digest"]
+        torch.save(old, path)
+    else:
+        monkeypatch.setattr(formats, "with_digest", lambda content: content)
+        monkeypatch.setattr(formats, "NO_DIGEST", {})
+        metadata = {name: getattr(formats.load(files["OKDDip", ending]), name) for name in ("classes", "mean", "std")}
+        network = formats.load(files["OKDDip", ".pth"])
+        path.write_bytes(formats.FORMATS[ending].write(network, {"model": network.name, **metadata}))
+    assert formats.load(path).classes == [str(i) for i in range(10)]
 
 
 def test_training_imports_none_of_these_packages():

@@ -63,6 +63,17 @@ def test_each_view_is_an_augmentation_of_its_own():
     assert images[:, 0].equal(all_batches(one)[0])
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_every_seed_and_epoch_draws_its_own(large):
+    """Epoch 1 of seed 0 is not epoch 0 of seed 1: runs of several seeds would show the same images in turn."""
+    drawn = [augmentation_parameters(50, seed, epoch, flip=True, large=large)
+             for seed in range(4) for epoch in range(4)]
+    for parameters in zip(*drawn, strict=True):
+        assert len({tuple(values.flatten().tolist()) for values in parameters}) == 16
+    again = augmentation_parameters(50, 1, 2, flip=True, large=large)
+    assert all(a.equal(b) for a, b in zip(drawn[6], again, strict=True))
+
+
 def test_evaluation_images_are_torchvisions():
     data = random_data(20)
     images, labels = all_batches(Cached(data.test, data, 8, torch.device("cpu")))

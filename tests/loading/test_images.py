@@ -1,4 +1,5 @@
 import os
+import socket
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 
 from data_loader import dataloader
 from loading.images import channel_statistics, decode
+from runtime.errors import UserError
 
 
 def test_16_bits_of_grey_are_scaled_not_clipped(tmp_path):
@@ -27,3 +29,23 @@ def test_any_number_of_threads_gives_the_same_images(image_folder):
     root = image_folder()
     a, b = (dataloader("folder", 8, workers, root)[0] for workers in (0, 4))
     assert a.images.equal(b.images) and a.labels.equal(b.labels)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_what_is_no_file_is_named_and_not_read(image_folder, kind):
+    """Reading a named pipe waits until somebody writes into it."""
+    root = image_folder(train=1, test=1)
+    path = root / "train" / "red" / "x.jpg"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            here = os.getcwd()
+            os.chdir(path.parent)  # the path of a socket must be short
+            listener.bind(path.name)
+            os.chdir(here)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="x.jpg does not decode as an image: it is not a file, but a pipe") as error:
+        dataloader("folder", 2, 2, root)
+    assert "\n" not in str(error.value)

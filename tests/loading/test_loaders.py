@@ -3,6 +3,7 @@ import torch
 from image_data import IMAGENET_CLASSES, make_imagenet, random_data, same_batches, truncate
 
 from data_loader import Cached, Streamed, dataloader
+from loading.augmentation import augmentation_parameters
 from runtime.errors import UserError
 
 
@@ -38,8 +39,14 @@ def test_an_epoch_depends_on_seed_and_number_alone():
     assert not other[1].equal(first[1])
 
 
+def test_a_new_loader_is_at_epoch_0():
+    assert loader(n=50).augmentation_parameters()[0].equal(augmentation_parameters(50, 0, 0, True, False)[0])
+
+
 def test_an_epoch_can_start_at_any_step():
     train = loader(n=50)
+    for first in (0, 3):
+        assert train.parts(first) == train.parts()[first:] and train.shares(first) == train.shares()[first:]
     whole = list(train)
     rest = list(train.batches(first=3))
     assert len(rest) == len(whole) - 3 and same_batches(rest, whole[3:])

@@ -12,7 +12,7 @@ from models.aggregation import AGGREGATIONS, Attention, Gate, divide_gradient, o
 def test_attention_is_the_papers_definition(p):
     """alpha_ab = exp((W_L h_a).(W_E h_b)) / sum_f exp((W_L h_a).(W_E h_f)), computed one number at a time."""
     torch.manual_seed(0)
-    B, D = 4, 64
+    B, D = 4, 48  # not 8 * 8
     attention = Attention(D).double()
     h = torch.randn(B, p, D, dtype=torch.float64)
     alpha = attention(h, None)
@@ -40,8 +40,8 @@ def test_attention_is_asymmetric():
 
 def weights(name, p=3, training=True):
     torch.manual_seed(0)
-    h, z = torch.randn(4, p, 64, dtype=torch.float64), 3 * torch.randn(4, p, 10, dtype=torch.float64)
-    module = AGGREGATIONS[name](64).double().train(training)
+    h, z = torch.randn(4, p, 48, dtype=torch.float64), 3 * torch.randn(4, p, 10, dtype=torch.float64)
+    module = AGGREGATIONS[name](48).double().train(training)
     return module, h, z, module(h, z)
 
 
@@ -88,7 +88,7 @@ def test_entropy_weights():
 def test_symmetric_attention():
     """softmax over b of (W_L h_a) . (W_L h_b): one projection for both sides."""
     module, h, _, alpha = weights("symmetric")
-    assert [name for name, _ in module.named_parameters()] == ["W_L.weight"]
+    assert [(name, list(p.shape)) for name, p in module.named_parameters()] == [("W_L.weight", [6, 48])]
     L = h[0] @ module.W_L.weight.T
     for a in range(3):
         scores = [math.exp(sum(x * y for x, y in zip(L[a].tolist(), L[b].tolist(), strict=True))) for b in range(3)]

@@ -1,7 +1,11 @@
+import io
+import os
+
 import pytest
 import torch
 
 from runtime import checkpoints
+from runtime.errors import UserError
 
 
 @pytest.mark.parametrize("change", [
@@ -19,6 +23,78 @@ def test_the_digest_tells_contents_apart(change):
     assert checkpoints.digest(content()) == checkpoints.digest(content()) != checkpoints.digest(changed)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool])
+def test_the_digest_knows_every_bit_of_a_large_tensor(dtype):
+    """One in the middle, which is not among the numbers and digits that a printed tensor shows."""
+    x = torch.ones(3, 5000).to(dtype)
+    before = checkpoints.digest({"x": x})
+    x.flatten().view(torch.uint8)[len(x.flatten().view(torch.uint8)) // 2 // x.element_size() * x.element_size()] ^= 1
+    assert checkpoints.digest({"x": x}) != before
+
+
 def test_the_digest_does_not_know_memory_formats():
     x = torch.randn(2, 3, 4, 4)
     assert checkpoints.digest(x) == checkpoints.digest(x.to(memory_format=torch.channels_last))
+
+
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
+    """Nested content, without the digest; a checkpoint of others has none and passes."""
+    content = {"format": 2, "list": [1, 2.5, None, "a"], "inner": {"weight": torch.arange(6.0).view(2, 3)}}
+    path = tmp_path / "x.pth"
+    path.write_bytes(checkpoints.serialise(content))
+    found = checkpoints.load_checkpoint(path)
+    assert found.keys() == content.keys() and found["list"] == content["list"]
+    assert found["inner"]["weight"].equal(content["inner"]["weight"])
+    assert len(torch.load(path, weights_only=True)["digest"]) == 64
+    torch.save({"state_dict": {"weight": torch.ones(2)}}, path)
+    assert checkpoints.load_checkpoint(path)["state_dict"]["weight"].tolist() == [1, 1]
+
+
+def change_nested(content):
+    content["inner"]["list"][1][0] += 1
+
+
+@pytest.mark.parametrize("ours", [{"format": 2}, {}])
+@pytest.mark.parametrize("change", [change_nested, lambda c: c.update(digest="0" * 64), lambda c: c.pop("digest"),
+                                    lambda c: c.update(more=1)])
+def test_a_changed_checkpoint_is_refused(change, ours, tmp_path):
+    """Only a file without a format, which is no run's, may be without a digest."""
+    content = torch.load(io.BytesIO(checkpoints.serialise({**ours, "inner": {"list": [1, [2, 3]]}})), weights_only=True)
+    change(content)
+    torch.save(content, tmp_path / "x.pth")
+    if not ours and "digest" not in content:
+        assert checkpoints.load_checkpoint(tmp_path / "x.pth") == content
+        return
+    with pytest.raises(UserError, match="x.pth is damaged: its content is not what was saved .the digest differs"):
+        checkpoints.load_checkpoint(tmp_path / "x.pth")
+
+
+class Harm:
+    """A pickle of it creates a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize(("kind", "said"), [
+    ("missing", "there is no checkpoint at .*: name a run's folder"), ("folder", "cannot be read: Is a directory"),
+    ("code", "not a checkpoint that can be loaded safely"), ("text", "not a checkpoint"),
+    ("list", "holds a list instead of a dictionary"), ("pipe", "is not a file")])
+def test_what_is_no_checkpoint_is_named(kind, said, tmp_path):
+    path = tmp_path / "x.pth"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "code":
+        torch.save({"state_dict": Harm(tmp_path / "harm")}, path)
+    elif kind == "text":
+        path.write_text("hello")
+    elif kind == "list":
+        torch.save([1, 2], path)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(UserError, match=said):
+        checkpoints.load_checkpoint(path)
+    assert not (tmp_path / "harm").exists()

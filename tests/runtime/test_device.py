@@ -1,5 +1,7 @@
+import random
 import subprocess
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,3 +46,14 @@ def test_pick_device():
 def test_an_unusable_device_is_named(name):
     with pytest.raises(UserError, match=f"{name}.*--device cpu"):
         device.pick_device(name)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 + 7, 2**63 - 1])
+def test_every_generator_is_seeded(seed):
+    def drawn(seed):
+        device.seed_everything(seed)
+        return [random.random(), np.random.rand(), torch.rand(1).item()]
+
+    first = drawn(seed)
+    assert drawn(seed) == first
+    assert all(a != b for a, b in zip(first, drawn(seed + 1 if seed < 9 else seed - 1), strict=True))

@@ -222,7 +222,10 @@ def test_torchrun(flags, tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(lines(tmp_path / "folder" / "ONE" / "resnet8")) == 1 and done.stdout.count("done: best epoch 1") == 1
     done = subprocess.run([*torchrun, "--version", "other", "--batch_size", "1000"], capture_output=True, text=True)
-    assert done.returncode != 0 and done.stderr.count("error: --batch_size must lie between") == 1
+    said = "error: --batch_size must lie between 1 and the 92 training images of folder, not 1000"
+    printed = done.stderr.splitlines()
+    assert done.returncode != 0 and printed.count(said) == 1
+    assert printed[-2].strip() == f"traceback : {said}"  # torchrun's summary ends with it, and with a frame
 
 
 def test_sync_bn_needs_gpus(flags, tmp_path):

@@ -5,13 +5,18 @@ import random
 import shutil
 import signal
 
+import numpy as np
 import pytest
+import torch
 from kill import WORKERS, kill_and_compare
 from processes import Training, assert_best_agrees, assert_same_run, epochs, load
 
 import train_GL
 from runtime import checkpoints
+from runtime.device import seed_everything
 from runtime.errors import UserError
+from training.checkpoint import FORMAT, Checkpoints
+from training.metrics import RunningSums
 
 
 @pytest.mark.parametrize(("method", "workers"), [
@@ -86,3 +91,107 @@ def test_a_damaged_checkpoint_gives_the_right_weights_or_a_sentence(begun, tmp_p
         else:
             assert checkpoints.digest(weights) == right
     assert refused >= 50  # a cut one never passes
+
+
+# --- without a training
+
+
+class Trained:
+    """A stand-in for a Trainer: its state is a number."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.value, self.sums = 1, RunningSums(self.device)
+
+    def state_dict(self):
+        return {"state_dict": {"value": self.value}, "tally": self.sums.state_dict()}
+
+    def load_state_dict(self, state):
+        self.value = state["state_dict"]["value"]
+        self.sums.load_state_dict(state["tally"])
+
+
+def record(epoch, accuracy):
+    return {"epoch": epoch, "accuracy": accuracy, "other": -accuracy}
+
+
+def made_up(folder, *accuracies):
+    history = [record(e, a) for e, a in enumerate(accuracies, 1)]
+    return Checkpoints(folder, Trained(), history, "accuracy", {"flags": {"lr": 0.1}})
+
+
+@pytest.mark.parametrize(("accuracies", "best"), [((50, 60, 40), 2), ((50, 60, 60), 3), ((60, 50), 1), ((1,), 1)])
+def test_the_best_epoch(accuracies, best, tmp_path):
+    """The highest accuracy; of two equal ones the later."""
+    assert made_up(tmp_path, *accuracies).best() == record(best, accuracies[best - 1])
+
+
+def test_what_is_saved(tmp_path):
+    made_up(tmp_path, 50, 60, 40).save()
+    assert {path.name for path in tmp_path.iterdir()} == {"last.pth"}
+    content = checkpoints.load_checkpoint(tmp_path / "last.pth")
+    assert content["format"] == FORMAT and content["flags"] == {"lr": 0.1} and len(content["random"]) == 1
+    assert content["history"] == [record(1, 50), record(2, 60), record(3, 40)] and content["best"] == record(2, 60)
+    saved = made_up(tmp_path, 50, 60)
+    saved.save(best=True)
+    assert (tmp_path / "last.pth").read_bytes() == (tmp_path / "best.pth").read_bytes()
+    assert json.loads((tmp_path / "test_best_metrics.json").read_text()) == record(2, 60)
+    assert made_up(tmp_path / "x").state()["best"] is None
+
+
+def test_which_best_epoch_is_on_disk(tmp_path):
+    saved = made_up(tmp_path, 50, 40, 60)
+    assert saved.saved_best() is None and made_up(tmp_path).saved_best() is None
+    saved.save(best=True)
+    assert saved.saved_best() == record(3, 60)
+    assert made_up(tmp_path, 50, 40, 60, 30).saved_best() == record(3, 60)
+    assert made_up(tmp_path, 50, 40, 60, 70).saved_best() is None  # it holds an earlier one
+    assert made_up(tmp_path).saved_best() is None
+    (tmp_path / "best.pth").write_bytes((tmp_path / "best.pth").read_bytes()[:-100])
+    assert saved.saved_best() is None
+
+
+def drawn():
+    return random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item()
+
+
+def test_the_random_numbers_go_on(tmp_path):
+    """Python's, NumPy's (also in the middle of a pair of normal ones) and PyTorch's."""
+    seed_everything(5)
+    np.random.randn()
+    saved = made_up(tmp_path, 50)
+    saved.save(best=True)
+    expected = drawn()
+    seed_everything(6)
+    assert drawn() != expected
+    again = made_up(tmp_path, 50)
+    again.trainer.value = 0
+    again.restore(checkpoints.load_checkpoint(tmp_path / "last.pth"))
+    assert drawn() == expected and again.trainer.value == 1
+
+
+def test_with_another_number_of_processes_the_random_numbers_start_anew(tmp_path):
+    saved = made_up(tmp_path, 50)
+    saved.save(best=True)
+    content = checkpoints.load_checkpoint(tmp_path / "last.pth")
+    content["random"] *= 2
+    seed_everything(6)
+    expected = drawn()
+    seed_everything(6)
+    made_up(tmp_path, 50).restore(content)
+    assert drawn() == expected
+
+
+@pytest.mark.parametrize(("accuracies", "steps", "written"), [
+    ((50, 40, 60), 0, True), ((40, 60, 50), 0, False), ((50, 40, 60), 1, False), ((), 0, False)])
+def test_a_missing_best_is_written_if_this_is_its_epoch(accuracies, steps, written, tmp_path, caplog):
+    """Not in the middle of the next epoch, and not after it: then a line says so."""
+    saved = made_up(tmp_path, *accuracies)
+    for _ in range(steps):
+        saved.trainer.sums.add(4, terms=torch.ones(3))
+    saved.save()
+    saved.restore(checkpoints.load_checkpoint(tmp_path / "last.pth"))
+    assert (tmp_path / "best.pth").exists() == written
+    said = f"best.pth is missing or does not hold epoch {accuracies.index(60) + 1}" if accuracies else "best.pth"
+    assert (said in caplog.text) == (not written and bool(accuracies))

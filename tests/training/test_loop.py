@@ -1,18 +1,24 @@
 """Whole trainings, by the scripts themselves."""
 
 import json
+import signal
 
 import pytest
 import torch
+from image_data import same_batches
 from kill import FLAGS
 from processes import TINY, Training, lines, load, saved_weights
 
+import data_loader
 import models
 import train
 import train_GL
 from runtime import checkpoints
 from runtime.errors import UserError
+from training import loop
 from training.checkpoint import Checkpoints
+from training.records import Records
+from training.step import Trainer
 
 
 def test_the_leader_is_a_plain_network(finished):
@@ -34,6 +40,78 @@ def test_twice_the_same(finished, tmp_path):
 def test_another_seed_is_another_run(finished, tmp_path):
     train_GL.main([*TINY, "--num_epochs", "1", "--save_dir", str(tmp_path), "--seed", "1"])
     assert lines(tmp_path / "DIGITS" / "OKDDip" / "resnet8")[0] != lines(finished)[0]
+
+
+def test_every_epoch_shows_its_own_batches(flags, tmp_path, monkeypatch):
+    """The order, crops and flips of epoch 0, then those of epoch 1, are what the loader gives for them."""
+    shown, step = [], Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, images, labels, *rest: (
+        shown.append((images.clone(), labels)), step(self, images, labels, *rest))[1])
+    train.main([*FLAGS, "--num_epochs", "2", "--data_dir", flags[-1], "--save_dir", str(tmp_path), "--seed", "3"])
+    loader, _ = data_loader.dataloader("folder", 8, 0, flags[-1], seed=3)
+    expected = []
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        expected += list(loader)
+    assert same_batches(shown, expected) and not same_batches(shown[:3], shown[3:])
+
+
+def test_the_course_of_a_training(flags, tmp_path, monkeypatch):
+    """Two epochs with held-out images and --save_steps, then a third: what is chosen, recorded, saved and printed."""
+    saved, closed, modes, save, step, evaluated = [], [], [], Checkpoints.save, Trainer.step, loop.evaluate
+
+    def note_save(self, best=False):
+        saved.append((len(self.history), self.trainer.sums.steps, best))
+        save(self, best)
+
+    def note_step(self, *batch):
+        modes.append(self.model.training)
+        step(self, *batch)
+
+    monkeypatch.setattr(Checkpoints, "save", note_save)
+    monkeypatch.setattr(Trainer, "step", note_step)
+    monkeypatch.setattr(loop, "evaluate", lambda method, images, phase, *rest: (
+        modes.append(phase), evaluated(method, images, phase, *rest))[1])
+    monkeypatch.setattr(data_loader.Loader, "close", lambda self: closed.append(self.num_images))
+    argv = [*FLAGS[:-2], "--device", "cpu", "--data_dir", flags[-1], "--save_dir", str(tmp_path), "--val_size", "4",
+            "--save_steps", "2", "--save_every", "9", "--resume", "auto", "--num_epochs"]
+    best = train.main([*argv, "2"])
+    folder = tmp_path / "folder" / "resnet8"
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    summary, parameters = (json.loads((folder / f"{name}.json").read_text()) for name in ("summary", "parameters"))
+    assert best is None and summary["chosen_by"] == "val_accTop1" and summary["last"] == records[-1]
+    assert summary["best"] == max(records, key=lambda r: (r["val_accTop1"], r["epoch"]))
+    for epoch, record in enumerate(records, 1):
+        assert (record["epoch"], record["weight"]) == (epoch, 1.0)
+        assert record["train_loss"] == record["train_loss_true"] > 0 == record["train_loss_group"]
+        assert {"train_accTop1", "val_accTop1", "test_accTop1", "val_loss", "test_loss"} <= record.keys()
+        assert record["images_per_second"] * record["seconds"] >= 20 and record["images_per_second"] < 1e5
+    assert modes == [True, True, True, "val", "test"] * 2 and sorted(closed) == [4, 20, 24]
+    bests = [records[1]["val_accTop1"] >= records[0]["val_accTop1"]]
+    assert saved == [(0, 2, False), (1, 0, True), (1, 2, False), (2, 0, bests[0])]
+    network = models.create_model("resnet8", 2)
+    assert parameters["weights"] == sum(p.numel() for p in network.parameters()) and parameters["method"] == "baseline"
+    train.main([*argv, "3"])
+    parameters = json.loads((folder / "parameters.json").read_text())
+    assert [(start["epoch"], start["step"]) for start in parameters["starts"]] == [(1, 0), (3, 0)]
+    assert (parameters["environment"], parameters["command"]) == tuple(
+        parameters["starts"][-1][name] for name in ("environment", "command"))
+    first, second = (folder / "train.log").read_text().split("continues after 2 epochs and 0 steps\n")
+    about = f"20 training and 24 test images, {parameters['weights']:,} weights, on cpu\n"
+    assert f"{folder}: resnet8 on folder, {about}" in first
+    assert "learning rate 0.02, divided by 10 after each of the epochs [2], of 2 in all\n" in first
+    assert f"epoch 2/2  loss {records[1]['train_loss']:.4f}  train " in first and "epoch 3/3  loss" in second
+    assert "of 3 in all\n" in first and "continues" not in second and "done: best epoch" in second
+
+
+def test_a_signal_at_the_very_end_is_told_by_the_exit_code(flags, tmp_path, monkeypatch):
+    """The training is complete, and the caller learns of the signal."""
+    finish = Records.finish
+    monkeypatch.setattr(Records, "finish", lambda *args: (finish(*args), signal.raise_signal(signal.SIGTERM)))
+    with pytest.raises(SystemExit) as end:
+        train.main([*FLAGS, "--num_epochs", "1", "--data_dir", flags[-1], "--save_dir", str(tmp_path)])
+    assert end.value.code == 128 + signal.SIGTERM
+    assert json.loads((tmp_path / "folder" / "resnet8" / "summary.json").read_text())["last"]["epoch"] == 1
 
 
 def test_overwrite_replaces_the_run_and_nothing_else(tmp_path):

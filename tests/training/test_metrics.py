@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from processes import group
 from slow import count_correct
 
 from training.metrics import RunningSums, diversity, name_metrics, topk_correct
@@ -68,3 +69,15 @@ def test_running_sums_continue_from_a_checkpoint():
         second.add(n, terms=value)
     assert second.means() == whole.means() and second.images == 21 and second.steps == 3
     assert second.seconds >= state["seconds"] > 0
+    assert second.seconds - state["seconds"] < 60 and second.seconds < second.earlier_seconds + 60
+
+
+def test_only_the_first_process_continues_with_the_sums(monkeypatch):
+    """They are those of all processes: the others start from 0, and count the same steps."""
+    state = {"images": 8, "steps": 2, "seconds": 1.0, "sums": {"terms": torch.tensor([3.0, 4.0])}}
+    for rank, images, terms in (("0", 8, [3, 4]), ("1", 0, [0, 0])):
+        for name, value in (group(2)[0] | {"RANK": rank}).items():
+            monkeypatch.setenv(name, value)
+        sums = RunningSums(torch.device("cpu"))
+        sums.load_state_dict(state)
+        assert (sums.images, sums.steps, sums.sums["terms"].tolist()) == (images, 2, terms)

@@ -7,6 +7,9 @@ import torch
 from processes import curve, lines, saved_weights
 
 import models
+import train
+from runtime.checkpoints import load_checkpoint, serialise
+from runtime.errors import Complete
 from training.folder import FILES
 
 
@@ -53,3 +56,27 @@ def test_curves(finished):
         expected = [(record["epoch"], pytest.approx(record[name], rel=1e-6)) for record in lines(finished)]
         assert curve(folder, "Test/AccTop1") == expected
     assert len(curve(finished, "Dist")) == len(curve(finished, "Test/stu0AccTop1")) == 3
+
+
+def test_a_loss_that_is_not_a_number_is_null(flags, tmp_path):
+    """Half precision overflows in evaluation: BatchNorm's running means are far from those of the batches."""
+    argv = [*flags[:flags.index("--length")], "--amp", "fp16", "--data_dir", flags[-1], "--save_dir", str(tmp_path)]
+    train.main([*argv, "--num_epochs", "1"])
+    folder = tmp_path / "folder" / "resnet8"
+    state = load_checkpoint(folder / "last.pth")
+    for name, value in state["state_dict"].items():
+        if name.endswith("running_mean"):
+            value.fill_(-1e8)
+    (folder / "last.pth").write_bytes(serialise(state))
+    train.main([*argv, "--num_epochs", "2", "--resume", "auto"])
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    first, last = (json.loads(line, parse_constant=refuse) for line in (folder / "metrics.jsonl").open())
+    assert isinstance(first["test_loss"], float) and last["test_loss"] is None and last["epoch"] == 2
+    assert all(isinstance(value, int | float) for name, value in last.items() if name != "test_loss")
+    assert json.loads((folder / "summary.json").read_text(), parse_constant=refuse)["last"] == last
+    assert "epoch 2/2: not a finite number, recorded as null: test_loss\n" in (folder / "train.log").read_text()
+    with pytest.raises(Complete):
+        train.main([*argv, "--num_epochs", "2", "--resume", "auto"])

@@ -1,10 +1,15 @@
+import copy
 from argparse import Namespace
 
 import pytest
 import torch
+from processes import group
+from slow import count_correct
 
 import methods
+import models
 from losses import distillation, true_loss
+from runtime.checkpoints import digest
 from runtime.errors import UserError
 from training.step import Trainer, default_milestones, sgd
 
@@ -54,6 +59,100 @@ def test_sgd_is_nesterov_with_decay_on_everything():
             v[i] = 0.9 * v[i] + g
             p[i] -= 0.1 * (g + 0.9 * v[i])
     assert model.weight.tolist() == pytest.approx(p, rel=1e-12)
+
+
+def test_the_means_of_an_epoch_weigh_images_not_batches():
+    """Batches of 6 and 2 images: terms and correct answers are those of each step, times its images, divided by 8."""
+    torch.manual_seed(0)
+    method = make("OKDDip", num_branches=3)
+    trainer = Trainer(method, 0.1, 5e-4, [10], CPU)
+    expected = {"terms": torch.zeros(3, dtype=torch.float64), "hits": torch.zeros(4, 2)}
+    for n in (6, 2):
+        images, labels = random_batch(n)
+        with torch.no_grad():
+            terms, z = method.loss(trainer.model, images, labels, 0.5)
+        expected["terms"] += n * torch.stack(terms).double()
+        expected["hits"] += torch.stack([torch.tensor(count_correct(z[:, r].tolist(), labels.tolist(), k)
+                                                      ) for r in range(4) for k in (1, 5)]).view(4, 2)
+        trainer.step(images, labels, 0.5)
+    means = trainer.means()
+    assert means["terms"] == pytest.approx((expected["terms"] / 8).tolist(), rel=1e-5)
+    assert means["hits"] == (expected["hits"] / 8).tolist()
+
+
+def change(share, wd=0.0):
+    """How one step changes the weights: [all of them]."""
+    torch.manual_seed(0)
+    trainer = Trainer(make(), 0.1, wd, [10], CPU)
+    before = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
+    trainer.step(*random_batch(), 1.0, share)
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()]) - before
+
+
+def test_a_share_weighs_the_gradient():
+    """A process with fewer images than an equal part has a smaller step. 1.9 lr g: the first step of Nesterov's."""
+    assert change(0.5).allclose(0.5 * change(1.0), rtol=1e-3, atol=1e-7) and change(1.0).abs().max() > 1e-3
+
+
+def test_batches_are_counted_once():
+    trainer = Trainer(make(), 0.1, 5e-4, [10], CPU)
+
+    def counted():
+        return {int(v) for k, v in trainer.state_dict()["state_dict"].items() if k.endswith("num_batches_tracked")}
+
+    for steps in (1, 2):
+        trainer.step(*random_batch(2), 1.0)
+        assert counted() == counted() == {steps}
+
+
+def test_the_state_continues_a_training():
+    """Two steps in one go, or one, the state, and the other: the same weights, momentum, sums, schedule."""
+    torch.manual_seed(0)
+    first, second = random_batch(), random_batch()
+    method = make()
+    weights = {name: value.clone() for name, value in method.model.state_dict().items()}
+    trainers = []
+    for stop in (False, True):
+        method.model.load_state_dict(weights)
+        trainer = Trainer(method, 0.1, 5e-4, [1], CPU)
+        trainer.next_epoch()
+        trainer.step(*first, 1.0)
+        if stop:
+            state = copy.deepcopy(trainer.state_dict())
+            trainer = Trainer(make(), 0.5, 5e-4, [10], CPU)
+            trainer.load_state_dict(state)
+            assert trainer.checked_steps == trainer.sums.steps == 1
+        trainer.step(*second, 1.0)
+        trainers.append((copy.deepcopy(trainer.state_dict()), trainer.means(), trainer.lr))
+    (whole, means, lr), (continued, means_again, lr_again) = trainers
+    assert lr == lr_again == pytest.approx(0.01) and means == means_again
+    for part in (whole, continued):
+        del part["tally"]["seconds"]
+    assert digest(continued) == digest(whole)
+    assert whole.keys() == {"state_dict", "optimizer", "scheduler", "scaler", "tally"}
+
+
+def test_a_new_epoch_has_empty_sums():
+    trainer = Trainer(make(), 0.1, 5e-4, [1], CPU)
+    trainer.step(*random_batch(2), 1.0)
+    trainer.means()
+    trainer.next_epoch()
+    assert (trainer.sums.steps, trainer.sums.sums, trainer.checked_steps) == (0, {}, 0)
+    assert trainer.lr == pytest.approx(0.01)
+
+
+def test_networks_are_in_channels_last():
+    method = make("KD")
+    method.teacher = models.create_model("resnet14", 10)
+    Trainer(method, 0.1, 5e-4, [10], CPU)
+    for network in (method.model, method.teacher):
+        for weight in (network.trunk.layer2[0].conv1.weight, network.head.layer3[0].conv2.weight):
+            assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_only_fp16_scales(amp):
+    assert Trainer(make(), 0.1, 5e-4, [10], CPU, amp).scaler.is_enabled() == (amp == "fp16")
 
 
 # --- speed and precision
@@ -164,6 +263,38 @@ def test_divergence_names_epoch_steps_rate_and_term(term):
         trainer.means()
     with pytest.raises(UserError, match="not finite"):
         trainer.state_dict()  # so nothing of it gets into a checkpoint
+
+
+def test_a_first_step_that_diverges_is_step_1():
+    method = make()
+    loss = method.loss
+    nan = torch.tensor(float("nan"), requires_grad=True)
+    method.loss = lambda *batch: (loss(*batch)[0]._replace(true=nan, total=nan), loss(*batch)[1])
+    trainer = Trainer(method, 0.1, 5e-4, [10], CPU)
+    trainer.step(*random_batch(2), 1.0)
+    with pytest.raises(UserError, match="the true loss is not finite, epoch 1, between steps 1 and 1,"):
+        trainer.means()
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_divergence_after_an_epoch_is_of_that_epoch(steps):
+    """Until the next one has begun."""
+    trainer = Trainer(make(), 0.1, 5e-4, [10], CPU)
+    trainer.step(*random_batch(2), 1.0)
+    trainer.next_epoch()
+    for _ in range(steps):
+        trainer.step(*random_batch(2), 1.0)
+    trainer.model.head.fc.bias.data[3] = float("inf")
+    with pytest.raises(UserError, match=f"a weight is not finite, epoch {1 + steps}, between the last checkpoint"):
+        trainer.state_dict()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_divergence_is_reported_once(rank, monkeypatch):
+    trainer = Trainer(make(), 0.1, 5e-4, [10], CPU)
+    for name, value in group(2)[rank].items():
+        monkeypatch.setenv(name, value)
+    assert trainer.diverged("a weight", "a and b").already_reported == (rank == 1)
 
 
 def test_weights_that_are_not_numbers_are_not_saved():

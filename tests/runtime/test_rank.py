@@ -1,0 +1,55 @@
+"""torchrun's environment variables: those that make no sense end in one line, not in a traceback."""
+
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+from processes import group
+
+import train
+import utils
+from runtime import processes, rank
+from runtime.errors import UserError
+
+RIGHT = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("MASTER_PORT", "x"), ("MASTER_PORT", "0"), ("MASTER_PORT", "65536"), ("MASTER_PORT", ""), ("RANK", "2"),
+    ("RANK", "-1"), ("RANK", "first"), ("RANK", "9" * 5000), ("WORLD_SIZE", "0"), ("WORLD_SIZE", "2.0"),
+    ("WORLD_SIZE", ""), ("LOCAL_RANK", "one"), ("LOCAL_RANK", "-1"), ("MASTER_ADDR", "")])
+def test_a_variable_that_makes_no_sense_is_named(name, value, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for right, number in (RIGHT | {name: value}).items():
+        monkeypatch.setenv(right, number)
+    left = []
+    monkeypatch.setattr(processes, "leave", lambda: left.append(True))  # it would end this process
+    with pytest.raises(SystemExit) as end:
+        utils.command(lambda: train.main(["--dataset", "DIGITS", "--device", "cpu"]))
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1
+    assert f"the environment variable {name} is " in err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("variables", [RIGHT, RIGHT | {"RANK": "1", "MASTER_PORT": "65535"}, {"WORLD_SIZE": "x"}, {}])
+def test_right_variables(variables, monkeypatch):
+    """Without all four nothing was launched: what they say does not matter."""
+    for name in RIGHT:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert rank.wrong_variable() is None
+    assert (rank.rank(), rank.world_size()) == ((int(variables["RANK"]), 2) if len(variables) > 1 else (0, 1))
+
+
+def test_a_process_that_nobody_joins_ends_in_good_time(monkeypatch):
+    assert processes.PATIENCE <= timedelta(minutes=5)
+    for name, value in group(2)[0].items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "PATIENCE", timedelta(seconds=1))
+    start = time.monotonic()
+    with pytest.raises(UserError, match="process 0 of 2 has not met the others at 127.0.0.1:.*1/2 clients.*torchrun"):
+        processes.start(torch.device("cpu"))
+    assert time.monotonic() - start < 20 and not dist.is_initialized()
