@@ -25,6 +25,7 @@ def test_digits():
     train, test = dataloader("DIGITS", 64)
     assert (train.num_images, test.num_images, train.num_classes) == (1437, 360, 10)
     assert torch.bincount(test.labels).min() >= 35  # stratified
+    assert (int(test.images.min()), int(test.images.max())) == (0, 255)  # grey levels 0 to 16
     assert not any(train.augmentation_parameters()[3])  # a mirrored digit is not a digit
     images, _ = next(iter(test))
     assert images.shape == (64, 3, 32, 32) and images.dtype == torch.float32
