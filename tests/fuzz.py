@@ -31,10 +31,12 @@ from kill import make_images  # noqa: E402
 import utils  # noqa: E402
 from runtime import processes  # noqa: E402
 
-TRAININGS = ("train", "train_kd", "train_GL", "train_one", "train_DML", "train_FFL", "train_PCL", "train_KDCL", "train_OKDPH")
+TRAININGS = ("train", "train_kd", "train_GL", "train_one", "train_DML", "train_FFL", "train_PCL", "train_KDCL",
+             "train_OKDPH")
 SCRIPTS = (*TRAININGS, "evaluate", "report")
 RUN = "DIGITS/OKDDip/resnet8"  # a finished run below the folder of the fuzzer
-SMALL = {"model": ["resnet8", "resnet14", "vgg16", "densenetd40k12"], "models": ["resnet8", "vgg16"], "T_model": ["resnet8", "vgg16"],
+SMALL = {"model": ["resnet8", "resnet14", "vgg16", "densenetd40k12"], "models": ["resnet8", "vgg16"],
+         "T_model": ["resnet8", "vgg16"],
          "dataset": ["DIGITS", "DIGITS", "DIGITS", "folder", "CIFAR10", "imagenet"]}
 PATHS = [RUN, "DIGITS/resnet8", f"{RUN}/last.pth", f"{RUN}/train.log", "images", "images/train/red/0.png", "leader.pth",
          "nowhere", "", ".", "..", "/dev/null", "/dev/zero", "pipe", "x" * 300, "a\nb", "ä ö", "x.onnx", "x.pth"]
