@@ -1,6 +1,7 @@
 """Images per second of a training epoch: our loaders against torchvision's transforms on PIL images in a DataLoader.
 
     python benchmarks/loader.py
+    python benchmarks/loader.py --views 4          # also our loaders with four views of each image
 
 Augmented and normalised images in the shape of CIFAR-10. Cached is the default of the training scripts; streamed is
 their --cache off. The workers of plain and streamed have loaded one epoch before the timing begins.
@@ -87,6 +88,7 @@ def parse_args(argv: list[str] | None):
     p.add_argument("--plain_images", default=10000, type=utils.number(int, 2),
                    help="images in an epoch of plain and streamed")
     p.add_argument("--workers", default=2, type=utils.number(int, 0), help="processes of plain and streamed")
+    p.add_argument("--views", default=1, type=utils.number(int, 1), help="also ours with so many views of an image")
     p.add_argument("--repeats", default=5, type=utils.number(int, 1), help="timed epochs of each loader")
     return p.parse_args(argv)
 
@@ -96,12 +98,14 @@ def compete(args, device: torch.device) -> tuple[dict[str, Epochs], dict[str, in
     data = compare.random_data(args.images, 0, args.seed)
     part = data._replace(train=Split(*(a[: args.plain_images] for a in data.train)))
 
-    cached = Cached(data.train, data, args.batch_size, device, args.seed, augment=True)
-    streamed = Streamed(part.train, data, args.batch_size, device, args.seed, augment=True, num_workers=args.workers)
-    loaders = {"plain (PIL)": pil_pipeline(part, args.batch_size, args.workers, device),
-               "cached": cached, "streamed": streamed}
-    kept = {"plain (PIL)": part.train.images.nbytes, "cached": cached.images.nbytes,
-            "streamed": part.train.images.nbytes}
+    loaders, size = {"plain (PIL)": pil_pipeline(part, args.batch_size, args.workers, device)}, part.train.images.nbytes
+    kept = {"plain (PIL)": size}
+    for views in sorted({1, args.views}):
+        more, options = f", {views} views" if views > 1 else "", {"augment": True, "views": views}
+        cached = Cached(data.train, data, args.batch_size, device, args.seed, **options)
+        loaders[f"cached{more}"], kept[f"cached{more}"] = cached, cached.images.nbytes
+        loaders[f"streamed{more}"], kept[f"streamed{more}"] = Streamed(
+            part.train, data, args.batch_size, device, args.seed, num_workers=args.workers, **options), size
     epochs = {name: Epochs(loader, device) for name, loader in loaders.items()}
     seconds = compare.in_turns(epochs, args.repeats, device)
     return epochs, kept, {name: [s / epochs[name].images for s in seconds[name]] for name in epochs}

@@ -28,3 +28,11 @@ def test_private_memory():
         kept[::mmap.PAGESIZE] = b"x" * (len(kept) // mmap.PAGESIZE)
         after = loader.private_memory(os.getpid())
     assert after - before == pytest.approx(2**26, rel=0.1)
+
+
+def test_loaders_with_several_views_compete(capsys):
+    loader.main(["--images", "64", "--plain_images", "32", "--workers", "0", "--repeats", "1", "--views", "3",
+                 "--batch_size", "16", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    for name in ("plain (PIL) ", "cached ", "streamed ", "cached, 3 views ", "streamed, 3 views "):
+        assert f"\n{name}" in printed
