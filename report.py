@@ -34,9 +34,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Print the report and write its files. UserError if there is no finished run."""
     args = parse_args(argv)
-    if args.html and (args.html.is_dir() or belongs_to_run(args.html)):
-        raise UserError(f"--html cannot replace {args.html}, which is a folder or belongs to a run: choose another "
-                        "name")
+    if args.html and (args.html.exists() and not args.html.is_file() or belongs_to_run(args.html)):
+        raise UserError(f"--html cannot replace {args.html}, which is a folder, a device or a pipe, or belongs to a "
+                        "run: choose another name")
     from analysis import groups, pages, records, tables  # here, because --help does not need pandas
 
     found, notes = records.find_runs(args.runs)

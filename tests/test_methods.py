@@ -128,9 +128,9 @@ def test_a_family_has_one_class():
 
 
 def test_an_unknown_method_is_named():
-    with pytest.raises(UserError, match="'FFL-2'.*METHODS in methods.py"):
-        methods.find("FFL-2")
-    done = subprocess.run([sys.executable, ROOT / "methods.py", "FFL"], capture_output=True, text=True)
+    with pytest.raises(UserError, match="'Mine-2'.*METHODS in methods.py"):
+        methods.find("Mine-2")
+    done = subprocess.run([sys.executable, ROOT / "methods.py", "Mine"], capture_output=True, text=True)
     assert done.returncode == 2 and "baseline, KD" in done.stderr and done.stderr.count("\n") == 1
 
 

@@ -46,10 +46,12 @@ def test_nobody_reads_the_report(redirection):
     assert last == "exit code 1" and all(text.startswith("warning: ") for text in warnings) and done.stdout == ""
 
 
-def test_the_page_replaces_no_folder_and_no_file_of_a_run(tmp_path):
+def test_the_page_replaces_only_files_that_are_not_of_a_run(tmp_path):
     folder = run(tmp_path, "OKDDip", 0, [40.0])
     before = (folder / "metrics.jsonl").read_bytes()
-    for path in (folder / "metrics.jsonl", folder, "."):
-        with pytest.raises(UserError, match=f"--html cannot replace {path}, which is a folder or belongs to a run"):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (folder / "metrics.jsonl", folder, ".", pipe):
+        with pytest.raises(UserError, match=f"--html cannot replace {path}, which is a folder, a device or a pipe, or"):
             report.main([str(folder), "--html", str(path)])
-    assert (folder / "metrics.jsonl").read_bytes() == before
+    assert (folder / "metrics.jsonl").read_bytes() == before and pipe.is_fifo()
