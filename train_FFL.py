@@ -16,7 +16,6 @@ import models
 import utils
 from data_loader import dataloader
 from losses import ffl_loss
-from runtime.rank import world_size
 from training.loop import fit
 from training.method import Group
 from training.outputs import FUSED
@@ -31,8 +30,6 @@ def parse_args(argv: list[str] | None):
     utils.group_flags(g, "students (authors' code: 2)")
     args = utils.parse(parser, argv)
     utils.refuse_models(parser, args, "the fusion needs feature maps of one shape")
-    if args.batch_size < 2 * world_size():
-        parser.error("argument --batch_size: the BatchNorm in the fusion needs at least 2 images in each process")
     return args
 
 

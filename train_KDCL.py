@@ -57,7 +57,7 @@ class KDCL(Group):
         t = self.model.target(z.detach(), labels)  # [B, C]
         return kdcl_loss(z, t, labels, self.args.temperature, self.args.loss), self.measured(z)
 
-    def after_epoch(self, held_out, autocast) -> None:
+    def after_epoch(self, held_out, autocast, watch=iter) -> None:
         if self.args.target != "general":
             return
         m = self.args.num_branches
@@ -65,7 +65,7 @@ class KDCL(Group):
         def products(log_p, top1, labels):
             return {"C": error_products(log_p[:, :m], labels)}  # the first m outputs are the networks
 
-        C = evaluate(self, held_out, "val", autocast, more_sums=products)["C"]  # [m][m]
+        C = evaluate(self, held_out, "val", autocast, watch, more_sums=products)["C"]  # [m][m]
         self.model.set_weights(C)
 
 

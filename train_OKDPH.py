@@ -71,8 +71,11 @@ class OKDPH(Group):
         terms = okdph_loss(z, z_hybrid, labels, args.temperature, args.omega, args.beta, args.loss)
         return terms, self.with_hybrid(z, z_hybrid)
 
-    def after_epoch(self, held_out, autocast) -> None:
+    def after_epoch(self, held_out, autocast, watch=iter) -> None:
         self.model.share(self.args.gamma)
+
+    def deploy(self) -> None:
+        self.model.deploy()  # a checkpoint from within an epoch holds the hybrid of the last step
 
     def predict(self, images):
         return self.with_hybrid(*self.model(images)), {}

@@ -39,7 +39,7 @@ class PCL(Group):
 
     def __init__(self, args, num_classes: int):
         super().__init__(args, models.PCL(args.model, num_classes, args.num_branches, **utils.network_options(args)),
-                         kind="peer", deployed="mean peer 0, deployed")
+                         kind="peer", deployed="deployed (mean peer 0)")
         mean_peers = {ema(i): f"mean peer {i}" for i in range(args.num_branches)}
         self.outputs = self.outputs | {FUSED: "peer ensemble"} | mean_peers
 

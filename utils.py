@@ -272,11 +272,12 @@ def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
     if args.dropout >= 1:
         p.error(f"argument --dropout: must be less than 1, not {args.dropout:g}")
     if getattr(args, "models", None):
-        several_networks(p, args)
+        several_networks(p, args, sys.argv[1:] if argv is None else argv)
     names = getattr(args, "models", None) or [args.model]
     small = [name for name in names if name.startswith("vgg")]
     if small and args.dataset == "imagenet":
-        p.error(f"argument --model: {small[0]} is made for images of 32x32, not for imagenet")
+        flag = "--models" if len(names) > 1 else "--model"
+        p.error(f"argument {flag}: {small[0]} is made for images of 32x32, not for imagenet")
     try:
         registry.find_each(names, **network_options(args))
     except ValueError as error:
@@ -284,15 +285,14 @@ def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def several_networks(p: Parser, args: argparse.Namespace) -> None:
-    """--models: set --model, which names the run, and --num_branches to what it says."""
-    if len(args.models) < 2:
-        p.error("argument --models: needs a name for each of at least 2 students; for equal ones use --model and "
+def several_networks(p: Parser, args: argparse.Namespace, words: list[str]) -> None:
+    """--models: set --model, which names the run, and --num_branches to what it says. words: the command line."""
+    if len(set(args.models)) < 2:
+        p.error("argument --models: names different networks, one for each student; for equal ones use --model and "
                 "--num_branches")
-    for flag, value in {"model": "+".join(args.models), "num_branches": len(args.models)}.items():
-        if getattr(args, flag) not in (p.get_default(flag), value):
-            p.error(f"argument --models: names the {len(args.models)} students already, leave out --{flag}")
-        setattr(args, flag, value)
+    for flag in {"--model", "--num_branches"} & {word.partition("=")[0] for word in words}:
+        p.error(f"argument --models: names the {len(args.models)} students already, leave out {flag}")
+    args.model, args.num_branches = "+".join(args.models), len(args.models)
 
 
 def refuse_models(p: Parser, args: argparse.Namespace, reason: str) -> None:

@@ -33,7 +33,8 @@ STYLES = [(BLACK, ":", ""), (YELLOW, (0, (1, 1)), "P"), (BLACK, "-", "x"), (PURP
           (RED, "-", "*"), (PURPLE, "-.", "p"), (GREEN, "--", "h"), (ORANGE, ":", "<"), (SKY, "--", ">"),
           (BLACK, "--", "8"), (YELLOW, "-.", "d"), (RED, ":", "X")]
 OUTPUTS = {  # the outputs of a group in learning curves: label, colour, line
-    LEADER: ("leader", BLUE, "-"), MEAN: ("mean of the students", ORANGE, "--"), ENSEMBLE: ("ensemble", GREEN, "-."),
+    LEADER: ("leader or deployed network", BLUE, "-"),
+    MEAN: ("mean of the students", ORANGE, "--"), ENSEMBLE: ("ensemble", GREEN, "-."),
     GATE: ("gated ensemble", PURPLE, (0, (1, 1))), FUSED: ("fused classifier", RED, (0, (3, 1))),
     EMA_MEAN: ("mean of the mean peers", SKY, "-")}
 LAYOUT = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,

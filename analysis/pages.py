@@ -9,17 +9,17 @@ import pandas as pd
 
 from analysis.groups import COLUMNS
 from analysis.titles import recipe_title
-from training.outputs import MEAN
+from training.outputs import LEADER, MEAN
 
 TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                trim_blocks=True, lstrip_blocks=True)
 HEADINGS = {name: column.replace("_", " ") for name, column in COLUMNS.items()} | {
-    MEAN: "mean of the students or peers"}
+    LEADER: "leader or deployed network", MEAN: "mean of the students or peers"}
 ABOUT = """Each cell shows the mean ± standard deviation over seeds, and the number of seeds in brackets. If a group of
-students has a leader, the error is the leader's. For other groups it is the mean of the students' errors. If a table
-shows other errors, its title says so. The best epoch has the lowest error on the test images, or on the held-out images
-if images were held out. The last epoch is shown, too: no images choose it. Difference: best epoch minus paper. Paper:
-{source}."""
+students has a leader, the error is the leader's. For PCL it is that of mean peer 0, for OKDPH that of the hybrid. For
+other groups it is the mean of the students' errors. If a table shows other errors, its title says so. The best epoch
+has the lowest error on the test images, or on the held-out images if images were held out. The last epoch is shown,
+too: no images choose it. Difference: best epoch minus paper. Paper: {source}."""
 OTHER_RECIPE = """This is not the recipe of the published CIFAR numbers, so differences to them measure the recipe as
 well as the code."""
 ABOUT_DIFFERENCES = """Difference: the error of a method minus that of the reference, in percentage points. Below 0, the

@@ -41,7 +41,7 @@ def sections(runs: pd.DataFrame, published: dict) -> list[dict]:
 def paper_table(name: str, layout: dict, runs: pd.DataFrame, usual: dict) -> dict:
     """A table of published.json, its cells filled from the runs.
 
-    usual: the flags of the paper's methods. The ``usual`` of a column replaces them.
+    usual: the flags of the paper's methods. The ``usual`` of a table or a column replaces them.
     """
     rows = []
     for row in layout["rows"]:
@@ -54,7 +54,7 @@ def paper_table(name: str, layout: dict, runs: pd.DataFrame, usual: dict) -> dic
             cells.append(cell(matching, published, ensemble=column.get("measured") == "ensemble"))
             for group in cells[-1]["groups"]:
                 flags = group["flags"]
-                expected = usual | usual_dropout(flags) | column.get("usual", {})
+                expected = usual | usual_dropout(flags) | layout.get("usual", {}) | column.get("usual", {})
                 group["unusual"] = [flag for flag, value in expected.items() if flags.get(flag, value) != value]
         rows.append({"name": row["name"], "cells": cells, "others": row.get("others", [])})
     return {"name": name, "title": layout["title"], "note": layout.get("note", ""),

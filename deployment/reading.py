@@ -60,6 +60,7 @@ def read_run(path: Path, checkpoint: dict, model: str | None, method: str | None
         formats.check_normalisation(mean, std)
         built = Kind(flags, len(classes))
         built.model.load_state_dict(checkpoint["state_dict"])
+        built.deploy()
         size, epoch = image_size(recorded["dataset"]), (checkpoint.get("history") or [{}])[-1].get("epoch")
     except MISFITS as error:
         raise UserError(f"{path} is not a checkpoint of a run that can be rebuilt ({type(error).__name__}: "

@@ -26,6 +26,7 @@ def augmentation_parameters(num_images: int, seed: int, epoch: int, flip: bool, 
     state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0]))
     order = torch.randperm(num_images, generator=generator)
+
     def view() -> tuple[Tensor, ...]:
         if large:
             return (torch.randint(2**63 - 1, (num_images,), generator=generator),)

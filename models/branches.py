@@ -52,11 +52,10 @@ class Branches(nn.Module):
         """images [B, 3, H, W] or views [B, m, 3, H, W] -> x [B, trunk_width, H', W'] for each head, or one for all."""
         if images.dim() == 4:
             return [trunk(images) for trunk in self.trunks]
-        views = images.unbind(1)  # m times [B, 3, H, W]
         if self.network_based:
-            return [trunk(view) for trunk, view in zip(self.trunks, views, strict=True)]
-        x = self.trunks[0](torch.cat(views))  # [m B, 3, H, W]: one pass, so BatchNorm sees all views together
-        return list(x.chunk(self.num_branches))
+            return [trunk(view) for trunk, view in zip(self.trunks, images.unbind(1), strict=True)]
+        by_view = images.transpose(0, 1).flatten(0, 1)  # [m B, 3, H, W]; our loaders keep them so: nothing is copied
+        return list(self.trunks[0](by_view).chunk(self.num_branches))  # one pass: BatchNorm sees all views together
 
     def students(self, x: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """x: what ``trunk_outputs`` returns -> features h, m times [B, D_i], and logits z [B, m, C]."""

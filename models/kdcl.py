@@ -34,18 +34,20 @@ TARGETS = {"mean": mean, "naive": naive, "minlogit": minlogit}  # and "general",
 
 def error_products(log_p: Tensor, labels: Tensor) -> Tensor:
     """log_p [B, m, C] -> [m, m], summed over images and classes: (p_i - y)(p_j - y). C_ij is its mean over images."""
-    errors = log_p.exp() - F.one_hot(labels, log_p.shape[-1]).unsqueeze(1)  # [B, m, C]
-    return torch.einsum("bic,bjc->ij", errors, errors)
+    e = log_p.exp() - F.one_hot(labels, log_p.shape[-1]).unsqueeze(1)  # [B, m, C]
+    return (e.unsqueeze(2) * e.unsqueeze(1)).sum((0, 3))  # [B, m, m, C] -> [m, m]; no matrix product: full precision
 
 
 def general_weights(C: Tensor) -> Tensor:
     """v = C^-1 1 / (1^T C^-1 1), the weights of the least error in C [m, m] -> [m].
 
-    They sum to 1. 1/m each if C has no inverse in that sense: for networks that make no error.
+    They sum to 1. A billionth of the mean error is added to the diagonal: C has no inverse if a network makes no error,
+    or if two are equal.
     """
-    v = torch.linalg.pinv(C.double(), hermitian=True).sum(1)
-    v = v / v.sum()
-    return v if v.isfinite().all() else torch.full_like(v, 1 / len(v))
+    C = C.double()
+    ridge = 1e-9 * C.diagonal().mean() + torch.finfo(C.dtype).tiny
+    v = torch.linalg.solve(C + ridge * torch.eye(len(C), dtype=C.dtype), torch.ones(len(C), dtype=C.dtype))
+    return v / v.sum()
 
 
 class KDCL(Branches):
@@ -63,7 +65,7 @@ class KDCL(Branches):
     def target(self, z: Tensor, labels: Tensor) -> Tensor:
         """z [B, m, C], labels [B] -> t [B, C]."""
         if self.rule == "general":
-            return torch.einsum("i,bic->bc", self.v, z)  # sum_i v_i z_i
+            return (self.v.view(-1, 1) * z).sum(1)  # sum_i v_i z_i [B, C]; no matrix product: full precision
         return TARGETS[self.rule](z, labels)
 
     def set_weights(self, C: list[list[float]]) -> None:

@@ -51,7 +51,7 @@ class OKDPH(Branches):
     def share(self, gamma: float) -> None:
         """theta_i <- gamma theta_hybrid + (1 - gamma) theta_i with the hybrid of the last step, weights and buffers.
 
-        Then the hybrid is the one that is deployed, with r_i = 1/m. Without a step since the last call, nothing
+        Then the hybrid is the one that is deployed. Without a step since the last call, nothing
         changes: a run that was stopped during the evaluation calls this again.
         """
         if not self.r.any():
@@ -60,6 +60,11 @@ class OKDPH(Branches):
             torch._foreach_lerp_(parameters(*parts), parameters(self.hybrid), gamma)
             torch._foreach_lerp_(statistics(*parts), statistics(self.hybrid), gamma)
         self.r.zero_()
+        self.deploy()
+
+    @torch.no_grad()
+    def deploy(self) -> None:
+        """Set the hybrid to the one that is deployed: r_i = 1/m."""
         self.take(torch.full_like(self.r, 1 / self.num_branches))
 
 

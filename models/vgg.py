@@ -69,10 +69,12 @@ class Head(BaseHead):
         )
 
     def feature_map(self, x: Tensor) -> Tensor:
-        return self.layer4(x)
+        for layer in list(self.layer4)[:-1]:  # all but the pooling
+            x = layer(x)
+        return x
 
     def classify(self, f: Tensor) -> tuple[Tensor, Tensor]:
-        h = f.flatten(1)  # [B, D, 1, 1] -> [B, D], the input of the classifier
+        h = self.layer4[-1](f).flatten(1)  # [B, D, 2, 2] -> [B, D], the input of the classifier
         return h, self.classifier(h)
 
 

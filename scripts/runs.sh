@@ -16,7 +16,7 @@ SEEDS=${SEEDS:-0 1 2} DATA_DIR=${DATA_DIR:-./Data} T_MODEL=${T_MODEL:-resnet110}
 # Each length has its own folder. Otherwise a full training would continue a short trial, at its low learning rate.
 SAVE_DIR=${SAVE_DIR:-./runs/paper${EPOCHS:+_${EPOCHS}_epochs}}
 [ "${DRY_RUN:-}" != 0 ] || DRY_RUN=
-unset branches recipe teacher_seed
+unset branches recipe teacher_seed vgg_dropout
 
 python=${PYTHON:-python}
 if ! command -v "$python" > /dev/null; then
@@ -71,7 +71,7 @@ line() {
     esac
     case "$model $command" in  # in the authors' code, branches of a VGG always have dropout
         *" --MulStu"*) ;;
-        vgg*" train_GL.py"* | vgg*" train_one.py"*) command="$command --dropout 0.5" ;;
+        vgg*" train_GL.py"* | vgg*" train_one.py"*) command="$command --dropout ${vgg_dropout:-0.5}" ;;
     esac
     version=seed$seed
     if [ "${branches:-4}" != 4 ]; then

@@ -101,7 +101,7 @@ def two_epochs(prepared):
 
 
 @both_devices
-@pytest.mark.parametrize("name", ["OKDDip", "KD"])
+@pytest.mark.parametrize("name", ["OKDDip", "KD", "FFL", "PCL", "KDCL", "OKDPH"])
 def test_compiled_steps_give_the_numbers_of_eager_ones(name, device, prepare, monkeypatch):
     """On the CPU, Python replaces Inductor as the backend of torch.compile, because Inductor takes half a minute."""
     from torch._dynamo.utils import counters

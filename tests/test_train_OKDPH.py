@@ -4,7 +4,7 @@ import json
 
 import pytest
 from conftest import few_digits
-from processes import TINY, assert_same_run
+from processes import TINY, assert_same_run, load
 
 import evaluate
 import train_DML
@@ -32,6 +32,26 @@ def test_stopped_in_an_evaluation_it_shares_once(monkeypatch, tmp_path):
         train_OKDPH.main([*flags, "--save_dir", str(tmp_path / "stopped"), "--resume", "auto"])
     folders = [tmp_path / name / "DIGITS" / "OKDPH-dirichlet" / "resnet8" for name in ("stopped", "whole")]
     assert_same_run(*folders)
+
+
+def test_a_checkpoint_from_within_an_epoch_is_used_with_equal_weights(monkeypatch, tmp_path):
+    """Not with the hybrid of the last step, whose weights were drawn. A training that goes on keeps that one."""
+    def stop(*_):
+        raise Interrupted(15)
+
+    with few_digits():
+        monkeypatch.setattr(train_OKDPH.OKDPH, "after_epoch", stop)
+        with pytest.raises(SystemExit):
+            train_OKDPH.main([*TINY, "--num_epochs", "1", "--batch_size", "32", "--hybrid", "dirichlet", "--save_dir",
+                              str(tmp_path)])
+    path = tmp_path / "DIGITS" / "OKDPH-dirichlet" / "resnet8" / "last.pth"
+    kept = load(path.parent)["state_dict"]
+    assert kept["r"].sum() == pytest.approx(1) and kept["r"].std() > 0.01
+    model = read(path).method.model
+    for part, layer in (("head", "fc"), ("trunk", "conv1")):
+        mean = sum(kept[f"{part}s.{i}.{layer}.weight"] for i in range(4)) / 4
+        used = model.hybrid.state_dict()[f"{part}.{layer}.weight"]
+        assert used.allclose(mean, atol=1e-6) and not used.equal(kept[f"hybrid.{part}.{layer}.weight"])
 
 
 def test_different_networks_from_the_command_to_the_export(tmp_path, capsys):

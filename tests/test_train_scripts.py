@@ -277,13 +277,14 @@ def test_every_student_sees_its_own_view(script, views, monkeypatch, tmp_path):
     (train_FFL, ["--models", "resnet8", "resnet14"], "--models: not for this method, the fusion"),
     (train_PCL, ["--models", "resnet8", "resnet14"], "--models: not for this method, the peers share"),
     (train_OKDPH, ["--models", "resnet8", "resnet14"], "--models: not for this method, weights"),
-    (train_DML, ["--models", "resnet8"], "at least 2 students"),
+    (train_DML, ["--models", "resnet8"], "different networks"),
     (train_DML, ["--models", "resnet8", "resnet9"], "invalid choice: 'resnet9'"),
     (train_DML, ["--models", "resnet8", "resnet14", "--num_branches", "3"], "leave out --num_branches"),
     (train_DML, ["--models", "resnet8", "resnet14", "--model", "resnet20"], "leave out --model"),
     (train_DML, ["--models", "resnet8", "resnet14", "--dropout", "0.5"], "resnet8 and resnet14 do not have it"),
-    (train_DML, ["--models", "resnet8", "vgg16", "--dataset", "imagenet"], "vgg16 is made for images of 32x32"),
-    (train_FFL, ["--batch_size", "1"], "at least 2 images"),
+    (train_DML, ["--models", "resnet8", "vgg16", "--dataset", "imagenet"], "--models: vgg16 is made for"),
+    (train_DML, ["--models", "resnet8", "resnet8"], "different networks"),
+    (train_DML, ["--models", "resnet8", "resnet14", "--num_branches", "4"], "leave out --num_branches"),
     (train_OKDPH, ["--omega", "1.5"], "must be at most 1")])
 def test_flags_that_do_not_fit(script, flags, said, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -114,7 +114,7 @@ def one_epoch(method: Method, trainer: Trainer, loader, evaluated: dict, run: Ru
     record |= name_metrics(means, method.outputs, "train")
     record["images_per_second"] = loader.num_images / sums.seconds
     processes.share_buffers(trainer.model)
-    method.after_epoch(loader.held_out, trainer.autocast())
+    method.after_epoch(loader.held_out, trainer.autocast(), signals.watch)
     for phase, images in evaluated.items():
         record |= evaluate(method, images, phase, trainer.autocast(), signals.watch)
     record["seconds"] = sums.seconds

@@ -1,7 +1,7 @@
 """The interface of a method: one object with a model, a loss and outputs. Training and evaluation use it."""
 
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
 import torch
@@ -66,11 +66,15 @@ class Method:
     def after_step(self, step: int) -> None:
         """``Trainer.step`` calls this after the optimizer. What it changes must be part of the model, to be saved."""
 
-    def after_epoch(self, held_out: Iterable | None, autocast: AbstractContextManager) -> None:
+    def after_epoch(self, held_out: Iterable | None, autocast: AbstractContextManager, watch: Callable = iter) -> None:
         """Called between the training and the evaluation of an epoch. held_out: the loader of --val_size, or None.
+        watch: as in ``evaluate``.
 
         A run that is stopped during the evaluation and resumed calls it again: the second call must change nothing.
         """
+
+    def deploy(self) -> None:
+        """Called after a checkpoint was read to be used, not to be trained."""
 
     def network(self, output: str) -> nn.Module:
         """The plain network of an output that can be deployed. It shares its weights with the model."""

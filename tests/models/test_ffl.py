@@ -47,6 +47,13 @@ def test_the_fusion_s_convolutions_are_drawn_by_their_outputs():
     assert fusion.depthwise.bias is None and fusion.pointwise.bias is None
 
 
+@pytest.mark.parametrize(("name", "shape"), [("resnet8", (64, 8, 8)), ("vgg16", (512, 2, 2)),
+                                             ("densenetd40k12", (132, 8, 8)), ("resnet18", (512, 1, 1))])
+def test_the_maps_are_those_before_pooling(name, shape):
+    model = models.Branches(name, 10, 2).eval()
+    assert model.heads[0].feature_map(model.trunks[0](IMAGES)).shape == (4, *shape)
+
+
 @pytest.mark.parametrize("network_based", [False, True])
 def test_the_students_are_those_of_branches(network_based):
     torch.manual_seed(0)

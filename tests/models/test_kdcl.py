@@ -56,6 +56,19 @@ def test_two_independent_networks_are_weighed_by_their_inverse_errors():
     assert general_weights(torch.tensor([[1.0, 0], [0, 3.0]])).tolist() == pytest.approx([0.75, 0.25])
 
 
+@pytest.mark.parametrize("error", [0.0, 1e-17, 1e-12])
+def test_a_network_without_errors_has_all_the_weight(error):
+    assert general_weights(torch.diag(torch.tensor([error, 1.0]))).tolist() == pytest.approx([1, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("rule", [*TARGETS, "general"])
+def test_half_precision_of_the_networks_does_not_reach_the_target(rule):
+    model = models.KDCL("resnet8", C, M, rule)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.target(Z.float(), LABELS).dtype == torch.float32
+        assert error_products(Z.float().log_softmax(-1), LABELS).dtype == torch.float32
+
+
 @pytest.mark.parametrize("errors", [torch.zeros(3, 3), torch.ones(3, 3)])
 def test_equal_networks_have_equal_weights(errors):
     assert general_weights(errors).tolist() == pytest.approx([1 / 3] * 3)

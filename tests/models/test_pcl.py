@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from image_data import random_data
 
 import models
+from data_loader import Cached
 
 C, M = 5, 3
 VIEWS = torch.randn(4, M, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -33,6 +35,15 @@ def test_the_trunk_runs_once_on_all_views():
     model.peers.trunks[0].register_forward_hook(lambda module, inputs, output: sizes.append(inputs[0].shape[0]))
     model(VIEWS)
     assert sizes == [4 * M]
+
+
+def test_the_views_of_our_loaders_are_not_copied():
+    model, seen = make(), []
+    model.peers.trunks[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    data = random_data(8)
+    images, _ = next(iter(Cached(data.train, data, 8, torch.device("cpu"), augment=True, views=M)))
+    model(images)
+    assert seen[0].data_ptr() == images.data_ptr() and seen[0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_mean_model_gets_no_gradient_and_keeps_its_own_statistics():

@@ -69,6 +69,7 @@ def test_later_is_the_table_of_pcl_and_okdph(listed):
     assert len({(flag(c, "--model"), flag(c, "--dataset")) for c in commands}) == 10
     assert all(flag(c, "--num_branches") == "3" and flag(c, "--version") == "m3_seed0" for c in commands)
     assert not any("--aggregation" in c or "--target" in c for c in commands)
+    assert {flag(c, "--dropout") for c in commands} <= {None, "0"}  # one recipe for all
 
 
 def what_is_computed(command):
