@@ -45,10 +45,14 @@ REPORTS = [line for line in LINES if line.startswith("python report.py")]
 SCRIPTS = [line for line in LINES if re.search(r"(^| )sh scripts/", line)]
 
 
+def quick(text):
+    """Other data, and smaller networks of the same family."""
+    return text.replace("CIFAR10", "DIGITS").replace("resnet110", "resnet14").replace("resnet32", "resnet8")
+
+
 def on_the_digits(line):
     """The words of a command, after ``python``, with another data set and what the commands before it have made."""
-    line = line.replace("CIFAR10", "DIGITS").replace("--dataset folder", "--dataset DIGITS")
-    line = line.replace("resnet110", "resnet14").replace("resnet32", "resnet8")  # a quick one of the same family
+    line = quick(line).replace("--dataset folder", "--dataset DIGITS")
     return shlex.split(re.sub(r"runs/paper\w*", "DIGITS", line))
 
 
@@ -243,7 +247,7 @@ def test_an_added_method_joins_the_study(with_mean):
 @pytest.mark.parametrize("block", [block for page in PAGES if page != EXTENDING for block in blocks("python", page)])
 def test_code(block, folder):
     """What loads a network: after the commands that make one, with this clone on the path."""
-    block = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + block.replace("CIFAR10", "DIGITS")
+    block = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + quick(block)
     done = python(folder, "-c", block)
     assert done.returncode == 0, done.stderr
 
