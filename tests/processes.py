@@ -21,7 +21,8 @@ CONTEXT.set_forkserver_preload(["train_GL", "train_one", "train_kd", "train_FFL"
 
 
 # A training of seconds on the digits.
-TINY = ["--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "512", "--schedule", "3", "--device", "cpu"]
+TINY = ["--model", "resnet8", "--dataset", "DIGITS", "--train_size", "512", "--batch_size", "256", "--schedule", "3",
+        "--device", "cpu"]
 
 
 class SlowFile:

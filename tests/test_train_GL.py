@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import few_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
@@ -15,7 +16,13 @@ import train_one
 from runtime.errors import UserError
 from training import loop
 
-TINY = ["--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "512", "--num_epochs", "1", "--device", "cpu"]
+TINY = ["--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "64", "--num_epochs", "1", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    with few_digits():
+        yield
 
 
 def run(script, tmp_path, *flags):
@@ -40,7 +47,7 @@ def test_aggregation(aggregation, tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "method"), [
-    (["--train_size", "600"], "OKDDip"), (["--aggregation", "others"], "OKDDip-others"),
+    (["--train_size", "100"], "OKDDip"), (["--aggregation", "others"], "OKDDip-others"),
     (["--detach_targets"], "OKDDip-detach_targets")])
 def test_flags_that_are_not_in_the_paper(flags, method, tmp_path, capsys):
     """One epoch and another one, resumed, are two in one go; evaluate.py finds the metrics of the run."""
@@ -55,9 +62,9 @@ def test_flags_that_are_not_in_the_paper(flags, method, tmp_path, capsys):
     for name in ("aggregation.W_L.weight", "aggregation.W_E.weight"):
         assert first[name].equal(resumed["state_dict"][name]) == (method == "OKDDip-detach_targets")
     parameters = json.loads((runs[0] / "parameters.json").read_text())
-    assert parameters["train_size"] == whole["flags"]["train_size"] == (600 if "--train_size" in flags else 0)
+    assert parameters["train_size"] == whole["flags"]["train_size"] == (100 if "--train_size" in flags else 0)
     assert parameters["detach_targets"] == ("--detach_targets" in flags)
-    assert f"{parameters['train_size'] or 1437} training and 360 test images" in (runs[0] / "train.log").read_text()
+    assert f"{parameters['train_size'] or 128} training and 60 test images" in (runs[0] / "train.log").read_text()
     capsys.readouterr()
     evaluate.main([str(runs[1]), "--json", "--device", "cpu"])
     best = json.loads((runs[1] / "test_best_metrics.json").read_text())
@@ -66,8 +73,8 @@ def test_flags_that_are_not_in_the_paper(flags, method, tmp_path, capsys):
 
 
 def test_other_train_size_is_not_resumed(tmp_path):
-    folder, _ = run(train_GL, tmp_path, "--train_size", "600")
-    with pytest.raises(UserError, match="--train_size 600 there, 0 here"):
+    folder, _ = run(train_GL, tmp_path, "--train_size", "100")
+    with pytest.raises(UserError, match="--train_size 100 there, 0 here"):
         train_GL.main([*TINY, "--num_epochs", "2", "--resume", str(folder)])
 
 
@@ -98,10 +105,11 @@ def test_with_a_teacher(tmp_path):
 
 
 def test_held_out_images_choose_the_epoch(tmp_path):
-    folder, record = run(train_GL, tmp_path, "--val_size", "137")
+    folder, record = run(train_GL, tmp_path, "--val_size", "30")
     assert json.loads((folder / "summary.json").read_text())["chosen_by"] == "stu_val_accTop1"
-    assert (record["stu_val_accTop1"] * 1.37) == pytest.approx(round(record["stu_val_accTop1"] * 1.37), abs=1e-9)
-    assert "1300 training and 360 test images" in (folder / "train.log").read_text()
+    correct = record["stu_val_accTop1"] * 0.3
+    assert correct == pytest.approx(round(correct), abs=1e-9)
+    assert "98 training and 60 test images" in (folder / "train.log").read_text()
 
 
 def test_the_best_on_held_out_images_need_not_be_the_best_on_test_images(tmp_path, monkeypatch):
@@ -114,7 +122,7 @@ def test_the_best_on_held_out_images_need_not_be_the_best_on_test_images(tmp_pat
         return real(method, loader, phase, *args) | {f"stu_{phase}_accTop1": value}
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
-    train_GL.main([*TINY, "--save_dir", str(tmp_path), "--val_size", "137", "--num_epochs", "2"])
+    train_GL.main([*TINY, "--save_dir", str(tmp_path), "--val_size", "30", "--num_epochs", "2"])
     summary = json.loads((tmp_path / "DIGITS" / "OKDDip" / "resnet8" / "summary.json").read_text())
     assert summary["best"]["epoch"] == 1 and summary["best"]["stu_test_accTop1"] == 50
     assert summary["last"]["epoch"] == 2 and summary["last"]["stu_test_accTop1"] == 60
@@ -155,7 +163,7 @@ def test_a_run_ends_with_the_warning(tmp_path, monkeypatch):
     """The test chooses weights near the diagonal. A run with trained weights is in results/study."""
     near_one = torch.full((3, 3), 0.02) + 0.94 * torch.eye(3)
     monkeypatch.setattr(models.aggregation.Attention, "forward", lambda self, h, z: near_one.expand(len(h), 3, 3))
-    folder, record = run(train_GL, tmp_path, "--train_size", "512", "--detach_targets")
+    folder, record = run(train_GL, tmp_path, "--detach_targets")
     assert record["attention_self"] == pytest.approx(0.96)
     *_, table, last = (folder / "train.log").read_text().splitlines()
     assert table.startswith("diversity") and "warning: the peers attend to themselves" in last and "0.96" in last
@@ -166,4 +174,4 @@ def test_counters_of_batches_are_right(tmp_path):
     folder, _ = run(train_GL, tmp_path)
     weights = torch.load(folder / "last.pth", weights_only=True)["state_dict"]
     counters = {int(v) for k, v in weights.items() if k.endswith("num_batches_tracked")}
-    assert counters == {3}  # 1,437 images in batches of 512
+    assert counters == {2}  # 128 images in batches of 64

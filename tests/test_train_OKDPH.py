@@ -13,11 +13,13 @@ from deployment.reading import read
 from training import loop
 from training.signals import Interrupted
 
+FEW = [*TINY, "--train_size", "0", "--batch_size", "32"]
+
 
 def test_stopped_in_an_evaluation_it_shares_once(monkeypatch, tmp_path):
     """The networks have moved towards the hybrid when the evaluation begins. The resumed run does not move them again.
     """
-    flags = [*TINY, "--num_epochs", "2", "--batch_size", "32", "--lr", "0.05", "--hybrid", "dirichlet"]
+    flags = [*FEW, "--num_epochs", "2", "--lr", "0.05", "--hybrid", "dirichlet"]
     with few_digits():
         train_OKDPH.main([*flags, "--save_dir", str(tmp_path / "whole")])
 
@@ -42,8 +44,7 @@ def test_a_checkpoint_from_within_an_epoch_is_used_with_equal_weights(monkeypatc
     with few_digits():
         monkeypatch.setattr(train_OKDPH.OKDPH, "after_epoch", stop)
         with pytest.raises(SystemExit):
-            train_OKDPH.main([*TINY, "--num_epochs", "1", "--batch_size", "32", "--hybrid", "dirichlet", "--save_dir",
-                              str(tmp_path)])
+            train_OKDPH.main([*FEW, "--num_epochs", "1", "--hybrid", "dirichlet", "--save_dir", str(tmp_path)])
     path = tmp_path / "DIGITS" / "OKDPH-dirichlet" / "resnet8" / "last.pth"
     kept = load(path.parent)["state_dict"]
     assert kept["r"].sum() == pytest.approx(1) and kept["r"].std() > 0.01

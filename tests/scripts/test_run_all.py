@@ -17,7 +17,7 @@ def test_tables_4_and_5_on_the_digits(shell, tmp_path):
     """Real trainings. The run that both tables need is made once, and the report shows every run."""
     quick = {"SEEDS": "0", "EPOCHS": "1", "MODELS": "resnet8", "DATASETS": "DIGITS"}
     for name, runs in (("table4", 4), ("table5", 6)):
-        done = shell(name, "--device", "cpu", "--batch_size", "512", **quick)
+        done = shell(name, "--device", "cpu", "--train_size", "256", "--batch_size", "128", **quick)
         assert done.returncode == 0, done.stderr
         assert f"{runs} of {runs} runs are complete" in done.stdout
     assert done.stdout.count("is complete: 1 epochs") == 1
