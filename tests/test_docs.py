@@ -341,7 +341,8 @@ def test_every_file_is_on_the_map():
 def test_every_flag_exists(capsys):
     """The flags that the pages name are in --help of a script."""
     helps = []
-    names = {entry.module for entry in methods.METHODS.values()} | {"evaluate", "report", "benchmarks.gpu"}
+    names = {entry.module for entry in methods.METHODS.values()}
+    names |= {"evaluate", "report", "benchmarks.gpu", "benchmarks.loader"}
     for module in map(importlib.import_module, sorted(names)):
         with pytest.raises(SystemExit):
             module.parse_args(["--help"])
