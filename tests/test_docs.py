@@ -192,8 +192,11 @@ def test_adding_a_network(tmp_path):
     insert(copy / "models" / "registry.py", "densenet, imagenet", "tiny, ")
     insert(copy / "models" / "registry.py", "**densenet.NETWORKS", "**tiny.NETWORKS, ")
     (command,) = extending("--model tiny")
-    for words in (on_the_digits(command)[1:], ["train.py"], ["train_GL.py", "--MulStu"], ["train_one.py"]):
-        done = python(copy, *words, "--model", "tiny", "--dataset", "DIGITS", *QUICK)
+    flags = ["--model", "tiny", "--dataset", "DIGITS", *QUICK]
+    others = f"import train, train_GL, train_one\ntrain.main({flags})\ntrain_GL.main([*{flags}, '--MulStu'])\n" \
+             f"train_one.main({flags})"
+    for words in ([*on_the_digits(command)[1:], *flags], ["-c", others]):
+        done = python(copy, *words)
         assert done.returncode == 0, done.stderr
 
 
