@@ -112,12 +112,33 @@ def folder_of(command: list[str]) -> str:
     return f"{place}_{flag(command, '--version')}"
 
 
+def print_left(lines: list[str]) -> None:
+    """Print the lines of unfinished runs, teachers first, students last. In front of each: teacher, other or student.
+
+    A teacher is the run of train.py that a student of these lines waits for.
+    """
+    left = [(line, command) for line in lines if not finished_run((command := shlex.split(line))[1:])]
+    needed = {flag(command, "--T_model_path") for _, command in left} - {None}
+    kinds: dict[str, list[str]] = {"teacher": [], "other": [], "student": []}
+    for line, command in left:
+        is_teacher = command[1] == "train.py" and folder_of(command) in needed
+        kinds["student" if "--T_model_path" in command else "teacher" if is_teacher else "other"].append(line)
+    for kind, lines in kinds.items():
+        for line in lines:
+            print(kind, line)
+
+
 def main() -> None:
     """Exit code: 0 if all runs are complete, 1 if some failed, 128 + the signal's number after a signal."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])  # -OO: None
     parser.add_argument("--gpus", nargs="+", default=[], help="numbers of GPUs; one may be named several times")
-    gpus = parser.parse_args().gpus
-    commands = [shlex.split(line) for line in sys.stdin if line.strip()]
+    parser.add_argument("--left", action="store_true", help="print the unfinished command lines; run nothing")
+    args = parser.parse_args()
+    gpus, lines = args.gpus, [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if args.left:
+        print_left(lines)
+        return
+    commands = [shlex.split(line) for line in lines]
     for command in commands:
         command[0] = os.environ.get("PYTHON") or sys.executable
     queue = Queue(commands, gpus)

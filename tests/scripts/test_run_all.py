@@ -28,20 +28,6 @@ def test_tables_4_and_5_on_the_digits(shell, tmp_path):
     assert sum(len(cell["groups"]) for cell in row["cells"]) == 9  # the run without a leader is in both
 
 
-@pytest.fixture
-def stand_in(tmp_path):
-    """stand_in(body) -> a PYTHON that runs the shell code ``body`` instead of a training, and all other scripts."""
-
-    def make(body):
-        path = tmp_path / "stand_in"
-        path.write_text(f"#!/bin/sh\nlog={tmp_path}/log\n"
-                        f"case $1 in train*) ;; *) exec {sys.executable} \"$@\" ;; esac\n{body}")
-        path.chmod(0o755)
-        return str(path)
-
-    return make
-
-
 def log(tmp_path):
     path = tmp_path / "log"
     return path.read_text().splitlines() if path.exists() else []
