@@ -5,7 +5,7 @@
 #   sh scripts/slurm.sh table2.sh --time=24:00:00 --cpus-per-task=4 -- --amp bf16
 #
 # PER_GPU=4 puts four runs on each GPU. DRY_RUN=1 prints the jobs. Other variables: see runs.sh. To continue after
-# failures, start it again: it hands over what is not finished. docs/running.md says what SLURM then does.
+# failures, start it again: it hands over what is not finished. docs/reproducing.md says what SLURM then does.
 set -eu
 fail() { echo "error: $1" >&2 && exit 2; }
 

@@ -228,11 +228,11 @@ def test_a_table_with_a_teacher(on_cluster, cluster, shell, tmp_path):
     teacher, okddip = runs / "resnet20_seed0", runs / "OKDDip" / "resnet8_seed0"
     for task, folder in ((1, okddip), (0, teacher)):  # SLURM_JOB_ID is the number of the array in its last task
         log = folder / "train.log"
-        cluster.wait(lambda: log.exists() and "epoch 1/1  step 2" in log.read_text(), 60)  # noqa: B023
+        cluster.wait(lambda: log.exists() and "epoch 1/1  step 2" in log.read_text(), 120)  # noqa: B023
         cluster.ask("scancel", "--signal=TERM", f"{first}_{task}")
-        cluster.wait(lambda: cluster.job(f"{first}_{task}")["JobState"] == "PENDING")  # noqa: B023
+        cluster.wait(lambda: cluster.job(f"{first}_{task}")["JobState"] == "PENDING", 60)  # noqa: B023
     assert cluster.job(students)["JobState"] == "PENDING" and "stopped by signal 15" in log.read_text()
-    cluster.wait(lambda: not cluster.ask("squeue", "--noheader"), 120)
+    cluster.wait(lambda: not cluster.ask("squeue", "--noheader"), 300)
     tasks = [cluster.job(f"{number}_{task}") for number in (first, students) for task in (0, 1)]
     assert [(task["JobState"], task["Restarts"]) for task in tasks] == [("COMPLETED", n) for n in "1100"]
     for training, folder in zip(whole, (teacher, okddip), strict=True):
