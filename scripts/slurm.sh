@@ -34,7 +34,7 @@ output=$(printf %s "$folder/slurm" | sed 's/%/%%/g')/%A_%a.out
 name=okddip-$(printf %s "$folder" | cksum | cut -d ' ' -f 1)
 
 # submit LINES [DEPENDENCY]: hand over one array, PER_GPU lines to a task; print its number. srun starts the trainings,
-# so that --signal reaches them and not this shell. One that SIGTERM has stopped ends with 128 + 15; its task is queued
+# so that --signal reaches them and not the job's shell. One that SIGTERM has stopped ends with 128 + 15; its task is queued
 # again. The number of a task names it alone: SLURM_JOB_ID is the number of the whole array in one of the tasks.
 submit() {
     cases=$(n=0 && printf '%s\n' "$1" | while read -r line; do
@@ -57,18 +57,18 @@ JOB
 
 # All jobs of a folder have one name. New ones wait until the earlier ones have ended: no run is trained twice.
 earlier=$(squeue --noheader --user="$(id -u)" --name="$name" --format=:%F | sort -u | tr -d ' \n')
-wait=${earlier:+afterany$earlier}
+after=${earlier:+afterany$earlier}
 kind() { printf '%s\n' "$left" | sed -n "s/^$1 //p"; }
 first=$(kind teacher && kind other) students=$(kind student) teachers=$(kind teacher | wc -l)
 if [ -n "$first" ]; then
-    job=$(submit "$first" "$wait") || exit
+    job=$(submit "$first" "$after") || exit
     job=${job%%;*} task=0
     while [ $((task * PER_GPU)) -lt "$teachers" ]; do
-        wait="${wait:+$wait,}afterok:${job}_$task" task=$((task + 1))
+        after="${after:+$after,}afterok:${job}_$task" task=$((task + 1))
     done
     echo "job $job: $(printf '%s\n' "$first" | wc -l) runs"
 fi
 if [ -n "$students" ]; then
-    job=$(submit "$students" "$wait") || exit
+    job=$(submit "$students" "$after") || exit
     echo "job ${job%%;*}: $(printf '%s\n' "$students" | wc -l) runs with a teacher"
 fi
