@@ -117,7 +117,7 @@ def test_reporting(command, folder, script):
 @pytest.mark.parametrize("command", SCRIPTS)
 def test_shell_script(command):
     """Demo and tests cannot run within the tests; tests/scripts/ runs the scripts of the tables."""
-    (name,) = (word for word in shlex.split(command) if word.endswith(".sh"))
+    name = next(word for word in shlex.split(command) if word.endswith(".sh"))
     path = ROOT / name
     assert subprocess.run(["sh", "-n", path]).returncode == 0
 

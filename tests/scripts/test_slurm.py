@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import slurm_cluster
 from conftest import ROOT
+from kill import make_images
 from processes import Training, assert_same_run
 
 from training.finished import code_digest, receipt
@@ -135,9 +137,14 @@ def test_finished_runs_are_not_handed_over(submit, shell, tools):
 
 
 def test_dry_run_prints_the_jobs(shell, tmp_path):
-    done = shell("slurm", "study.sh", DRY_RUN="1", METHODS="KD", SEEDS="0", PATH=os.environ["PATH"])
-    assert done.returncode == 0 and done.stderr == "" and not (tmp_path / "runs").exists()
-    assert done.stdout.count("sbatch --gres=gpu:1 ") == 2 and done.stdout.count("exec ") == 2
+    """Of the commands of the docs."""
+    page = (ROOT / "docs" / "reproducing.md").read_text()
+    one, four = re.findall(r"^(?:PER_GPU=(\d) )?sh scripts/slurm.sh (.*?) +#", page, re.MULTILINE)
+    for (per_gpu, words), arrays, tasks, runs in ((one, 1, "--array=0-34", 35), (four, 2, "--array=0-0", 8)):
+        done = shell("slurm", *words.split(), DRY_RUN="1", PER_GPU=per_gpu, SEEDS="0", PATH=os.environ["PATH"])
+        assert done.returncode == 0 and done.stderr == "" and not (tmp_path / "runs").exists()
+        assert done.stdout.count("sbatch --gres=gpu:1 ") == done.stdout.count(f" {tasks} ") == arrays
+        assert done.stdout.count(" exec ") == runs
 
 
 @pytest.mark.parametrize("words, environment, said", [
@@ -213,33 +220,26 @@ def test_submitting_twice(on_cluster, cluster, stand_in, tmp_path):
 
 
 def test_a_table_with_a_teacher(on_cluster, cluster, shell, tmp_path):
-    """Teacher and OKDDip get a SIGTERM. Both go on, to the bits of runs that got none."""
-    flags = ["--train_size", "512", "--batch_size", "8", "--device", "cpu", "--log_every", "1"]
-    table = {"SEEDS": "0", "EPOCHS": "1", "MODELS": "resnet8", "DATASETS": "DIGITS", "T_MODEL": "resnet20",
+    """The teacher gets a SIGTERM. It goes on, to the bits of a run that got none, and its student waits for it."""
+    table = {"METHODS": "baseline KD", "SEEDS": "0", "DATA_DIR": str(make_images(tmp_path / "images", 46)),
              "OMP_NUM_THREADS": "1"}
-    first, students = on_cluster("table6.sh", "--", *flags, **table)
-    lines = shell("table6", *flags, DRY_RUN="1", **table).stdout.splitlines()
-    whole = []
-    for line in (next(line for line in lines if name in line) for name in ("train.py", "train_GL.py --model")):
-        _, script, *argv = shlex.split(line)
-        argv[argv.index("--save_dir") + 1] = str(tmp_path / "whole")
-        whole.append(Training(script.removesuffix(".py"), argv, tmp_path / script))
-    runs = tmp_path / "runs" / "DIGITS"
-    teacher, okddip = runs / "resnet20_seed0", runs / "OKDDip" / "resnet8_seed0"
-    logs = [folder / "train.log" for folder in (teacher, okddip)]
-    for task, log in enumerate(logs):
-        cluster.wait(lambda: log.exists() and "epoch 1/1  step 2" in log.read_text(), 120)  # noqa: B023
-        cluster.ask("scancel", "--signal=TERM", f"{first}_{task}")
-    for task, log in enumerate(logs):
-        cluster.wait(lambda: cluster.job(f"{first}_{task}")["Restarts"] == "1", 60)  # noqa: B023
-        assert "stopped by signal 15" in log.read_text()
-    assert cluster.job(students)["JobState"] == "PENDING"
+    flags = ["--train_size", "92", "--batch_size", "2", "--num_epochs", "3", "--device", "cpu", "--log_every", "1"]
+    first, students = on_cluster("study.sh", "--", *flags, **table)
+    line = shell("study", *flags, DRY_RUN="1", **table).stdout.splitlines()[0]
+    argv = shlex.split(line)[2:]
+    argv[argv.index("--save_dir") + 1] = str(tmp_path / "whole")
+    whole = Training("train", argv, tmp_path / "whole")
+    runs = tmp_path / "runs" / "folder"
+    log = runs / "resnet56_seed0" / "train.log"
+    cluster.wait(lambda: log.exists() and "epoch 1/3  step 2" in log.read_text(), 120)
+    cluster.ask("scancel", "--signal=TERM", f"{first}_0")
+    cluster.wait(lambda: cluster.job(f"{first}_0")["Restarts"] == "1", 60)
+    assert "stopped by signal 15" in log.read_text() and cluster.job(students)["JobState"] == "PENDING"
     cluster.wait(lambda: not cluster.ask("squeue", "--noheader"), 300)
-    tasks = [cluster.job(f"{number}_{task}") for number in (first, students) for task in (0, 1)]
-    assert [(task["JobState"], task["Restarts"]) for task in tasks] == [("COMPLETED", n) for n in "1100"]
-    for training, folder in zip(whole, (teacher, okddip), strict=True):
-        assert training.wait() == 0, training.said()
-        assert_same_run(folder, tmp_path / "whole" / "DIGITS" / folder.relative_to(runs))
-    assert len(list(runs.rglob("summary.json"))) == 4
-    done = shell("slurm", "table6.sh", "--", *flags, **table, **cluster.environment)
-    assert done.stdout == "all runs of table6.sh are finished: nothing to hand over\n"
+    tasks = [cluster.job(task) for task in (f"{first}_0", f"{first}_1", students)]
+    assert [(task["JobState"], task["Restarts"]) for task in tasks] == [("COMPLETED", n) for n in "100"]
+    assert whole.wait() == 0, whole.said()
+    assert_same_run(runs / "resnet56_seed0", tmp_path / "whole" / "folder" / "resnet56_seed0")
+    assert len(list(runs.rglob("summary.json"))) == 3
+    done = shell("slurm", "study.sh", "--", *flags, **table, **cluster.environment)
+    assert done.stdout == "all runs of study.sh are finished: nothing to hand over\n"
