@@ -85,7 +85,8 @@ class Queue:
 
     def start(self, command: list[str]) -> subprocess.Popen:
         """Start a command. OSError if that is impossible, or if the run of its teacher has failed."""
-        if any(flag(command, "--T_model_path") == folder_of(other) for other in self.failed):
+        teacher = flag(command, "--T_model_path")
+        if teacher and teacher in map(folder_of, self.failed):
             raise OSError("its teacher's run has failed")
         print(f"[{self.started}/{self.total}] {shlex.join(command)}", flush=True)
         several = len(self.gpus) > 1  # their output would be mixed; each run writes its own train.log
@@ -106,18 +107,41 @@ def flag(command: list[str], name: str) -> str | None:
     return command[command.index(name) + 1] if name in command[:-1] else None
 
 
-def folder_of(command: list[str]) -> str:
-    """The run folder of a train.py command."""
+def folder_of(command: list[str]) -> str | None:
+    """The run folder of a train.py command, which a teacher is. None for other scripts."""
+    if command[1] != "train.py":
+        return None
     place = "/".join(flag(command, name) or "" for name in ("--save_dir", "--dataset", "--model"))
     return f"{place}_{flag(command, '--version')}"
+
+
+def print_left(lines: list[str]) -> None:
+    """Print the lines of unfinished runs: teachers, then others, then students, with this word in front of each line.
+
+    A teacher is a run that a student in these lines needs.
+    """
+    left = {line: command for line in lines if not finished_run((command := shlex.split(line))[1:])}
+    needed = {flag(command, "--T_model_path") for command in left.values()} - {None}
+    kinds: dict[str, list[str]] = {"teacher": [], "other": [], "student": []}
+    for line, command in left.items():
+        student = "--T_model_path" in command
+        kinds["student" if student else "teacher" if folder_of(command) in needed else "other"].append(line)
+    for kind, members in kinds.items():
+        for line in members:
+            print(kind, line)
 
 
 def main() -> None:
     """Exit code: 0 if all runs are complete, 1 if some failed, 128 + the signal's number after a signal."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])  # -OO: None
     parser.add_argument("--gpus", nargs="+", default=[], help="numbers of GPUs; one may be named several times")
-    gpus = parser.parse_args().gpus
-    commands = [shlex.split(line) for line in sys.stdin if line.strip()]
+    parser.add_argument("--left", action="store_true", help="print the unfinished command lines; run nothing")
+    args = parser.parse_args()
+    gpus, lines = args.gpus, [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if args.left:
+        print_left(lines)
+        return
+    commands = [shlex.split(line) for line in lines]
     for command in commands:
         command[0] = os.environ.get("PYTHON") or sys.executable
     queue = Queue(commands, gpus)

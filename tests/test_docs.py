@@ -38,7 +38,8 @@ def commands(page):
 
 
 LINES = list(dict.fromkeys(line for page in PAGES if page != EXTENDING for line in commands(page)))
-RESUMED = [line for line in LINES if "--resume" in line]
+NODES = [line for line in LINES if "--nnodes" in line]  # tests/runtime/test_processes.py runs them
+RESUMED = [line for line in LINES if "--resume" in line and line not in NODES]
 TRAININGS = [line for line in LINES if line.startswith("python train") and line not in RESUMED]
 EVALUATIONS = [line for line in LINES if line.startswith("python evaluate.py")]
 REPORTS = [line for line in LINES if line.startswith("python report.py")]
@@ -71,7 +72,7 @@ def folder(tmp_path_factory):
 
 def test_every_command_is_tested():
     """Except the one that sets up an environment. scripts/setup.sh does the same before these tests run."""
-    rest = [line for line in LINES if line not in TRAININGS + RESUMED + EVALUATIONS + REPORTS + SCRIPTS]
+    rest = [line for line in LINES if line not in TRAININGS + NODES + RESUMED + EVALUATIONS + REPORTS + SCRIPTS]
     assert rest == ["python -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt"]
 
 
@@ -116,7 +117,7 @@ def test_reporting(command, folder, script):
 @pytest.mark.parametrize("command", SCRIPTS)
 def test_shell_script(command):
     """Demo and tests cannot run within the tests; tests/scripts/ runs the scripts of the tables."""
-    (name,) = (word for word in shlex.split(command) if word.endswith(".sh"))
+    name = next(word for word in shlex.split(command) if word.endswith(".sh"))
     path = ROOT / name
     assert subprocess.run(["sh", "-n", path]).returncode == 0
 
@@ -350,7 +351,9 @@ def test_every_flag_exists(capsys):
         with pytest.raises(SystemExit):
             module.parse_args(["--help"])
         helps.append(capsys.readouterr().out)
-    known = set(re.findall(r"--\w+", "".join(helps))) | {"--standalone", "--nproc_per_node"}  # torchrun's
+    known = set(re.findall(r"--\w+", "".join(helps)))
+    known |= {"--standalone", "--nproc_per_node", "--nnodes", "--node_rank", "--rdzv_endpoint"}  # torchrun's
+    known |= {"--time", "--cpus", "--partition", "--gres", "--signal", "--requeue", "--termseq"}  # SLURM's, parallel's
     for page in PAGES:
         assert set(re.findall(r"(?<![\w-])--[a-zA-Z]\w*", TEXT[page])) <= known, page
 

@@ -16,3 +16,17 @@ def shell(tmp_path):
                               cwd=tmp_path, env=os.environ | environment)
 
     return start
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """stand_in(body) -> a PYTHON that runs the shell code ``body`` instead of a training, and all other scripts."""
+
+    def make(body):
+        path = tmp_path / "stand_in"
+        path.write_text(f"#!/bin/sh\nlog={tmp_path}/log\n"
+                        f"case $1 in train*) ;; *) exec {sys.executable} \"$@\" ;; esac\n{body}")
+        path.chmod(0o755)
+        return str(path)
+
+    return make

@@ -28,20 +28,6 @@ def test_tables_4_and_5_on_the_digits(shell, tmp_path):
     assert sum(len(cell["groups"]) for cell in row["cells"]) == 9  # the run without a leader is in both
 
 
-@pytest.fixture
-def stand_in(tmp_path):
-    """stand_in(body) -> a PYTHON that runs the shell code ``body`` instead of a training, and all other scripts."""
-
-    def make(body):
-        path = tmp_path / "stand_in"
-        path.write_text(f"#!/bin/sh\nlog={tmp_path}/log\n"
-                        f"case $1 in train*) ;; *) exec {sys.executable} \"$@\" ;; esac\n{body}")
-        path.chmod(0o755)
-        return str(path)
-
-    return make
-
-
 def log(tmp_path):
     path = tmp_path / "log"
     return path.read_text().splitlines() if path.exists() else []
@@ -123,6 +109,23 @@ def test_a_student_of_a_failed_teacher_does_not_start(shell, stand_in, tmp_path)
     assert done.returncode == 1 and done.stderr.count("teacher's run has failed") == 2
     students = [line for line in log(tmp_path) if "--T_model_path" in line]
     assert len(students) == 2 and all("CIFAR10 " in line for line in students)
+
+
+def test_a_failed_run_that_is_no_teacher_does_not_stop_students(shell, stand_in, tmp_path):
+    """OKDDip on the teacher's network: the folder has the teacher's name, below another folder."""
+    python = stand_in('case "$*" in "train_GL.py --model resnet110"*) exit 2 ;; esac\necho "$1" >> $log\n')
+    done = shell("table6", PYTHON=python, SEEDS="0", DATASETS="CIFAR10", MODELS="resnet110")
+    assert done.returncode == 1 and "1 run failed" in done.stderr
+    assert log(tmp_path) == ["train.py", "train_kd.py", "train_GL.py"]
+
+
+def test_the_kind_of_a_run(shell):
+    """With the same network for teacher and students, only train.py's run is the teacher."""
+    lines = shell("table6", DRY_RUN="1", SEEDS="0", DATASETS="CIFAR10", MODELS="resnet110").stdout
+    command = [sys.executable, ROOT / "scripts" / "run_all.py", "--left"]
+    printed = subprocess.run(command, input=lines, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split()[::2][:2] for line in printed] == [
+        ["teacher", "train.py"], ["other", "train_GL.py"], ["student", "train_kd.py"], ["student", "train_GL.py"]]
 
 
 def test_a_run_that_cannot_start_has_failed(shell, stand_in, tmp_path):

@@ -1,9 +1,11 @@
 """The scripts of the paper's tables and figures: the command lines that they print."""
 
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections import defaultdict
 
@@ -170,3 +172,33 @@ def test_without_python_the_commands_are_still_printed(shell, listed, tmp_path):
     assert listed("table5", PATH=str(tools), PYTHON="") == listed("table5")
     done = shell("table5", PATH=str(tools), PYTHON="")
     assert done.returncode == 127 and done.stderr.startswith("error: python not found")
+
+
+def with_queues(program):
+    """The lines of docs/reproducing.md that pass command lines on to this program."""
+    text = (ROOT / "docs" / "reproducing.md").read_text()
+    return [line.partition("    #")[0] for line in text.splitlines() if f"| {program} " in line]
+
+
+@pytest.mark.parametrize("program, number", [("xargs", 1), ("parallel", 3)])
+def test_other_queues_take_the_lines(shell, stand_in, tmp_path, program, number):
+    """The commands of the docs run every line once, with any path, students last."""
+    if not shutil.which(program):
+        pytest.skip(f"{program} not found")
+    python = stand_in('line=; for word; do line="$line[$word] "; done\n'
+                      'printf "%s\\n" "$line${CUDA_VISIBLE_DEVICES-}" >> $log\n')
+    (tmp_path / "python").symlink_to(python)
+    variables = {"SEEDS": "0", "SAVE_DIR": f"{tmp_path}/it's {{}} $HOME", "DATA_DIR": 'two  "words"'}
+    environment = {**os.environ, **variables, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    commands = with_queues(program)
+    assert len(commands) == number
+    for command in commands:
+        subprocess.run(["sh", "-c", command], cwd=ROOT, env=environment, check=True, stderr=subprocess.DEVNULL)
+    lines = [line for name in ("table5", "table6")[:number]
+             for line in shell(name, DRY_RUN="1", **variables).stdout.splitlines()]
+    ran = [line.rpartition(" ") for line in (tmp_path / "log").read_text().splitlines()]
+    assert sorted(words for words, *_ in ran) == sorted(
+        " ".join(f"[{word}]" for word in shlex.split(line)[1:]) for line in lines)
+    if program == "parallel":
+        assert {gpu for *_, gpu in ran[:6]} <= set("0123")
+        assert [words.count("[--T_model_path]") for words, *_ in ran[6:]] == [0] * 4 + [1] * 4

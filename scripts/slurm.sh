@@ -1,0 +1,74 @@
+#!/bin/sh
+# Hands the runs of a script to SLURM, as job arrays with one GPU for each task. The flags are sbatch's. Flags after
+# -- are added to every run:
+#
+#   sh scripts/slurm.sh table2.sh --time=24:00:00 --cpus-per-task=4 -- --amp bf16
+#
+# PER_GPU=4 puts four runs on each GPU. DRY_RUN=1 prints the jobs. Other variables: see runs.sh. To continue after
+# failures, start it again: it hands over what is not finished. docs/reproducing.md says what SLURM then does.
+set -eu
+fail() { echo "error: $1" >&2 && exit 2; }
+
+scripts=$(dirname "$0") script=${1:-} && script=${script##*/}
+grep -qs '^\. .*/\(runs\|table2\)\.sh"$' "$scripts/$script" ||
+    fail "scripts/$script is no script that lists runs: name one, such as table2.sh, and then sbatch's flags"
+shift
+case ${PER_GPU:=1} in 0* | *[!0-9]*) fail "PER_GPU must be a whole number from 1, not $PER_GPU" ;; esac
+[ "${DRY_RUN:-0}" != 0 ] || command -v sbatch > /dev/null ||
+    fail "sbatch not found: start this where SLURM is, or run sh scripts/$script"
+lines=$(while [ $# != 0 ] && [ "$1" != -- ]; do shift; done && shift $(($# > 0)) &&
+    DRY_RUN=1 sh "$scripts/$script" "$@") || exit 2
+. "$scripts/runs.sh"
+flags=$(for word; do [ "$word" != -- ] || break && quote "$word"; done)
+left=$(printf '%s\n' "$lines" | "$python" scripts/run_all.py --left) || exit 2
+[ -n "$left" ] || { echo "all runs of $script are finished: nothing to hand over" && exit; }
+eval "folder=$(printf '%s\n' "$lines" | sed -n '1s/.* --save_dir \(.*\) --resume auto.*/\1/p')"
+if [ -n "${DRY_RUN:-}" ]; then
+    exec 3>&1
+    squeue() { :; }
+    sbatch() { { echo "sbatch$(quote "$@")" && cat; } >&3 && echo JOB; }
+else
+    mkdir -p "$folder/slurm" && folder=$(cd "$folder" && pwd -P)
+fi
+output=$(printf %s "$folder/slurm" | sed 's/%/%%/g')/%A_%a.out
+name=okddip-$(printf %s "$folder" | cksum | cut -d ' ' -f 1)
+
+# submit LINES [DEPENDENCY]: hand over one array, PER_GPU lines to a task; print its number. srun starts the trainings,
+# so that --signal reaches them and not the job's shell. One that SIGTERM has stopped ends with 128 + 15; its task is queued
+# again. The number of a task names it alone: SLURM_JOB_ID is the number of the whole array in one of the tasks.
+submit() {
+    cases=$(n=0 && printf '%s\n' "$1" | while read -r line; do
+        printf '%s\n' "$n) exec$(quote "$python") ${line#python } ;;" && n=$((n + 1))
+    done)
+    set -- "--array=0-$((($(printf '%s\n' "$1" | wc -l) - 1) / PER_GPU))" ${2:+"--dependency=$2"}
+    eval 'sbatch --gres=gpu:1 --signal=TERM@120 --output="$output"' "$flags" '"$@" --job-name="$name" --nodes=1' \
+        '--ntasks="$PER_GPU" --requeue --open-mode=append --kill-on-invalid-dep=yes --parsable' <<JOB
+#!/bin/sh
+srun --label --kill-on-bad-exit=0 --wait=0 \${SLURM_CPUS_PER_TASK:+--cpus-per-task=\$SLURM_CPUS_PER_TASK} sh <<'RUNS'
+case \$((SLURM_ARRAY_TASK_ID * SLURM_NTASKS + SLURM_PROCID)) in
+$cases
+esac
+RUNS
+code=\$?
+[ \$code != 143 ] || scontrol requeue "\${SLURM_ARRAY_JOB_ID}_\$SLURM_ARRAY_TASK_ID"
+exit \$code
+JOB
+}
+
+# All jobs of a folder have one name. New ones wait until the earlier ones have ended: no run is trained twice.
+earlier=$(squeue --noheader --user="$(id -u)" --name="$name" --format=:%F | sort -u | tr -d ' \n')
+after=${earlier:+afterany$earlier}
+kind() { printf '%s\n' "$left" | sed -n "s/^$1 //p"; }
+first=$(kind teacher && kind other) students=$(kind student) teachers=$(kind teacher | wc -l)
+if [ -n "$first" ]; then
+    job=$(submit "$first" "$after") || exit
+    job=${job%%;*} task=0
+    while [ $((task * PER_GPU)) -lt "$teachers" ]; do
+        after="${after:+$after,}afterok:${job}_$task" task=$((task + 1))
+    done
+    echo "job $job: $(printf '%s\n' "$first" | wc -l) runs"
+fi
+if [ -n "$students" ]; then
+    job=$(submit "$students" "$after") || exit
+    echo "job ${job%%;*}: $(printf '%s\n' "$students" | wc -l) runs with a teacher"
+fi
