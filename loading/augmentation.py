@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision import transforms
 from torchvision.transforms import v2
 
-from loading.images import SIZE, decode, read
+from loading.images import SIZE, decode, read, read_fast
 
 PADDING = 4
 SHIFTS = 2 * PADDING + 1  # a crop of the padded image starts at one of 9 rows and 9 columns
@@ -56,22 +58,48 @@ def prepare(image: np.ndarray | bytes, top: Sequence[int] = (PADDING,), left: Se
     return torch.stack(views).permute(0, 2, 3, 1)  # [V, 3, 32, 32] -> [V, 32, 32, 3]
 
 
-LARGE_TRAIN = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()])
-LARGE_TEST = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random crop: its part of the image's area, width / height
+LARGE = [224, 224]
+DECODERS = {"pil": read, "fast": read_fast}  # --decoder
 
 
-def prepare_large(path: bytes, seeds: Sequence[int] = ()) -> Tensor:
+def prepare_large(path: bytes, seeds: Sequence[int] = (), decoder: str = "pil") -> Tensor:
     """The path of an image file -> uint8 [V, 224, 224, 3]: a random crop and flip for each seed.
 
-    Without seeds it is one view, the centre crop.
+    Without seeds it is one view, the centre crop. decoder: one of DECODERS. Both crop and flip the same; the pixels of
+    "fast" are resized by PyTorch instead of Pillow, which differs by rounding.
     """
-    image = read(path)
-    views = [] if seeds else [LARGE_TEST(image)]
+    image = DECODERS[decoder](path)
+    if not seeds:
+        return channels_last(v2.functional.center_crop(v2.functional.resize(channels_first(image), [256]), LARGE))[None]
     with torch.random.fork_rng(devices=[]):
-        for seed in seeds:
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
-            views.append(LARGE_TRAIN(image))
-    return torch.stack(views).permute(0, 2, 3, 1)  # [V, 3, 224, 224] -> [V, 224, 224, 3]
+        return torch.stack([random_view(image, seed) for seed in seeds])
+
+
+def random_view(image: Image.Image | Tensor, seed: int) -> Tensor:
+    """torchvision's RandomResizedCrop(224) and RandomHorizontalFlip() after torch.manual_seed(seed).
+
+    An image, or uint8 [H, W, 3] -> uint8 [224, 224, 3].
+    """
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
+    top, left, height, width = transforms.RandomResizedCrop.get_params(channels_first(image), SCALE, RATIO)
+    mirrored = torch.rand(1) < 0.5
+    if isinstance(image, Tensor):
+        crop = channels_first(image[top : top + height, left : left + width].contiguous())  # contiguous: resized faster
+    else:
+        crop = image.crop((left, top, left + width, top + height))
+    view = channels_last(v2.functional.resize(crop, LARGE))
+    return view.flip(1) if mirrored else view
+
+
+def channels_first(image: Image.Image | Tensor) -> Image.Image | Tensor:
+    """[H, W, 3] -> [3, H, W], as torchvision has it. Images stay images."""
+    return image.permute(2, 0, 1) if isinstance(image, Tensor) else image
+
+
+def channels_last(image: Image.Image | Tensor) -> Tensor:
+    """[3, H, W], or an image -> [H, W, 3]."""
+    return image.permute(1, 2, 0) if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
 
 
 # --- a batch at once, on the training device
@@ -101,9 +129,11 @@ class Normalise:
     def __init__(self, mean: tuple, std: tuple, device: torch.device):
         # On a GPU, PyTorch replaces x / 255 by x * (1 / 255), which rounds differently. With a tensor it divides.
         self.white = torch.tensor(255.0, device=device)
-        self.mean = torch.tensor(mean, device=device).view(3, 1, 1)
-        self.std = torch.tensor(std, device=device).view(3, 1, 1)
+        self.mean, self.std = (torch.tensor(channels, device=device) for channels in (mean, std))  # [3]
 
     def __call__(self, images: Tensor) -> Tensor:
-        x = images.permute(0, 3, 1, 2).to(torch.float32)  # [B, H, W, 3] -> [B, 3, H, W]
-        return x.div_(self.white).sub_(self.mean).div_(self.std)
+        width = images.shape[2]
+        if len(self.mean) != 3 * width:  # [3 W], one row of an image: on CPUs, loops over 3 numbers are slow
+            self.mean, self.std = self.mean[:3].repeat(width), self.std[:3].repeat(width)
+        rows = images.flatten(2).to(torch.float32)  # [B, H, W, 3] -> [B, H, 3 W]
+        return rows.div_(self.white).sub_(self.mean).div_(self.std).view(images.shape).permute(0, 3, 1, 2)
