@@ -182,7 +182,7 @@ def recipe_flags(p: Parser) -> None:
     g.add_argument("--amp", default="off", choices=("off", "bf16", "fp16"), help="networks in half precision")
     g.add_argument("--compile", action="store_true", help="torch.compile the training step; on a GPU, CUDA graphs")
     g.add_argument("--decoder", default="pil", choices=DECODERS,
-                   help="of imagenet's files; fast: torchvision's decoder instead of Pillow")
+                   help="of imagenet's JPEG files; fast: simplejpeg instead of Pillow")
     g.add_argument("--tf32", action="store_true", help="TF32 in convolutions and matrix products, on GPUs that have it")
     g = p.add_argument_group("several GPUs (torchrun --standalone --nproc_per_node=N train....py)")
     g.add_argument("--sync_bn", action="store_true", help="BatchNorm over the images of all processes")

@@ -66,12 +66,14 @@ DECODERS = {"pil": read, "fast": read_fast}  # --decoder
 def prepare_large(path: bytes, seeds: Sequence[int] = (), decoder: str = "pil") -> Tensor:
     """The path of an image file -> uint8 [V, 224, 224, 3]: a random crop and flip for each seed.
 
-    Without seeds it is one view, the centre crop. decoder: one of DECODERS. Both crop and flip the same; the pixels of
-    "fast" are resized by PyTorch instead of Pillow, which differs by rounding.
+    Without seeds it is one view, the centre crop. decoder: one of DECODERS. All of them crop and flip alike. PyTorch
+    instead of Pillow resizes what "fast" decodes: other rounding.
     """
     image = DECODERS[decoder](path)
+    if not isinstance(image, Image.Image):
+        image = torch.from_numpy(image).permute(2, 0, 1)  # [3, H, W]
     if not seeds:
-        return channels_last(v2.functional.center_crop(v2.functional.resize(channels_first(image), [256]), LARGE))[None]
+        return pixels(v2.functional.center_crop(v2.functional.resize(image, [256]), LARGE))[None]
     with torch.random.fork_rng(devices=[]):
         return torch.stack([random_view(image, seed) for seed in seeds])
 
@@ -79,26 +81,20 @@ def prepare_large(path: bytes, seeds: Sequence[int] = (), decoder: str = "pil") 
 def random_view(image: Image.Image | Tensor, seed: int) -> Tensor:
     """torchvision's RandomResizedCrop(224) and RandomHorizontalFlip() after torch.manual_seed(seed).
 
-    An image, or uint8 [H, W, 3] -> uint8 [224, 224, 3].
+    An image, or uint8 [3, H, W] -> uint8 [224, 224, 3].
     """
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
-    top, left, height, width = transforms.RandomResizedCrop.get_params(channels_first(image), SCALE, RATIO)
+    box = transforms.RandomResizedCrop.get_params(image, SCALE, RATIO)
     mirrored = torch.rand(1) < 0.5
-    if isinstance(image, Tensor):
-        crop = channels_first(image[top : top + height, left : left + width].contiguous())  # contiguous: resized faster
-    else:
-        crop = image.crop((left, top, left + width, top + height))
-    view = channels_last(v2.functional.resize(crop, LARGE))
+    crop = v2.functional.crop(image, *box)
+    if isinstance(crop, Tensor):  # one piece of memory is resized faster
+        crop = crop.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    view = pixels(v2.functional.resize(crop, LARGE))
     return view.flip(1) if mirrored else view
 
 
-def channels_first(image: Image.Image | Tensor) -> Image.Image | Tensor:
-    """[H, W, 3] -> [3, H, W], as torchvision has it. Images stay images."""
-    return image.permute(2, 0, 1) if isinstance(image, Tensor) else image
-
-
-def channels_last(image: Image.Image | Tensor) -> Tensor:
-    """[3, H, W], or an image -> [H, W, 3]."""
+def pixels(image: Image.Image | Tensor) -> Tensor:
+    """An image, or uint8 [3, H, W] -> uint8 [H, W, 3]."""
     return image.permute(1, 2, 0) if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
 
 

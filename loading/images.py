@@ -5,13 +5,12 @@ import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.util import find_spec
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageOps
-from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from loading.data import Split
 from loading.workers import usable_workers
@@ -40,20 +39,28 @@ def read(path: bytes) -> Image.Image:
         raise UserError(f"{os.fsdecode(path)} does not decode as an image: {reason}") from error
 
 
-def read_fast(path: bytes) -> Image.Image | Tensor:
-    """As ``read``, but torchvision decodes ordinary JPEG files: uint8 [H, W, 3].
+def read_fast(path: bytes) -> Image.Image | np.ndarray:
+    """As ``read``, but simplejpeg decodes ordinary JPEG files: uint8 [H, W, 3].
 
-    Its decoder is faster than Pillow's. Both give the same pixels, because both use libjpeg-turbo. Other files, and
-    those that torchvision refuses, are left to ``read``.
+    It is faster than Pillow. Both give the same pixels, because both use libjpeg-turbo. Other files, and those with
+    errors, are left to ``read``.
     """
+    import simplejpeg  # only --decoder fast needs it
+
     with suppress(Exception):  # ``read`` says what is wrong with the file
         if stat.S_ISREG(os.stat(path).st_mode):
-            data = np.fromfile(path, np.uint8)
+            data = Path(os.fsdecode(path)).read_bytes()
             with Image.open(BytesIO(data)) as image:  # reads the header only
                 upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
                 if image.format == "JPEG" and image.mode in ("RGB", "L") and upright:
-                    return decode_jpeg(torch.from_numpy(data), ImageReadMode.RGB).permute(1, 2, 0)
+                    return simplejpeg.decode_jpeg(data)
     return read(path)
+
+
+def check_decoder(decoder: str) -> None:
+    """UserError if --decoder needs a package that is not installed."""
+    if decoder == "fast" and not find_spec("simplejpeg"):
+        raise UserError("--decoder fast needs a package that is not installed: pip install simplejpeg")
 
 
 def decode(path: bytes) -> np.ndarray:

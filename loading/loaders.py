@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from loading.augmentation import Normalise, augmentation_parameters, crop_and_flip, pad, prepare, prepare_large
 from loading.data import Data, Split
+from loading.images import check_decoder
 from loading.workers import Batches, BatchKeys, leave_signals_to_the_parent, usable_workers
 from runtime import processes
 from runtime.errors import UserError
@@ -121,13 +122,15 @@ class Streamed(Loader):
 
     def __init__(self, split: Split, *args, num_workers: int = 0, decoder: str = "pil", **kwargs):
         super().__init__(split, *args, **kwargs)
+        check_decoder(decoder)
         self.keys, workers = BatchKeys(), usable_workers(num_workers)
         # batch_size=None: each item is a whole batch already. generator: DataLoader draws one number for its workers,
         # which is not used here. With its own generator it does not change the random numbers of the training.
         batches = Batches(split, partial(prepare_large, decoder=decoder) if self.large else prepare)
         self.loader = DataLoader(
             batches, batch_size=None, sampler=self.keys, num_workers=workers, persistent_workers=workers > 0,
-            pin_memory=self.device.type == "cuda", generator=torch.Generator(), worker_init_fn=leave_signals_to_the_parent)
+            pin_memory=self.device.type == "cuda", generator=torch.Generator(),
+            worker_init_fn=leave_signals_to_the_parent)
 
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         self.keys.parameters = self.augmentation_parameters() if self.augment else (torch.arange(self.num_images),)

@@ -130,3 +130,32 @@ def test_imagenet_training_images_are_torchvisions(root, views):
         for view, seed in zip(image, seeds_of_image, strict=True):
             torch.manual_seed(seed)
             assert view.equal(transform(opened(imagenet_files(root, "train")[index])))
+
+
+# --- --decoder fast
+
+
+def assert_close(fast, pil):
+    """The tolerance that docs/running.md states, in grey levels of 0 to 255, for each image [3, 224, 224]."""
+    levels = 255 * torch.tensor(CONSTANTS["imagenet"][1]).view(3, 1, 1)
+    for difference in (fast - pil).abs() * levels:
+        assert difference.max() < 2.01 and difference.mean() < 0.3
+
+
+def test_the_fast_decoder_gives_torchvisions_images_within_the_tolerance(tmp_path):
+    """The same crops and flips for the same seeds, the same evaluation images, the same classes of a network."""
+    root = make_imagenet(tmp_path, train=20, val=6)
+    train, test = dataloader("imagenet", 8, 0, root, seed=2, views=2, decoder="fast")
+    order, seeds = train.augmentation_parameters()
+    transform = transforms.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), TO_TENSOR])
+    files, expected = imagenet_files(root, "train"), []
+    for index, seeds_of_image in zip(order.tolist(), seeds.tolist(), strict=True):
+        for seed in seeds_of_image:
+            torch.manual_seed(seed)
+            expected.append(transform(opened(files[index])))
+    images, labels = all_batches(train)
+    assert labels.tolist() == [index // 20 for index in order.tolist()]
+    images, expected = images.flatten(0, 1), torch.stack(expected)
+    assert_close(images, expected)
+    assert not images.equal(expected)  # another resize than Pillow's
+    assert_close(all_batches(test)[0], torch.stack([EVALUATED(opened(file)) for file in imagenet_files(root, "val")]))
