@@ -1,8 +1,10 @@
 import sys
 
+import numpy as np
 import pytest
 import torch
 from image_data import IMAGENET_CLASSES, make_imagenet, random_data, same_batches, truncate
+from PIL import Image
 
 import data_loader
 from data_loader import Cached, Streamed, dataloader
@@ -175,7 +177,10 @@ def test_a_training_with_a_corrupt_file_ends_with_one_line(root, script):
 
 
 def test_the_decoder_is_used_in_every_loader(root):
-    """For training, held-out and test images, with any number of workers, and by evaluate.py."""
+    """For training, held-out and test images, with any number of workers, and in an evaluation alone."""
+    rng = np.random.default_rng(0)
+    for file in root.rglob("*.JPEG"):  # noise, which the two resize differently
+        Image.fromarray(rng.integers(0, 256, (260, 300, 3), dtype=np.uint8)).save(file)
     options = {"seed": 1, "val_size": 4}
     (pil, pil_test), (fast, fast_test), (workers, workers_test) = (
         imagenet(root, **options), imagenet(root, decoder="fast", **options),
