@@ -8,7 +8,7 @@ Augmented and normalised images in the shape of CIFAR-10. Cached is the default 
 their --cache off. The workers of plain and streamed have loaded one epoch before the timing begins.
 
 Measured (two CPU cores, torch 2.14.1): plain 10,652 images/s; cached 147,737, 13.6 times as fast; streamed 19,702,
-1.86 times.
+1.86 times. With --large, one worker: plain 267; --decoder pil 320, 1.19 times; --decoder fast 389, 1.45 times.
 """
 
 import multiprocessing

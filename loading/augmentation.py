@@ -128,8 +128,7 @@ class Normalise:
         self.mean, self.std = (torch.tensor(channels, device=device) for channels in (mean, std))  # [3]
 
     def __call__(self, images: Tensor) -> Tensor:
-        width = images.shape[2]
-        if len(self.mean) != 3 * width:  # [3 W], one row of an image: on CPUs, loops over 3 numbers are slow
-            self.mean, self.std = self.mean[:3].repeat(width), self.std[:3].repeat(width)
-        rows = images.flatten(2).to(torch.float32)  # [B, H, W, 3] -> [B, H, 3 W]
-        return rows.div_(self.white).sub_(self.mean).div_(self.std).view(images.shape).permute(0, 3, 1, 2)
+        x, mean, std = images.to(torch.float32), self.mean, self.std
+        if x.device.type == "cpu":  # loops over 3 numbers are slow there: rows of 3 W numbers, [B, H, 3 W]
+            x, mean, std = x.flatten(2), mean.repeat(x.shape[2]), std.repeat(x.shape[2])
+        return x.div_(self.white).sub_(mean).div_(std).view(images.shape).permute(0, 3, 1, 2)
