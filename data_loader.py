@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
-from loading.augmentation import Normalise, prepare_large
+from loading.augmentation import DECODERS, Normalise, prepare_large
 from loading.data import Data, Split
 from loading.images import channel_statistics, decode, in_memory
 from loading.loaders import Cached, Loader, Streamed
 from runtime import processes
 from runtime.errors import UserError
 
-__all__ = ["CONSTANTS", "DATASETS", "Cached", "Data", "Loader", "Normalise", "Split", "Streamed", "dataloader",
-           "load_image", "normalisation", "sample_images", "test_images"]
+__all__ = ["CONSTANTS", "DATASETS", "DECODERS", "Cached", "Data", "Loader", "Normalise", "Split", "Streamed",
+           "dataloader", "load_image", "normalisation", "sample_images", "test_images"]
 
 CONSTANTS = {  # mean, std
     "CIFAR10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -96,7 +96,8 @@ def class_folders(root: str, name: str, test_names: tuple[str, ...],
                             "--dataset DIGITS needs no files")
         refuse_circles(directory)
     try:
-        found = [datasets.ImageFolder(directory, is_valid_file=lambda path: not Path(path).name.startswith("."))
+        # Not Path(path).name, which takes longer than the listing itself.
+        found = [datasets.ImageFolder(directory, is_valid_file=lambda path: not os.path.basename(path).startswith("."))
                  for directory in directories]
     except OSError as error:
         raise UserError(f"{root}: {error}") from error
@@ -190,7 +191,7 @@ def divide(split: Split, train_size: int, val_size: int, seed: int) -> tuple[Spl
 
 def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root: str = "./Data", *, seed: int = 0,
                device: str | torch.device = "cpu", cache: bool = True, val_size: int = 0,
-               train_size: int = 0, views: int = 1) -> tuple[Loader, Loader]:
+               train_size: int = 0, views: int = 1, decoder: str = "pil") -> tuple[Loader, Loader]:
     """-> train_loader, test_loader of one of DATASETS.
 
     num_workers: threads that decode image files; if images are streamed, processes.
@@ -199,6 +200,7 @@ def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root
     train_size: training images to train on, stratified, the same for every seed (0: all that are not held out).
     views: with more than one, train_loader augments each image so often, each time with another crop and flip: images
         [B, views, 3, H, W]. Evaluation has one view.
+    decoder: of imagenet's files, one of DECODERS; "fast" differs from "pil" by rounding.
     UserError if the data cannot be read or a number does not fit them.
 
     Of several processes (runtime.processes.start) the first one reads the data before the others: it may download them.
@@ -210,7 +212,8 @@ def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root
         train, held_out = divide(data.train, train_size, val_size, seed)
         smallest = min(len(split.labels) for split in (data.test, held_out) if split)
         check_batch_size(data_name, batch_size, len(train.labels), smallest)
-        make = partial(Streamed, num_workers=num_workers) if data.large or not cache else Cached
+        streamed = partial(Streamed, num_workers=num_workers, decoder=decoder)
+        make = streamed if data.large or not cache else Cached
         train_loader = make(train, data, batch_size, device, seed, augment=True, views=views)
         test_batch = evaluation_batch(batch_size, data, device)
         if held_out:
@@ -255,7 +258,7 @@ def evaluation_batch(batch_size: int, data: Data, device: torch.device) -> int:
 
 
 def test_images(data_name: str, batch_size: int = 128, num_workers: int = 8, root: str = "./Data", *, mean: Sequence,
-                std: Sequence, device: str | torch.device = "cpu", cache: bool = True) -> Loader:
+                std: Sequence, device: str | torch.device = "cpu", cache: bool = True, decoder: str = "pil") -> Loader:
     """The test_loader of ``dataloader`` alone, normalised by a network's own mean and std.
 
     No training image is read. Of a folder data set, train/ may be missing.
@@ -264,7 +267,7 @@ def test_images(data_name: str, batch_size: int = 128, num_workers: int = 8, roo
     data = data._replace(mean=tuple(mean), std=tuple(std))
     batch_size = evaluation_batch(batch_size, data, device)
     if data.large or not cache:
-        return Streamed(data.test, data, batch_size, device, num_workers=num_workers)
+        return Streamed(data.test, data, batch_size, device, num_workers=num_workers, decoder=decoder)
     return Cached(in_memory(data.test, num_workers), data, batch_size, device)
 
 

@@ -58,6 +58,8 @@ def parse_args(argv: list[str] | None) -> Namespace:
                    help=f"{', '.join(data_loader.DATASETS)} (default: as in the run. For a checkpoint of the authors' "
                         "code: CIFAR10. For an exported file with --data_dir: imagenet if its images are 224x224, else "
                         "folder)")
+    g.add_argument("--decoder", choices=data_loader.DECODERS,
+                   help="of large images (default: as in the run; else pil)")
     g = p.add_argument_group("only for checkpoints of the authors' code")
     g.add_argument("--model", choices=models.NETWORKS, metavar="NAME",
                    help=f"network: {', '.join(models.NETWORKS)} (default: resnet32)")
@@ -88,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.export:
         check_target(args.export, args.overwrite)
     saved = read(args.file, model=args.model, method=args.method, dataset=args.dataset, data_dir=args.data_dir,
-                 batch_size=args.batch_size, num_workers=args.num_workers)
+                 batch_size=args.batch_size, num_workers=args.num_workers, decoder=args.decoder)
     if args.export:
         result, text = export_model(saved, args.export, args.branch), printing.exported_file
     elif args.images:

@@ -154,7 +154,7 @@ def number_of_branches(text: str) -> int:
 
 def recipe_flags(p: Parser) -> None:
     """Network, data and training recipe. Names and defaults are those of the authors' code."""
-    from data_loader import DATASETS
+    from data_loader import DATASETS, DECODERS
     from models import NETWORKS
 
     g = p.add_argument_group("recipe")
@@ -181,6 +181,8 @@ def recipe_flags(p: Parser) -> None:
     g = p.add_argument_group("speed (each flag changes rounding and is off by default)")
     g.add_argument("--amp", default="off", choices=("off", "bf16", "fp16"), help="networks in half precision")
     g.add_argument("--compile", action="store_true", help="torch.compile the training step; on a GPU, CUDA graphs")
+    g.add_argument("--decoder", default="pil", choices=DECODERS,
+                   help="of imagenet's JPEG files; fast: simplejpeg instead of Pillow")
     g.add_argument("--tf32", action="store_true", help="TF32 in convolutions and matrix products, on GPUs that have it")
     g = p.add_argument_group("several GPUs (torchrun --standalone --nproc_per_node=N train....py)")
     g.add_argument("--sync_bn", action="store_true", help="BatchNorm over the images of all processes")
@@ -278,6 +280,9 @@ def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
     if small and args.dataset == "imagenet":
         flag = "--models" if len(names) > 1 else "--model"
         p.error(f"argument {flag}: {small[0]} is made for images of 32x32, not for imagenet")
+    if args.decoder != "pil" and args.dataset != "imagenet":
+        p.error(f"argument --decoder: {args.decoder} is for the large images of --dataset imagenet, not for "
+                f"{args.dataset}")
     try:
         registry.find_each(names, **network_options(args))
     except ValueError as error:
@@ -313,7 +318,7 @@ def data_options(args: argparse.Namespace) -> dict:
     """The flags that ``data_loader.dataloader`` takes."""
     return {"data_name": args.dataset, "batch_size": args.batch_size, "num_workers": args.num_workers,
             "root": args.data_dir, "seed": args.seed, "cache": args.cache == "on", "val_size": args.val_size,
-            "train_size": args.train_size}
+            "train_size": args.train_size, "decoder": args.decoder}
 
 
 def teacher_path(args: argparse.Namespace) -> Path | str:

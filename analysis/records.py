@@ -13,7 +13,7 @@ from training.outputs import ENSEMBLE, FUSED, GATE, LEADER, MEAN, NETWORK, metri
 
 DATA = ("dataset", "classes", "mean", "std")
 RECIPE = ("num_epochs", "batch_size", "lr", "milestones", "wd", "train_size", "val_size", "amp", "compile", "tf32",
-          "sync_bn")
+          "sync_bn", "decoder")
 TYPES = {"num_epochs": int, "seed": int, "batch_size": int, "lr": int | float, "wd": int | float, "val_size": int,
          "train_size": int, "milestones": list, "classes": list, "model": str, "method": str, "dataset": str,
          "command": str, "environment": dict}

@@ -21,6 +21,7 @@ def recipe_title(recipe: dict) -> str:
         words.append(f"best epoch chosen on {recipe['val_size']} held-out training images")
     words += [f"--{name}" for name in ("compile", "tf32", "sync_bn") if recipe[name]]
     words += [f"--amp {recipe['amp']}"] if recipe["amp"] != "off" else []
+    words += [f"--decoder {recipe['decoder']}"] if recipe.get("decoder", "pil") != "pil" else []
     return "; ".join(words)
 
 

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision import transforms
 from torchvision.transforms import v2
 
-from loading.images import SIZE, decode, read
+from loading.images import SIZE, decode, read, read_fast
 
 PADDING = 4
 SHIFTS = 2 * PADDING + 1  # a crop of the padded image starts at one of 9 rows and 9 columns
@@ -56,22 +58,44 @@ def prepare(image: np.ndarray | bytes, top: Sequence[int] = (PADDING,), left: Se
     return torch.stack(views).permute(0, 2, 3, 1)  # [V, 3, 32, 32] -> [V, 32, 32, 3]
 
 
-LARGE_TRAIN = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()])
-LARGE_TEST = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random crop: its part of the image's area, width / height
+LARGE = [224, 224]
+DECODERS = {"pil": read, "fast": read_fast}  # --decoder
 
 
-def prepare_large(path: bytes, seeds: Sequence[int] = ()) -> Tensor:
+def prepare_large(path: bytes, seeds: Sequence[int] = (), decoder: str = "pil") -> Tensor:
     """The path of an image file -> uint8 [V, 224, 224, 3]: a random crop and flip for each seed.
 
-    Without seeds it is one view, the centre crop.
+    Without seeds it is one view, the centre crop. decoder: one of DECODERS. All of them crop and flip alike. PyTorch
+    instead of Pillow resizes what "fast" decodes: other rounding.
     """
-    image = read(path)
-    views = [] if seeds else [LARGE_TEST(image)]
+    image = DECODERS[decoder](path)
+    if not isinstance(image, Image.Image):
+        image = torch.from_numpy(image).permute(2, 0, 1)  # [3, H, W]
+    if not seeds:
+        return pixels(v2.functional.center_crop(v2.functional.resize(image, [256]), LARGE))[None]
     with torch.random.fork_rng(devices=[]):
-        for seed in seeds:
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
-            views.append(LARGE_TRAIN(image))
-    return torch.stack(views).permute(0, 2, 3, 1)  # [V, 3, 224, 224] -> [V, 224, 224, 3]
+        return torch.stack([random_view(image, seed) for seed in seeds])
+
+
+def random_view(image: Image.Image | Tensor, seed: int) -> Tensor:
+    """torchvision's RandomResizedCrop(224) and RandomHorizontalFlip() after torch.manual_seed(seed).
+
+    An image, or uint8 [3, H, W] -> uint8 [224, 224, 3].
+    """
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
+    box = transforms.RandomResizedCrop.get_params(image, SCALE, RATIO)
+    mirrored = torch.rand(1) < 0.5
+    crop = v2.functional.crop(image, *box)
+    if isinstance(crop, Tensor):  # one piece of memory is resized faster
+        crop = crop.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    view = pixels(v2.functional.resize(crop, LARGE))
+    return view.flip(1) if mirrored else view
+
+
+def pixels(image: Image.Image | Tensor) -> Tensor:
+    """An image, or uint8 [3, H, W] -> uint8 [H, W, 3]."""
+    return image.permute(1, 2, 0) if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
 
 
 # --- a batch at once, on the training device
@@ -101,9 +125,10 @@ class Normalise:
     def __init__(self, mean: tuple, std: tuple, device: torch.device):
         # On a GPU, PyTorch replaces x / 255 by x * (1 / 255), which rounds differently. With a tensor it divides.
         self.white = torch.tensor(255.0, device=device)
-        self.mean = torch.tensor(mean, device=device).view(3, 1, 1)
-        self.std = torch.tensor(std, device=device).view(3, 1, 1)
+        self.mean, self.std = (torch.tensor(channels, device=device) for channels in (mean, std))  # [3]
 
     def __call__(self, images: Tensor) -> Tensor:
-        x = images.permute(0, 3, 1, 2).to(torch.float32)  # [B, H, W, 3] -> [B, 3, H, W]
-        return x.div_(self.white).sub_(self.mean).div_(self.std)
+        x, mean, std = images.to(torch.float32), self.mean, self.std
+        if x.device.type == "cpu":  # loops over 3 numbers are slow there: rows of 3 W numbers, [B, H, 3 W]
+            x, mean, std = x.flatten(2), mean.repeat(x.shape[2]), std.repeat(x.shape[2])
+        return x.div_(self.white).sub_(mean).div_(std).view(images.shape).permute(0, 3, 1, 2)

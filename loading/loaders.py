@@ -1,6 +1,7 @@
 """Loaders: the batches of one split, augmented and normalised on the training device."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from loading.augmentation import Normalise, augmentation_parameters, crop_and_flip, pad, prepare, prepare_large
 from loading.data import Data, Split
+from loading.images import check_decoder
 from loading.workers import Batches, BatchKeys, leave_signals_to_the_parent, usable_workers
 from runtime import processes
 from runtime.errors import UserError
@@ -115,18 +117,20 @@ class Streamed(Loader):
     """Each image is read and augmented when its batch needs it, in ``num_workers`` processes (0: in this one).
 
     A batch travels to the device as uint8, a quarter of the bytes, and is normalised there. UserError if a file does
-    not decode. One pass at a time: a new pass ends the one before.
+    not decode. One pass at a time: a new pass ends the one before. decoder: of large images (``prepare_large``).
     """
 
-    def __init__(self, split: Split, *args, num_workers: int = 0, **kwargs):
+    def __init__(self, split: Split, *args, num_workers: int = 0, decoder: str = "pil", **kwargs):
         super().__init__(split, *args, **kwargs)
+        check_decoder(decoder)
         self.keys, workers = BatchKeys(), usable_workers(num_workers)
         # batch_size=None: each item is a whole batch already. generator: DataLoader draws one number for its workers,
         # which is not used here. With its own generator it does not change the random numbers of the training.
+        batches = Batches(split, partial(prepare_large, decoder=decoder) if self.large else prepare)
         self.loader = DataLoader(
-            Batches(split, prepare_large if self.large else prepare), batch_size=None, sampler=self.keys,
-            num_workers=workers, persistent_workers=workers > 0, pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(), worker_init_fn=leave_signals_to_the_parent)
+            batches, batch_size=None, sampler=self.keys, num_workers=workers, persistent_workers=workers > 0,
+            pin_memory=self.device.type == "cuda", generator=torch.Generator(),
+            worker_init_fn=leave_signals_to_the_parent)
 
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         self.keys.parameters = self.augmentation_parameters() if self.augment else (torch.arange(self.num_images),)

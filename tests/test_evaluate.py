@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import METHODS
+from image_data import imagenet_files, make_imagenet
 from PIL import Image
 
 import data_loader
 import evaluate
 import models
+import train
 import utils
 from deployment import speed
 from runtime.checkpoints import serialise
@@ -75,6 +77,20 @@ def test_data_of_an_exported_file_by_its_size(workers, dataset, image_folder, ev
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(network(x), torch.tensor([0, 0, 0, 1, 1, 1]))
     assert result["dataset"] == dataset and result["figures"]["test_loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_the_decoder_is_that_of_the_run(evaluated, tmp_path, monkeypatch):
+    """Or of --decoder. The images are noise, which the two resize differently."""
+    monkeypatch.setattr(speed, "timed", lambda *_: 1)
+    rng = np.random.default_rng(0)
+    for file in imagenet_files(make_imagenet(tmp_path, 2, 2), "val"):
+        Image.fromarray(rng.integers(0, 256, (300, 290, 3), dtype=np.uint8)).save(file)
+    train.main(["--model", "resnet8", "--dataset", "imagenet", "--data_dir", str(tmp_path), "--save_dir", str(tmp_path),
+                "--num_epochs", "1", "--batch_size", "4", "--num_workers", "0", "--device", "cpu", "--decoder", "fast"])
+    run = tmp_path / "imagenet" / "resnet8"
+    measured = json.loads((run / "summary.json").read_text())["last"]["test_loss"]
+    fast, pil = (evaluated(run, *more)["figures"]["test_loss"] for more in ([], ["--decoder", "pil"]))
+    assert fast == measured and pil != fast and pil == pytest.approx(fast, rel=1e-2)
 
 
 def test_images(runs, evaluated, tmp_path, capsys):

@@ -54,6 +54,8 @@ REFUSED = [
     ("train", "--efficient", "--efficient is for densenet"),
     ("train", "--model vgg16 --dropout 1", "less than 1"),
     ("train", "--model vgg16 --dataset imagenet", "made for images of 32x32"),
+    ("train", "--decoder fast --dataset DIGITS", "fast is for the large images of --dataset imagenet, not for DIGITS"),
+    ("train", "--decoder cv2", "cv2"),
     ("train_GL", "--aggregation median", "median"),
     ("train_GL", "--aggregation others --num_branches 2", "others needs two peers.*--no_leader"),
     ("train", "--train_size 9 --dataset DIGITS", "--train_size must lie between the 10 classes and the 1437 .*not 9"),

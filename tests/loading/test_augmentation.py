@@ -5,11 +5,13 @@ import pytest
 import torch
 from image_data import IMAGENET_CLASSES, MEAN, STD, imagenet_files, make_imagenet, random_data
 from PIL import Image
+from torch.nn import functional as F
 from torchvision import transforms
 from torchvision.transforms import functional as TF
 from torchvision.transforms import v2
 
 from data_loader import CONSTANTS, Cached, dataloader
+from data_loader import digits as dataset_of_digits
 from loading.augmentation import augmentation_parameters
 
 
@@ -130,3 +132,56 @@ def test_imagenet_training_images_are_torchvisions(root, views):
         for view, seed in zip(image, seeds_of_image, strict=True):
             torch.manual_seed(seed)
             assert view.equal(transform(opened(imagenet_files(root, "train")[index])))
+
+
+# --- --decoder fast
+
+
+def assert_close(fast, pil):
+    """The tolerance that docs/running.md states, in grey levels of 0 to 255, for each image [3, 224, 224]."""
+    levels = 255 * torch.tensor(CONSTANTS["imagenet"][1]).view(3, 1, 1)
+    for difference in (fast - pil).abs() * levels:
+        assert difference.max() < 2.01 and difference.mean() < 0.3
+
+
+def test_the_fast_decoder_gives_torchvisions_images_within_the_tolerance(tmp_path):
+    """The same crops and flips for the same seeds, the same evaluation images, the same classes of a network."""
+    root = make_imagenet(tmp_path, train=20, val=6)
+    train, test = dataloader("imagenet", 8, 0, root, seed=2, views=2, decoder="fast")
+    order, seeds = train.augmentation_parameters()
+    transform = transforms.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), TO_TENSOR])
+    files, expected = imagenet_files(root, "train"), []
+    for index, seeds_of_image in zip(order.tolist(), seeds.tolist(), strict=True):
+        for seed in seeds_of_image:
+            torch.manual_seed(seed)
+            expected.append(transform(opened(files[index])))
+    images, labels = all_batches(train)
+    assert labels.tolist() == [index // 20 for index in order.tolist()]
+    images, expected = images.flatten(0, 1), torch.stack(expected)
+    assert_close(images, expected)
+    assert not images.equal(expected)  # another resize than Pillow's
+    assert_close(all_batches(test)[0], torch.stack([EVALUATED(opened(file)) for file in imagenet_files(root, "val")]))
+
+
+def test_a_classifier_predicts_the_same_with_both_decoders(tmp_path):
+    """A linear one, trained on digits in large JPEG files that Pillow has decoded."""
+    data, noise = dataset_of_digits(""), np.random.default_rng(0).normal(0, 20, (240, 256, 3))
+    for part, split, count in (("train", data.train, 200), ("val", data.test, 60)):
+        for i in range(count):
+            image = Image.fromarray(split.images[i]).resize((256, 240))
+            image = Image.fromarray((image + noise).clip(0, 255).astype(np.uint8))
+            place = tmp_path / part / str(split.labels[i]) / f"{i}.jpg"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            image.save(place)
+
+    def features(loader):
+        images, labels = all_batches(loader)
+        return torch.cat([F.avg_pool2d(images.mean(1), 28).flatten(1), torch.ones(len(labels), 1)], 1), labels
+
+    pil, fast = (dataloader("imagenet", 10, 0, tmp_path, decoder=decoder)[1] for decoder in ("pil", "fast"))
+    whole = dataloader("imagenet", 10, 0, tmp_path, val_size=190)[0].held_out  # training images, not augmented
+    x, y = features(whole)
+    weights = torch.linalg.lstsq(x, F.one_hot(y, 10).float(), driver="gelsd").solution
+    (x, y), (other, _) = features(pil), features(fast)
+    assert not other.equal(x) and ((x @ weights).argmax(1) == y).float().mean() > 0.7
+    assert (other @ weights).argmax(1).equal((x @ weights).argmax(1))

@@ -7,8 +7,67 @@ from image_data import random_data
 from PIL import Image
 
 from data_loader import dataloader
-from loading.images import channel_statistics, decode
+from loading.images import channel_statistics, decode, read, read_fast
 from runtime.errors import UserError
+
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((97, 61))
+TURNED = Image.Exif()
+TURNED[274] = 6  # orientation: a quarter turn to the right
+FILES = {  # name -> the mode and how it is saved; whether simplejpeg decodes it, not Pillow
+    "ordinary": ("RGB", {"format": "JPEG"}, True),
+    "progressive": ("RGB", {"format": "JPEG", "progressive": True}, True),
+    "grey": ("L", {"format": "JPEG"}, True),
+    "full colour": ("RGB", {"format": "JPEG", "subsampling": 0, "quality": 100}, True),
+    "CMYK": ("CMYK", {"format": "JPEG"}, False),
+    "turned": ("RGB", {"format": "JPEG", "exif": TURNED}, False),
+    "turned grey": ("L", {"format": "JPEG", "exif": TURNED}, False),
+    "16 bits": ("I;16", {"format": "PNG"}, False),
+    "transparent": ("RGBA", {"format": "PNG"}, False),
+    "palette": ("P", {"format": "GIF"}, False),
+    "WebP": ("RGB", {"format": "WEBP"}, False),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_both_decoders_give_the_same_pixels(tmp_path, kind):
+    mode, how, by_simplejpeg = FILES[kind]
+    image = PHOTO.convert("L").convert(mode) if mode.startswith("I") else PHOTO.convert(mode)
+    path = tmp_path / "x.JPEG"  # ImageNet has other formats under this ending, too
+    image.save(path, **how)
+    pil, fast = read(os.fsencode(path)), read_fast(os.fsencode(path))
+    assert isinstance(fast, np.ndarray) == by_simplejpeg
+    assert pil.size == ((61, 97) if "turned" in kind else (97, 61))
+    assert np.array_equal(fast, pil)
+
+
+def damaged_files(content):
+    """The content of a JPEG file, cut off at many places, with wrong bytes, without bytes, with more bytes."""
+    yield from (content[:n] for n in range(0, len(content), 97))
+    rng = np.random.default_rng(0)
+    for place in range(len(content) // 4, len(content), 41):  # behind the header
+        noise = rng.integers(0, 256, 5, dtype=np.uint8).tobytes()
+        yield content[:place] + noise + content[place + 5 :]
+        yield content[:place] + content[place + 40 :]
+        yield content[:place] + noise + content[place:]
+
+
+def test_both_decoders_treat_damaged_files_alike(tmp_path):
+    """The same pixels, or the same error: Pillow refuses truncated files and shows what is left of others."""
+    path = tmp_path / "x.jpg"
+    PHOTO.save(path)
+
+    def outcome(reader):
+        try:
+            return np.array(reader(os.fsencode(path))).tobytes()
+        except UserError as error:
+            return str(error)
+
+    outcomes = []
+    for content in damaged_files(path.read_bytes()):
+        path.write_bytes(content)
+        outcomes.append(outcome(read))
+        assert outcome(read_fast) == outcomes[-1]
+    assert {type(o) for o in outcomes} == {bytes, str}
 
 
 def test_16_bits_of_grey_are_scaled_not_clipped(tmp_path):

@@ -1,7 +1,12 @@
+import sys
+
+import numpy as np
 import pytest
 import torch
 from image_data import IMAGENET_CLASSES, make_imagenet, random_data, same_batches, truncate
+from PIL import Image
 
+import data_loader
 from data_loader import Cached, Streamed, dataloader
 from loading.augmentation import augmentation_parameters
 from runtime.errors import UserError
@@ -166,3 +171,29 @@ def test_a_training_with_a_corrupt_file_ends_with_one_line(root, script):
                   "--num_workers", "1", "--num_epochs", "1", "--device", "cpu")
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {file} does not decode as an image: ") and done.stderr.count("\n") == 1
+
+
+# --- --decoder fast
+
+
+def test_the_decoder_is_used_in_every_loader(root):
+    """For training, held-out and test images, with any number of workers, and in an evaluation alone."""
+    rng = np.random.default_rng(0)
+    for file in root.rglob("*.JPEG"):  # noise, which the two resize differently
+        Image.fromarray(rng.integers(0, 256, (260, 300, 3), dtype=np.uint8)).save(file)
+    options = {"seed": 1, "val_size": 4}
+    (pil, pil_test), (fast, fast_test), (workers, workers_test) = (
+        imagenet(root, **options), imagenet(root, decoder="fast", **options),
+        imagenet(root, 1, decoder="fast", **options))
+    alone = data_loader.test_images("imagenet", 4, 0, root, mean=fast.mean, std=fast.std, decoder="fast")
+    for a, b, c in ((pil, fast, workers), (pil.held_out, fast.held_out, workers.held_out),
+                    (pil_test, fast_test, workers_test), (pil_test, fast_test, alone)):
+        assert same_batches(b, c) and not same_batches(a, b)
+        assert all(images.is_contiguous(memory_format=torch.channels_last) for images, _ in b)
+
+
+def test_a_decoder_that_is_not_installed(root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    with pytest.raises(UserError, match="^--decoder fast needs a package .*: pip install simplejpeg$"):
+        imagenet(root, decoder="fast")
+    assert imagenet(root)[0].num_images == 12

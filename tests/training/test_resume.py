@@ -251,7 +251,7 @@ def test_another_format_is_named(tmp_path):
 @pytest.mark.parametrize(("changes", "said"), [
     ({"lr": 0.2}, "--lr 0.1 there, 0.2 here"), ({"method": "Ind"}, "--method ONE there, Ind here"),
     ({"alpha": 1.0}, "--alpha None there, 1.0 here"), ({"num_epochs": 1}, "was 2: it can be raised, not lowered"),
-    ({"train_size": 5}, "--train_size 0 there, 5 here"),
+    ({"train_size": 5}, "--train_size 0 there, 5 here"), ({"decoder": "fast"}, "--decoder pil there, fast here"),
     ({"lr": 0.2, "seed": 1}, "--lr 0.1 there, 0.2 here; --seed 0 there, 1 here")])
 def test_what_may_not_change(changes, said, tmp_path):
     with pytest.raises(UserError, match=said):
