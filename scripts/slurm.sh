@@ -34,8 +34,8 @@ output=$(printf %s "$folder/slurm" | sed 's/%/%%/g')/%A_%a.out
 name=okddip-$(printf %s "$folder" | cksum | cut -d ' ' -f 1)
 
 # submit LINES [DEPENDENCY]: hand over one array, PER_GPU lines to a task; print its number. srun starts the trainings,
-# so that --signal reaches them and not the job's shell. One that SIGTERM has stopped ends with 128 + 15; its task is queued
-# again. The number of a task names it alone: SLURM_JOB_ID is the number of the whole array in one of the tasks.
+# so that --signal reaches them and not the job's shell. A training that SIGTERM has stopped ends with 128 + 15; its
+# task is queued again. ARRAY_TASK names this task alone. In one of the tasks, SLURM_JOB_ID names the whole array.
 submit() {
     cases=$(n=0 && printf '%s\n' "$1" | while read -r line; do
         printf '%s\n' "$n) exec$(quote "$python") ${line#python } ;;" && n=$((n + 1))
