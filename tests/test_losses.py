@@ -141,13 +141,17 @@ def test_individual(m):
 
 
 def test_defaults():
-    """Weight 1, temperature 3, alpha 1 and KL; the mean of the others for DML."""
+    """Weight 1, temperature 3, alpha 1 and KL; the mean of the others for DML. KDCL and OKDPH have their papers'."""
     z, t, e, g = logits(B, 3, C), logits(B, 3, C, seed=1), logits(B, C, seed=2), logits(B, C, seed=3)
     assert losses.okddip_loss(z, t, g, LABELS) == losses.okddip_loss(z, t, g, LABELS, 1.0, 3.0, 1.0, "KL")
     assert losses.one_loss(z, e, LABELS) == losses.one_loss(z, e, LABELS, 1.0, 3.0, 1.0, "KL")
     assert losses.cl_ilr_loss(z, t, LABELS) == losses.cl_ilr_loss(z, t, LABELS, 1.0, 3.0, 1.0, "KL")
     assert losses.dml_loss(z, LABELS) == losses.dml_loss(z, LABELS, 3.0, "KL", pairwise=False)
     assert losses.kd_loss(g, e, LABELS) == losses.kd_loss(g, e, LABELS, 3.0, 1.0, "KL")
+    assert losses.ffl_loss(z, e, LABELS) == losses.ffl_loss(z, e, LABELS, 1.0, 3.0, 1.0, "KL")
+    assert losses.pcl_loss(z, e, t, LABELS) == losses.pcl_loss(z, e, t, LABELS, 1.0, 3.0, 1.0, "KL")
+    assert losses.kdcl_loss(z, e, LABELS) == losses.kdcl_loss(z, e, LABELS, 2.0, "KL")
+    assert losses.okdph_loss(z, e, LABELS) == losses.okdph_loss(z, e, LABELS, 4.0, 0.8, 0.8, "KL")
     assert losses.distillation(t, z, 2.0) == losses.distillation(t, z, 2.0, "KL")
 
 
