@@ -105,6 +105,15 @@ def test_a_group_has_two_students(m):
         models.Branches("resnet8", C, m)
 
 
+def test_impossible_groups():
+    with pytest.raises(ValueError, match="2 students need as many networks, not 3"):
+        models.Branches(["resnet8", "resnet8", "vgg16"], C, 2, network_based=True)
+    with pytest.raises(ValueError, match="different networks must be network-based"):
+        models.Branches(["resnet8", "vgg16"], C, 2)
+    with pytest.raises(ValueError, match="unknown aggregation 'median'"):
+        models.OKDDip("resnet8", C, 3, aggregation="median")
+
+
 @pytest.mark.parametrize("network_based", [False, True])
 @pytest.mark.parametrize("i", [0, 1, -1])
 def test_a_student_is_a_plain_network(network_based, i):

@@ -58,3 +58,13 @@ def test_weights_of_different_parts_differ(name):
     first, second = models.Branches(name, 10, 2).heads
     for (key, a), (_, b) in zip(first.named_parameters(), second.named_parameters(), strict=True):
         assert a.dim() == 1 or not a.equal(b), key
+
+
+@pytest.mark.parametrize("names", [["vgg16", "densenetd40k12"], ["densenetd40k12", "resnet20"]])
+def test_every_network_of_a_mixed_group_is_drawn_in_its_own_way(names):
+    torch.manual_seed(0)
+    group = models.Branches(names, 10, 2, network_based=True)
+    for name, trunk, head in zip(names, group.trunks, group.heads, strict=True):
+        for m in (*trunk.modules(), *head.modules()):
+            if isinstance(m, nn.Conv2d):
+                assert is_drawn_from(m.weight, NORMAL, math.sqrt(2 / fan(m, FAMILIES[name])))
