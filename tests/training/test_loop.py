@@ -17,6 +17,7 @@ from runtime import checkpoints
 from runtime.errors import UserError
 from training import loop
 from training.checkpoint import Checkpoints
+from training.method import Method
 from training.records import Records
 from training.step import Trainer
 
@@ -102,6 +103,28 @@ def test_the_course_of_a_training(flags, tmp_path, monkeypatch):
     assert "learning rate 0.02, divided by 10 after each of the epochs [2], of 2 in all\n" in first
     assert f"epoch 2/2  loss {records[1]['train_loss']:.4f}  train " in first and "epoch 3/3  loss" in second
     assert "of 3 in all\n" in first and "continues" not in second and "done: best epoch" in second
+
+
+def test_a_method_is_told_the_number_of_each_step_before_and_after_it(flags, tmp_path, monkeypatch):
+    """Of the whole training, from 1. A stop within the second epoch does not change the numbers."""
+    told = []
+
+    def tell(moment):
+        def note(self, step):
+            told.append((moment, step, next(self.model.parameters()).sum().item()))
+            if (moment, step) == ("after", 5) and len(told) == 10:
+                signal.raise_signal(signal.SIGTERM)
+        return note
+
+    for moment in ("before", "after"):
+        monkeypatch.setattr(Method, f"{moment}_step", tell(moment))
+    argv = [*FLAGS, "--num_epochs", "2", "--data_dir", flags[-1], "--save_dir", str(tmp_path), "--resume", "auto"]
+    with pytest.raises(SystemExit):
+        train.main(argv)
+    train.main(argv)
+    assert [note[:2] for note in told] == [(moment, step) for step in range(1, 7) for moment in ("before", "after")]
+    weights = [weight for *_, weight in told]
+    assert weights[1:-1:2] == weights[2::2] and len(set(weights)) == 7
 
 
 def test_a_signal_at_the_very_end_is_told_by_the_exit_code(flags, tmp_path, monkeypatch):
