@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,7 @@ def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root
     Of several processes (runtime.processes.start) the first one reads the data before the others: it may download them.
     """
     device = torch.device(device)
+    check_decoder(decoder, data_name)
 
     def load() -> tuple[Loader, Loader]:
         data = read_data(data_name, root, cache, num_workers)
@@ -221,6 +223,16 @@ def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root
         return train_loader, make(data.test, data, test_batch, device)
 
     return processes.main_first(load)
+
+
+def check_decoder(decoder: str, data_name: str) -> None:
+    """UserError if --decoder is unknown, does not fit the data set, or needs a package that is not installed."""
+    if decoder not in DECODERS:
+        raise UserError(f"unknown decoder {decoder!r}; known are {', '.join(DECODERS)}")
+    if decoder == "fast" and data_name != "imagenet":
+        raise UserError(f"--decoder fast is for the large images of --dataset imagenet, not for {data_name}")
+    if decoder == "fast" and not find_spec("simplejpeg"):
+        raise UserError("--decoder fast needs a package that is not installed: pip install simplejpeg")
 
 
 def read_data(data_name: str, root: str, cache: bool, num_workers: int) -> Data:
@@ -263,6 +275,7 @@ def test_images(data_name: str, batch_size: int = 128, num_workers: int = 8, roo
 
     No training image is read. Of a folder data set, train/ may be missing.
     """
+    check_decoder(decoder, data_name)
     data, device = DATASETS[data_name](root, test_only=True), torch.device(device)
     data = data._replace(mean=tuple(mean), std=tuple(std))
     batch_size = evaluation_batch(batch_size, data, device)

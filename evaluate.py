@@ -59,7 +59,7 @@ def parse_args(argv: list[str] | None) -> Namespace:
                         "code: CIFAR10. For an exported file with --data_dir: imagenet if its images are 224x224, else "
                         "folder)")
     g.add_argument("--decoder", choices=data_loader.DECODERS,
-                   help="of large images (default: as in the run; else pil)")
+                   help="of imagenet's JPEG files, to measure (default: as in the run; else pil)")
     g = p.add_argument_group("only for checkpoints of the authors' code")
     g.add_argument("--model", choices=models.NETWORKS, metavar="NAME",
                    help=f"network: {', '.join(models.NETWORKS)} (default: resnet32)")
@@ -74,7 +74,10 @@ def parse_args(argv: list[str] | None) -> Namespace:
     g.add_argument("--gpu_id", default=0, type=utils.number(int, 0), help="which GPU, if there are several")
     g.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: the GPU if there is one, else the CPU; "
                                     "--export, .onnx and .pt2 always use the CPU)")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.decoder and (args.export or args.images):
+        p.error("argument --decoder: it is for measuring, not for --export or --images")
+    return args
 
 
 def device_of(saved: SavedModel, args: Namespace) -> torch.device:

@@ -280,9 +280,6 @@ def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
     if small and args.dataset == "imagenet":
         flag = "--models" if len(names) > 1 else "--model"
         p.error(f"argument {flag}: {small[0]} is made for images of 32x32, not for imagenet")
-    if args.decoder != "pil" and args.dataset != "imagenet":
-        p.error(f"argument --decoder: {args.decoder} is for the large images of --dataset imagenet, not for "
-                f"{args.dataset}")
     try:
         registry.find_each(names, **network_options(args))
     except ValueError as error:

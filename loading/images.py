@@ -5,7 +5,6 @@ import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
@@ -55,12 +54,6 @@ def read_fast(path: bytes) -> Image.Image | np.ndarray:
                 if image.format == "JPEG" and image.mode in ("RGB", "L") and upright:
                     return simplejpeg.decode_jpeg(data)
     return read(path)
-
-
-def check_decoder(decoder: str) -> None:
-    """UserError if --decoder needs a package that is not installed."""
-    if decoder == "fast" and not find_spec("simplejpeg"):
-        raise UserError("--decoder fast needs a package that is not installed: pip install simplejpeg")
 
 
 def decode(path: bytes) -> np.ndarray:

@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 
 from loading.augmentation import Normalise, augmentation_parameters, crop_and_flip, pad, prepare, prepare_large
 from loading.data import Data, Split
-from loading.images import check_decoder
 from loading.workers import Batches, BatchKeys, leave_signals_to_the_parent, usable_workers
 from runtime import processes
 from runtime.errors import UserError
@@ -122,7 +121,6 @@ class Streamed(Loader):
 
     def __init__(self, split: Split, *args, num_workers: int = 0, decoder: str = "pil", **kwargs):
         super().__init__(split, *args, **kwargs)
-        check_decoder(decoder)
         self.keys, workers = BatchKeys(), usable_workers(num_workers)
         # batch_size=None: each item is a whole batch already. generator: DataLoader draws one number for its workers,
         # which is not used here. With its own generator it does not change the random numbers of the training.

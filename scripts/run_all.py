@@ -109,7 +109,7 @@ def flag(command: list[str], name: str) -> str | None:
 
 def folder_of(command: list[str]) -> str | None:
     """The run folder of a train.py command, which a teacher is. None for other scripts."""
-    if command[1] != "train.py":
+    if command[1:2] != ["train.py"]:
         return None
     place = "/".join(flag(command, name) or "" for name in ("--save_dir", "--dataset", "--model"))
     return f"{place}_{flag(command, '--version')}"

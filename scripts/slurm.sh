@@ -13,7 +13,7 @@ scripts=$(dirname "$0") script=${1:-} && script=${script##*/}
 grep -qs '^\. .*/\(runs\|table2\)\.sh"$' "$scripts/$script" ||
     fail "scripts/$script is no script that lists runs: name one, such as table2.sh, and then sbatch's flags"
 shift
-case ${PER_GPU:=1} in 0* | *[!0-9]*) fail "PER_GPU must be a whole number from 1, not $PER_GPU" ;; esac
+case ${PER_GPU:=1} in 0* | *[!0-9]* | ????*) fail "PER_GPU must be a whole number from 1, not $PER_GPU" ;; esac
 [ "${DRY_RUN:-0}" != 0 ] || command -v sbatch > /dev/null ||
     fail "sbatch not found: start this where SLURM is, or run sh scripts/$script"
 lines=$(while [ $# != 0 ] && [ "$1" != -- ]; do shift; done && shift $(($# > 0)) &&
@@ -22,13 +22,14 @@ lines=$(while [ $# != 0 ] && [ "$1" != -- ]; do shift; done && shift $(($# > 0))
 flags=$(for word; do [ "$word" != -- ] || break && quote "$word"; done)
 left=$(printf '%s\n' "$lines" | "$python" scripts/run_all.py --left) || exit 2
 [ -n "$left" ] || { echo "all runs of $script are finished: nothing to hand over" && exit; }
-eval "folder=$(printf '%s\n' "$lines" | sed -n '1s/.* --save_dir \(.*\) --resume auto.*/\1/p')"
+eval "folder=$(printf '%s\n' "$lines" | sed -n '1{s/ --resume auto.*//;s/.* --save_dir //;p;}')"
+case $folder in *\\*) fail "SLURM cannot write into $folder: choose a SAVE_DIR without a backslash" ;; esac
 if [ -n "${DRY_RUN:-}" ]; then
     exec 3>&1
     squeue() { :; }
     sbatch() { { echo "sbatch$(quote "$@")" && cat; } >&3 && echo JOB; }
 else
-    mkdir -p "$folder/slurm" && folder=$(cd "$folder" && pwd -P)
+    { mkdir -p -- "$folder/slurm" && folder=$(cd -- "$folder" && pwd -P); } || fail "$folder/slurm cannot be made"
 fi
 output=$(printf %s "$folder/slurm" | sed 's/%/%%/g')/%A_%a.out
 name=okddip-$(printf %s "$folder" | cksum | cut -d ' ' -f 1)
@@ -54,14 +55,21 @@ code=\$?
 exit \$code
 JOB
 }
+# check ANSWER: sbatch prints the number of the array, and no other word. A word among the flags would be another job.
+check() {
+    case ${1%%;*} in JOB) ;; '' | *[!0-9]*) fail "sbatch took other words than its flags, and said: $1" ;; esac
+}
 
 # All jobs of a folder have one name. New ones wait until the earlier ones have ended: no run is trained twice.
-earlier=$(squeue --noheader --user="$(id -u)" --name="$name" --format=:%F | sort -u | tr -d ' \n')
+queued=$(squeue --noheader --user="$(id -u)" --name="$name" --states=PENDING,RUNNING,SUSPENDED,COMPLETING \
+    --format=:%F) || fail "squeue does not say which runs are in the queue: start this again later"
+earlier=$(printf '%s\n' "$queued" | sort -u | tr -d ' \n')
 after=${earlier:+afterany$earlier}
 kind() { printf '%s\n' "$left" | sed -n "s/^$1 //p"; }
 first=$(kind teacher && kind other) students=$(kind student) teachers=$(kind teacher | wc -l)
 if [ -n "$first" ]; then
-    job=$(submit "$first" "$after") || exit
+    job=$(submit "$first" "$after") || exit 2
+    check "$job"
     job=${job%%;*} task=0
     while [ $((task * PER_GPU)) -lt "$teachers" ]; do
         after="${after:+$after,}afterok:${job}_$task" task=$((task + 1))
@@ -69,6 +77,7 @@ if [ -n "$first" ]; then
     echo "job $job: $(printf '%s\n' "$first" | wc -l) runs"
 fi
 if [ -n "$students" ]; then
-    job=$(submit "$students" "$after") || exit
+    job=$(submit "$students" "$after") || fail "start this again: the runs with a teacher are not in the queue"
+    check "$job"
     echo "job ${job%%;*}: $(printf '%s\n' "$students" | wc -l) runs with a teacher"
 fi

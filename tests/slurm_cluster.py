@@ -3,6 +3,7 @@
     python tests/slurm_cluster.py    # starts the daemons and prints what to type in another shell; Ctrl-C stops them
 """
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -89,14 +90,18 @@ class Cluster:
 
     def __exit__(self, *_) -> None:
         """Cancel all jobs, stop the daemons, delete their files."""
-        if len(self.daemons) > 1:
-            self.ask("scancel", f"--user={os.getuid()}")
-            self.wait(lambda: not self.ask("squeue", "--noheader"))
-        for daemon in reversed(self.daemons):
-            daemon.terminate()
-        for daemon in self.daemons:
-            daemon.wait(30)
-        shutil.rmtree(self.folder)
+        try:
+            if len(self.daemons) > 1:
+                self.ask("scancel", f"--user={os.getuid()}")
+                self.wait(lambda: not self.ask("squeue", "--noheader"), 60)
+        finally:
+            for daemon in reversed(self.daemons):
+                daemon.terminate()
+            for daemon in self.daemons:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    daemon.wait(20)
+                daemon.kill()
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self, *command: str) -> None:
         with open(self.folder / f"{command[0]}{command[-1]}.log".replace("/", ""), "wb") as log:

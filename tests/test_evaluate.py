@@ -91,6 +91,8 @@ def test_the_decoder_is_that_of_the_run(evaluated, tmp_path, monkeypatch):
     measured = json.loads((run / "summary.json").read_text())["last"]["test_loss"]
     fast, pil = (evaluated(run, *more)["figures"]["test_loss"] for more in ([], ["--decoder", "pil"]))
     assert fast == measured and pil != fast and pil == pytest.approx(fast, rel=1e-2)
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main([str(run), "--images", "a.png", "--decoder", "fast"])
 
 
 def test_images(runs, evaluated, tmp_path, capsys):

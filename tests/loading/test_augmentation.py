@@ -145,7 +145,7 @@ def assert_close(fast, pil):
 
 
 def test_the_fast_decoder_gives_torchvisions_images_within_the_tolerance(tmp_path):
-    """The same crops and flips for the same seeds, the same evaluation images, the same classes of a network."""
+    """The same crops and flips for the same seeds, and the same evaluation images."""
     root = make_imagenet(tmp_path, train=20, val=6)
     train, test = dataloader("imagenet", 8, 0, root, seed=2, views=2, decoder="fast")
     order, seeds = train.augmentation_parameters()

@@ -192,6 +192,15 @@ def test_the_decoder_is_used_in_every_loader(root):
         assert all(images.is_contiguous(memory_format=torch.channels_last) for images, _ in b)
 
 
+@pytest.mark.parametrize(("name", "decoder", "said"), [
+    ("imagenet", "cv2", "unknown decoder 'cv2'; known are pil, fast"), ("DIGITS", "fast", "not for DIGITS")])
+def test_a_decoder_that_does_not_fit(root, name, decoder, said):
+    with pytest.raises(UserError, match=said):
+        dataloader(name, root=root, decoder=decoder)
+    with pytest.raises(UserError, match=said):
+        data_loader.test_images(name, root=root, mean=(0, 0, 0), std=(1, 1, 1), decoder=decoder)
+
+
 def test_a_decoder_that_is_not_installed(root, monkeypatch):
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
     with pytest.raises(UserError, match="^--decoder fast needs a package .*: pip install simplejpeg$"):

@@ -121,11 +121,12 @@ def test_a_failed_run_that_is_no_teacher_does_not_stop_students(shell, stand_in,
 
 def test_the_kind_of_a_run(shell):
     """With the same network for teacher and students, only train.py's run is the teacher."""
-    lines = shell("table6", DRY_RUN="1", SEEDS="0", DATASETS="CIFAR10", MODELS="resnet110").stdout
+    lines = "x\n" + shell("table6", DRY_RUN="1", SEEDS="0", DATASETS="CIFAR10", MODELS="resnet110").stdout
     command = [sys.executable, ROOT / "scripts" / "run_all.py", "--left"]
     printed = subprocess.run(command, input=lines, capture_output=True, text=True, check=True).stdout.splitlines()
     assert [line.split()[::2][:2] for line in printed] == [
-        ["teacher", "train.py"], ["other", "train_GL.py"], ["student", "train_kd.py"], ["student", "train_GL.py"]]
+        ["teacher", "train.py"], ["other"], ["other", "train_GL.py"], ["student", "train_kd.py"],
+        ["student", "train_GL.py"]]
 
 
 def test_a_run_that_cannot_start_has_failed(shell, stand_in, tmp_path):

@@ -75,13 +75,13 @@ def test_flags_are_sbatch_s_until_two_dashes(submit, tools):
 
 def test_the_tasks_are_the_lines_of_the_script(submit, shell, stand_in, tools, tmp_path):
     """Each once, the teachers first, with any path; three runs on a GPU."""
-    paths = {"SAVE_DIR": f"{tmp_path}/it's \\1 $HOME 5%", "DATA_DIR": 'two  "words"'}
+    paths = {"SAVE_DIR": f"{tmp_path}/it's $HOME 5%", "DATA_DIR": 'two  "words"'}
     python = stand_in('for word; do printf "%s " "[$word]"; done >> $log; echo >> $log\n')
     first, students = submit("table6.sh", PER_GPU="3", SEEDS="0", PYTHON=python, **paths)
     for flags in (first, students):
         assert value(flags, "--array") == "0-1" and value(flags, "--ntasks") == "3" and value(flags, "--nodes") == "1"
         assert value(flags, "--gres") == "gpu:1" and value(flags, "--signal") == "TERM@120" and "--requeue" in flags
-        assert value(flags, "--output") == f"{tmp_path}/it's \\1 $HOME 5%%/slurm/%A_%a.out"
+        assert value(flags, "--output") == f"{tmp_path}/it's $HOME 5%%/slurm/%A_%a.out"
     assert value(first, "--dependency") is None
     assert value(students, "--dependency") == "afterok:1_0"  # both teachers are in this task
     for number in (1, 2):
@@ -161,6 +161,25 @@ def test_mistakes_are_one_line(shell, tmp_path, words, environment, said):
     done = shell("slurm", *words, PATH=str(tools), **environment)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ") and said in done.stderr
+
+
+@pytest.mark.parametrize(("broken", "body", "said"), [
+    ("squeue", "echo 'slurm: no controller' >&2; exit 1", "squeue does not say which runs are in the queue"),
+    ("sbatch", "cat > /dev/null; echo Submitted batch job 7", "sbatch took other words than its flags"),
+    ("sbatch", "cat > /dev/null; exit 1", ""),
+    ("sbatch", "[ ! -e $0.1 ] || exit 1; cat > $0.1; echo 1", "start this again"),
+    (None, "", "study/slurm cannot be made"), (None, "\\", "choose a SAVE_DIR without a backslash")])
+def test_nothing_goes_wrong_silently(shell, tools, tmp_path, broken, body, said):
+    """SLURM's programs fail, or the folder does. The exit code says so, and no run is handed over without order."""
+    environment = {"METHODS": "KD", "SEEDS": "0", "PATH": f"{tools}:{os.environ['PATH']}"}
+    if broken:
+        (tools / broken).write_text(f"#!/bin/sh\n{body}\n")
+    else:
+        (tmp_path / "file").touch()
+        environment["SAVE_DIR"] = f"{tmp_path}/file{body}/study"
+    done = shell("slurm", "study.sh", **environment)
+    assert done.returncode == 2 and said in done.stderr
+    assert not list(tools.glob("job*"))
 
 
 # --- a real SLURM
