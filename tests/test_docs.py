@@ -122,12 +122,14 @@ def test_shell_script(command):
     assert subprocess.run(["sh", "-n", path]).returncode == 0
 
 
-def test_network_based_groups(folder, script, image_folder):
+def test_network_based_groups(folder, image_folder):
     root = image_folder()
-    for flags in (["train_GL.py"], ["train_one.py", "--ind"], ["train_one.py", "--avg"]):
-        done = script(*flags, "--model", "resnet8", "--dataset", "folder", "--batch_size", "8", "--MulStu",
-                      "--num_epochs", "1", "--device", "cpu", "--data_dir", root, cwd=folder)
-        assert done.returncode == 0, done.stderr
+    flags = ["--model", "resnet8", "--dataset", "folder", "--batch_size", "8", "--MulStu", "--num_epochs", "1",
+             "--device", "cpu", "--data_dir", str(root)]
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport train_GL, train_one\n" \
+           f"for script, *more in (train_GL,), (train_one, '--ind'), (train_one, '--avg'): script.main({flags} + more)"
+    done = python(folder, "-c", code)
+    assert done.returncode == 0, done.stderr
     assert {p.parent.name for p in (folder / "folder").glob("*-N/resnet8")} == {"OKDDip-N", "Ind-N", "CL-N"}
 
 
@@ -354,6 +356,7 @@ def test_every_flag_exists(capsys):
     known = set(re.findall(r"--\w+", "".join(helps)))
     known |= {"--standalone", "--nproc_per_node", "--nnodes", "--node_rank", "--rdzv_endpoint"}  # torchrun's
     known |= {"--time", "--cpus", "--partition", "--gres", "--signal", "--requeue", "--termseq"}  # SLURM's, parallel's
+    known |= {"--array", "--dependency", "--job", "--nodes", "--ntasks"}  # SLURM's
     for page in PAGES:
         assert set(re.findall(r"(?<![\w-])--[a-zA-Z]\w*", TEXT[page])) <= known, page
 

@@ -20,26 +20,36 @@ from training.metrics import RunningSums
 
 
 @pytest.mark.parametrize(("method", "workers"), [
-    *((method, workers) for method in ("OKDDip", "ONE", "KD") for workers in WORKERS),
+    *(("OKDDip", workers) for workers in WORKERS), ("ONE", 2), ("KD", 0),
     ("FFL", 0), ("PCL", 2), ("KDCL-general", 0), ("OKDPH-dirichlet", 2)])
 def test_killed_at_random_moments(method, workers, images, teacher, tmp_path):
     kill_and_compare(method, workers, images, teacher, tmp_path, kills=3)
 
 
-@pytest.mark.parametrize("place", range(1, 11))
-def test_killed_before_each_rename(place, flags, tmp_path):
-    """Of all files, over two epochs; then again, over a third: nothing is missing once it has gone on to its end."""
-    flags = [*flags, "--resume", "auto", "--save_dir"]
-    folders = [tmp_path / name / "folder" / "OKDDip" / "resnet8" for name in ("killed", "whole")]
+@pytest.fixture(scope="module")
+def two_then_three(flags, tmp_path_factory):
+    """num_epochs -> the folder of a run that was not killed: two epochs, and the same after a third."""
+    root, folders = tmp_path_factory.mktemp("two_then_three"), {}
     for num_epochs in ("2", "3"):
-        training = Training("train_GL", [*flags, tmp_path / "killed", "--num_epochs", num_epochs], tmp_path,
-                            die_at=place)
+        training = Training("train_GL", [*flags, "--resume", "auto", "--save_dir", root, "--num_epochs", num_epochs],
+                            root)
+        assert training.wait() == 0, training.said()
+        folders[num_epochs] = shutil.copytree(root / "folder" / "OKDDip" / "resnet8", root / num_epochs)
+    return folders
+
+
+@pytest.mark.parametrize("place", range(1, 11))
+def test_killed_before_each_rename(place, flags, two_then_three, tmp_path):
+    """Of all files, over two epochs; then again, over a third: nothing is missing once it has gone on to its end."""
+    flags = [*flags, "--resume", "auto", "--save_dir", tmp_path]
+    folder = tmp_path / "folder" / "OKDDip" / "resnet8"
+    for num_epochs in ("2", "3"):
+        training = Training("train_GL", [*flags, "--num_epochs", num_epochs], tmp_path, die_at=place)
         assert training.wait() in (-signal.SIGKILL, 0), training.said()
-        for where in ("killed", "whole"):
-            training = Training("train_GL", [*flags, tmp_path / where, "--num_epochs", num_epochs], tmp_path)
-            assert training.wait() == 0, training.said()
-        assert_same_run(*folders)
-        summary = json.loads((folders[0] / "summary.json").read_text())
+        training = Training("train_GL", [*flags, "--num_epochs", num_epochs], tmp_path)
+        assert training.wait() == 0, training.said()
+        assert_same_run(folder, two_then_three[num_epochs])
+        summary = json.loads((folder / "summary.json").read_text())
         assert summary["last"]["epoch"] == int(num_epochs)
 
 
