@@ -17,10 +17,12 @@ from processes import CONTEXT, Training, assert_best_agrees, group, lines, load
 import data_loader
 import methods
 import models
+import train
 from data_loader import Data, Split
 from models.architecture import BatchNorm
 from runtime import processes
 from runtime.errors import UserError
+from training import loop
 from training.evaluation import evaluate
 from training.step import Trainer
 
@@ -106,6 +108,35 @@ def test_two_processes_give_the_weights_of_one(name, tmp_path):
     for r, output in enumerate(whole["outputs"]):
         accuracy = halves[0]["metrics"][f"{output}test_accTop1"]
         assert accuracy == pytest.approx(100 * correct[r].item(), rel=1e-12)
+
+
+def keep_what_is_evaluated(argv, path, environment):
+    """A training whose processes save the BatchNorm statistics that are evaluated, and the seed they draw with."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    evaluated = loop.evaluate
+
+    def keep(method, *rest):
+        kept = {"statistics": dict(method.model.named_buffers()), "seed": torch.initial_seed()}
+        torch.save(kept, f"{path}{processes.rank()}")
+        return evaluated(method, *rest)
+
+    loop.evaluate = keep
+    train.main(argv)
+
+
+def test_all_evaluate_the_statistics_of_the_first_and_draw_their_own_numbers(flags, tmp_path):
+    argv = [*flags, str(tmp_path), "--num_epochs", "1", "--seed", "5"]
+    started = [CONTEXT.Process(target=keep_what_is_evaluated, args=(argv, f"{tmp_path}/", environment))
+               for environment in group(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+        assert process.exitcode == 0
+    first, second = (torch.load(tmp_path / rank, weights_only=True) for rank in "01")
+    assert all(value.equal(second["statistics"][name]) for name, value in first["statistics"].items())
+    assert (first["seed"], second["seed"]) == (5, 5 + 2**32)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
