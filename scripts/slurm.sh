@@ -36,7 +36,7 @@ name=okddip-$(printf %s "$folder" | cksum | cut -d ' ' -f 1)
 
 # submit LINES [DEPENDENCY]: hand over one array, PER_GPU lines to a task; print its number. srun starts the trainings,
 # so that --signal reaches them and not the job's shell. A training that SIGTERM has stopped ends with 128 + 15; its
-# task is queued again. ARRAY_TASK names this task alone. In one of the tasks, SLURM_JOB_ID names the whole array.
+# task is queued again by its name, ARRAY_TASK: in one of the tasks, SLURM_JOB_ID names the whole array.
 submit() {
     cases=$(n=0 && printf '%s\n' "$1" | while read -r line; do
         printf '%s\n' "$n) exec$(quote "$python") ${line#python } ;;" && n=$((n + 1))
@@ -55,6 +55,7 @@ code=\$?
 exit \$code
 JOB
 }
+
 # check ANSWER: sbatch prints the number of the array, and no other word. A word among the flags would be another job.
 check() {
     case ${1%%;*} in JOB) ;; '' | *[!0-9]*) fail "sbatch took other words than its flags, and said: $1" ;; esac
