@@ -19,8 +19,8 @@ from training.signals import Interrupted, Signals
 from training.step import Trainer, default_milestones
 
 
-def fit(method: Method, train_loader, test_loader, run: Run) -> dict:
-    """Train ``method``, from the start or from the run's checkpoint. Returns the record of the best epoch.
+def fit(method: Method, train_loader, test_loader, run: Run) -> None:
+    """Train ``method``, from the start or from the run's checkpoint.
 
     The loaders are those of ``data_loader.dataloader``. After SIGINT or SIGTERM the current step is finished and saved;
     the exit code is 128 + the signal's number.
@@ -63,7 +63,6 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> dict:
             records.close()
             for loader in (train_loader, *evaluated.values()):
                 loader.close()
-    return checkpoints.best()
 
 
 def data_identity(train_loader, test_loader) -> dict:

@@ -1,10 +1,14 @@
 import errno
 import signal
 
+import pytest
 from kill import WORKERS
 from processes import Training
 
+import utils
+from runtime.errors import UserError
 from training import lock
+from training.run import Run
 
 
 def test_a_run_that_is_being_trained_is_left_alone(images, flags, tmp_path):
@@ -22,6 +26,18 @@ def test_a_run_that_is_being_trained_is_left_alone(images, flags, tmp_path):
     third.until(lambda: "continues after" in third.said())
     third.signal(signal.SIGTERM)
     assert third.wait() == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(("way_in", "message"), [([], "holds a run already"), (["--resume", "auto"], "meanwhile")])
+def test_a_run_that_another_process_has_made_meanwhile_is_left_alone(way_in, message, tmp_path):
+    """After this process looked into the folder, and before it took the lock."""
+    args = utils.parse(utils.Parser("a description"), ["--save_dir", str(tmp_path), "--device", "cpu", *way_in])
+    late, first = Run(args), Run(args)
+    with first:
+        (first.folder / "last.pth").write_text("trained by the first")
+    with pytest.raises(UserError, match=message), late:
+        pass
+    assert (first.folder / "last.pth").read_text() == "trained by the first"
 
 
 def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys):

@@ -1,9 +1,11 @@
 """What a run writes down, on the digits."""
 
 import json
+import threading
 
 import pytest
 import torch
+from kill import FLAGS
 from processes import curve, lines, saved_weights
 
 import models
@@ -56,6 +58,15 @@ def test_curves(finished):
         expected = [(record["epoch"], pytest.approx(record[name], rel=1e-6)) for record in lines(finished)]
         assert curve(folder, "Test/AccTop1") == expected
     assert len(curve(finished, "Dist")) == len(curve(finished, "Test/stu0AccTop1")) == 3
+
+
+def test_no_thread_is_left(flags, tmp_path):
+    """A notebook may train often: TensorBoard's threads end with the training."""
+    argv = [*FLAGS, "--num_epochs", "1", "--data_dir", flags[-1], "--overwrite", "--save_dir", str(tmp_path)]
+    train.main(argv)
+    before = threading.active_count()
+    train.main(argv)
+    assert threading.active_count() == before
 
 
 def test_a_loss_that_is_not_a_number_is_null(flags, tmp_path):

@@ -27,7 +27,8 @@ def test_a_signal_stops_during_an_epoch_and_loses_nothing(number, workers, aggre
     assert training.wait() == 128 + number
     state = load(stopped)
     assert len(state["history"]) == 1 and state["tally"]["steps"] > 0, "not during the second epoch"
-    assert f"--resume {stopped} continues there" in training.said() and "Traceback" not in training.said()
+    assert (f"stopped by signal {number} after step {state['tally']['steps']} of epoch 2: --resume {stopped} continues "
+            "there") in training.said() and "Traceback" not in training.said()
     for root in ("stopped", "whole"):
         training = Training("train_GL", [*flags, tmp_path / root], tmp_path)
         assert training.wait() == 0, training.said()
