@@ -1,5 +1,6 @@
 """Data sets, their sizes, and the loaders of ``dataloader``."""
 
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -17,7 +18,7 @@ from torchvision import datasets
 
 import data_loader
 import train
-from data_loader import CONSTANTS, Split, dataloader
+from data_loader import CONSTANTS, Cached, Split, dataloader
 from runtime.errors import UserError
 
 
@@ -31,6 +32,14 @@ def test_digits():
     assert images.shape == (64, 3, 32, 32) and images.dtype == torch.float32
     seen = torch.cat([images for images, _ in test])
     assert seen.mean().abs() < 0.05 and (seen.std() - 1).abs() < 0.05
+
+
+def test_defaults():
+    """Batches of 128, seed 0, one view of each image, all images to train on, kept in memory."""
+    train, test = dataloader("DIGITS")
+    same, _ = dataloader("DIGITS", 128, seed=0, cache=True, val_size=0, train_size=0, views=1)
+    assert (train.batch_size, test.batch_size) == (128, 128) and isinstance(train, Cached)
+    assert same_batches([next(iter(train))], [next(iter(same))])
 
 
 def test_folder(image_folder):
@@ -103,6 +112,11 @@ def test_the_seed_chooses_the_held_out_images():
     assert a.images.equal(b.images) and not a.images.equal(other.images)
 
 
+def test_one_held_out_image_of_each_class_is_enough(image_folder):
+    held_out = dataloader("folder", 8, 0, image_folder(), val_size=2)[0].held_out
+    assert sorted(held_out.labels.tolist()) == [0, 1]
+
+
 @pytest.mark.parametrize(("size", "message"), [
     (1, "between the 2 classes and the 40 training images, not 1"), (40, "not 40"), (400, "not 400"), (-3, "not -3"),
     (39, "--val_size 39 cannot be held out.*1.*2")])
@@ -126,6 +140,19 @@ def test_train_size_is_stratified_and_the_same_for_every_seed():
     other = dataloader("DIGITS", 64, train_size=505, seed=4)[0]
     assert train.images.equal(other.images) and not trained_order(train).equal(trained_order(other))
     assert set(trained_on(train)) <= set(trained_on(dataloader("DIGITS", 64, train_size=700)[0]))
+
+
+@pytest.mark.parametrize("train_size", [10, 14, 300, 1437])
+def test_which_images_a_train_size_takes(train_size):
+    """The first of each class in the order of seed 0. Then, of all others, those that are earliest in their class."""
+    whole, _ = dataloader("DIGITS", 64)
+    order, labels, ranked = np.random.RandomState(0).permutation(1437).tolist(), whole.labels.tolist(), []
+    for label in range(10):
+        members = [i for i in order if labels[i] == label]
+        ranked += [((k + 0.5) / len(members) if k else 0, label, i) for k, i in enumerate(members)]
+    chosen = sorted(i for *_, i in sorted(ranked)[:train_size])
+    train, _ = dataloader("DIGITS", 1, train_size=train_size)
+    assert train.images.equal(whole.images[chosen]) and train.labels.equal(whole.labels[chosen])
 
 
 @pytest.mark.parametrize("val_size", [50, 437])
@@ -187,6 +214,9 @@ def broken(root, change):
     elif change == "empty class":
         (root / "train" / "green").mkdir()
         (root / "test" / "green").mkdir()
+    elif change == "one class":
+        for split in ("train", "test"):
+            (root / split / "blue").rename(root / f"blue of {split}")
     elif change == "other classes":
         (root / "test" / "red").rename(root / "test" / "violet")
     elif change == "truncated":
@@ -199,11 +229,36 @@ def broken(root, change):
 
 @pytest.mark.parametrize(("change", "named"), [
     ("no data", "nowhere/train does not exist.*DIGITS"), ("no test", "test does not exist"), ("empty class", "green"),
-    ("other classes", "red, violet"), ("truncated", "4.jpg does not decode"), ("text", "note.png does not decode")])
+    ("one class", "train holds one class, red: .* at least two"), ("other classes", "red, violet"),
+    ("truncated", "4.jpg does not decode"), ("text", "note.png does not decode")])
 def test_bad_folders_are_named(image_folder, change, named):
     with pytest.raises(UserError, match=named) as error:
         dataloader("folder", 8, 2, broken(image_folder(), change))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_test_images_need_no_training_images(image_folder, cache):
+    root = image_folder()
+    _, test = dataloader("folder", 4, 0, root)
+    (root / "train").rename(root / "elsewhere")
+    options = {"root": root, "mean": test.mean, "std": test.std, "cache": cache}
+    alone = data_loader.test_images("folder", 4, 0, **options)
+    assert same_batches(alone, test) and isinstance(alone, Cached) == cache
+    (root / "test").rename(root / "not here")
+    with pytest.raises(UserError, match="needs a --data_dir with test/<class>/[*] or val/<class>/[*] below it"):
+        data_loader.test_images("folder", 4, 0, **options)
+
+
+def test_streamed_images_come_from_worker_processes(image_folder):
+    root = image_folder()
+    train, _ = dataloader("folder", 4, 1, root, cache=False)
+    alone = data_loader.test_images("folder", 4, 1, root, mean=train.mean, std=train.std, cache=False)
+    for loader in (train, alone):
+        before = len(multiprocessing.active_children())
+        next(iter(loader))
+        assert len(multiprocessing.active_children()) == before + 1
+        loader.close()
 
 
 @pytest.mark.parametrize("target", ["../..", "..", ".", "../../../elsewhere"])
@@ -253,12 +308,13 @@ def test_unknown_dataset():
 @pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])
 def test_cifar_without_network(tmp_path, name):
     """A closed port instead of the network: one sentence. It names the file and says what to do."""
-    code = f"import data_loader; data_loader.dataloader({name!r}, root={str(tmp_path)!r})"
+    code = f"import data_loader; data_loader.dataloader({name!r}, root={str(tmp_path / 'new')!r})"
     closed = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | closed, capture_output=True,
                           text=True)
     message = done.stderr.strip().splitlines()[-1]
     assert message.startswith("runtime.errors.UserError") and "python.tar.gz" in message and "DIGITS" in message
+    assert list(tmp_path.iterdir()) == []  # the folder of the download is gone, and the one above it is not
 
 
 @pytest.mark.parametrize(("kind", "key"), [(datasets.CIFAR10, b"labels"), (datasets.CIFAR100, b"fine_labels")])
