@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import ROOT
-from image_data import IMAGENET_CLASSES, make_imagenet, same_batches
+from image_data import IMAGENET_CLASSES, make_imagenet, random_data, same_batches
 from PIL import Image
 from processes import CONTEXT, group
 from torchvision import datasets
@@ -38,7 +38,8 @@ def test_defaults():
     """Batches of 128, seed 0, one view of each image, all images to train on, kept in memory."""
     train, test = dataloader("DIGITS")
     same, _ = dataloader("DIGITS", 128, seed=0, cache=True, val_size=0, train_size=0, views=1)
-    assert (train.batch_size, test.batch_size) == (128, 128) and isinstance(train, Cached)
+    alone = data_loader.test_images("DIGITS", mean=test.mean, std=test.std)
+    assert [loader.batch_size for loader in (train, test, alone)] == [128] * 3 and isinstance(train, Cached)
     assert same_batches([next(iter(train))], [next(iter(same))])
 
 
@@ -228,7 +229,8 @@ def broken(root, change):
 
 
 @pytest.mark.parametrize(("change", "named"), [
-    ("no data", "nowhere/train does not exist.*DIGITS"), ("no test", "test does not exist"), ("empty class", "green"),
+    ("no data", "nowhere/train does not exist: .* needs .* train/<class>/[*] and test/.*DIGITS"),
+    ("no test", "test does not exist"), ("empty class", "green"),
     ("one class", "train holds one class, red: .* at least two"), ("other classes", "red, violet"),
     ("truncated", "4.jpg does not decode"), ("text", "note.png does not decode")])
 def test_bad_folders_are_named(image_folder, change, named):
@@ -245,6 +247,7 @@ def test_test_images_need_no_training_images(image_folder, cache):
     options = {"root": root, "mean": test.mean, "std": test.std, "cache": cache}
     alone = data_loader.test_images("folder", 4, 0, **options)
     assert same_batches(alone, test) and isinstance(alone, Cached) == cache
+    assert data_loader.normalisation("DIGITS") == (dataloader("DIGITS")[0].mean, dataloader("DIGITS")[0].std)
     (root / "test").rename(root / "not here")
     with pytest.raises(UserError, match="needs a --data_dir with test/<class>/[*] or val/<class>/[*] below it"):
         data_loader.test_images("folder", 4, 0, **options)
@@ -259,6 +262,7 @@ def test_streamed_images_come_from_worker_processes(image_folder):
         next(iter(loader))
         assert len(multiprocessing.active_children()) == before + 1
         loader.close()
+        assert len(multiprocessing.active_children()) == before
 
 
 @pytest.mark.parametrize("target", ["../..", "..", ".", "../../../elsewhere"])
@@ -292,6 +296,13 @@ def test_bad_imagenet_folders_are_named(tmp_path, change, named):
         (root / "val").rename(root / ("test" if change == "test" else "other"))
     with pytest.raises(UserError, match=named):
         dataloader("imagenet", 4, 0, root)
+
+
+@pytest.mark.parametrize(("device", "large", "size"), [
+    ("cpu", False, 128), ("cuda", False, 1024), ("cuda", True, 256), ("cuda", False, 4000)])
+def test_gpus_evaluate_in_larger_batches(device, large, size):
+    data = random_data(3)._replace(large=large)
+    assert data_loader.evaluation_batch(4000 if size == 4000 else 128, data, torch.device(device)) == size
 
 
 @pytest.mark.parametrize("batch_size", [-1, 0, 41])

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 import data_loader
 import evaluate
@@ -136,8 +137,9 @@ def test_what_is_compared(runs, tmp_path):
     assert len(exporting.check_batches(saved)) == 2
 
 
-def test_sample_images(image_folder, tmp_path):
+def test_sample_images(image_folder, tmp_path, monkeypatch):
     """Some of them, decoded. None if the data is not there; nothing is downloaded."""
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", lambda _: pytest.fail("a download"))
     root = image_folder(train=1, test=30)
     assert data_loader.sample_images("folder", str(root), 8).shape == (8, 32, 32, 3)
     assert data_loader.sample_images("DIGITS", "", 8).shape == (8, 32, 32, 3)

@@ -74,14 +74,31 @@ def test_16_bits_of_grey_are_scaled_not_clipped(tmp_path):
     deep = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     grey = decode(os.fsencode(tmp_path / "deep.png"))
-    assert grey[..., 0] == pytest.approx(deep / 257, abs=1.01) and (grey[..., 0] == grey[..., 2]).all()
+    assert (grey == (deep // 256)[..., None]).all()
+    Image.fromarray(np.full((32, 32), 70000, dtype=np.int32)).save(tmp_path / "deeper.tiff")
+    assert (decode(os.fsencode(tmp_path / "deeper.tiff")) == 255).all()
+
+
+def test_pixels_of_unknown_range_are_refused(tmp_path):
+    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "x.tiff")
+    with pytest.raises(UserError, match="x.tiff .* floating-point numbers of unknown range"):
+        read(os.fsencode(tmp_path / "x.tiff"))
 
 
 def test_channel_statistics():
     split = random_data(7).train
     mean, std = channel_statistics(split)
-    assert mean == pytest.approx((split.images / 255).mean((0, 1, 2)), abs=1e-4)
-    assert std == pytest.approx((split.images / 255).std((0, 1, 2)), abs=1e-4)
+    assert mean == pytest.approx((split.images / 255).mean((0, 1, 2)), abs=0.50001e-4)
+    assert std == pytest.approx((split.images / 255).std((0, 1, 2)), abs=0.50001e-4)
+    assert all(round(value, 4) == value for value in mean + std)
+
+
+def test_a_constant_channel_can_be_divided_by_its_deviation():
+    """It gets the deviation of one level."""
+    split = random_data(7).train
+    split.images[..., 1] = 51
+    mean, std = channel_statistics(split)
+    assert (mean[1], std[1]) == (0.2, 0.0039) and std[0] > 0.2
 
 
 def test_any_number_of_threads_gives_the_same_images(image_folder):

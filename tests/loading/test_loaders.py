@@ -57,7 +57,7 @@ def test_an_epoch_can_start_at_any_step():
     assert len(rest) == len(whole) - 3 and same_batches(rest, whole[3:])
 
 
-@pytest.mark.parametrize(("n", "sizes"), [(16, [8, 8]), (17, [8, 9]), (18, [8, 8, 2]), (8, [8]), (9, [9])])
+@pytest.mark.parametrize(("n", "sizes"), [(16, [8, 8]), (17, [8, 9]), (18, [8, 8, 2]), (8, [8]), (9, [9]), (1, [1])])
 def test_a_last_batch_of_one_joins_the_batch_before(n, sizes):
     train = loader(n=n)
     assert [len(labels) for _, labels in train] == sizes and len(train) == len(sizes)

@@ -51,6 +51,15 @@ def test_a_worker_ends_even_if_it_has_not_yet_seen_a_signal_to_the_job(loader):
     assert not worker.is_alive() and time.monotonic() - start < 10
 
 
+def test_a_worker_ends_when_its_parent_says_so(loader):
+    """PyTorch does if a worker does not come to an end by itself. It takes another exit code for a failure."""
+    next(iter(loader))
+    (worker,) = multiprocessing.active_children()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
+
+
 def test_a_closed_loader_can_be_used_again(loader):
     first = [labels.tolist() for _, labels in loader]
     loader.close()

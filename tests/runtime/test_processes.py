@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from image_data import random_data
 from kill import FLAGS, make_images
 from processes import CONTEXT, Training, assert_best_agrees, group, lines, load
 
@@ -177,6 +178,11 @@ def test_a_batch_must_be_shared_out_evenly(monkeypatch):
     set_size(monkeypatch, 3)
     with pytest.raises(UserError, match="--batch_size 128 cannot be shared out evenly among 3"):
         data_loader.dataloader("DIGITS", 128)
+    set_size(monkeypatch, 360)
+    assert data_loader.dataloader("DIGITS", 360)[1].num_images == 360  # one for each process
+    assert data_loader.evaluation_batch(360, random_data(3), torch.device("cuda")) == 360 * 1024
+    with pytest.raises(UserError, match="fewer images to evaluate than the 360"):
+        data_loader.dataloader("DIGITS", 360, val_size=359)
     set_size(monkeypatch, 400)
     with pytest.raises(UserError, match="fewer images to evaluate"):
         data_loader.dataloader("DIGITS", 400)
