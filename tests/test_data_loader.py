@@ -14,6 +14,8 @@ from conftest import ROOT
 from image_data import IMAGENET_CLASSES, make_imagenet, random_data, same_batches
 from PIL import Image
 from processes import CONTEXT, group
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from torchvision import datasets
 
 import data_loader
@@ -25,7 +27,9 @@ from runtime.errors import UserError
 def test_digits():
     train, test = dataloader("DIGITS", 64)
     assert (train.num_images, test.num_images, train.num_classes) == (1437, 360, 10)
-    assert torch.bincount(test.labels).min() >= 35  # stratified
+    everything = load_digits()
+    _, expected = train_test_split(everything.target, test_size=360, random_state=0, stratify=everything.target)
+    assert test.labels.tolist() == expected.tolist()  # the same for everyone
     assert (int(test.images.min()), int(test.images.max())) == (0, 255)  # grey levels 0 to 16
     assert not any(train.augmentation_parameters()[3])  # a mirrored digit is not a digit
     images, _ = next(iter(test))
@@ -143,7 +147,7 @@ def test_train_size_is_stratified_and_the_same_for_every_seed():
     assert set(trained_on(train)) <= set(trained_on(dataloader("DIGITS", 64, train_size=700)[0]))
 
 
-@pytest.mark.parametrize("train_size", [10, 14, 300, 1437])
+@pytest.mark.parametrize("train_size", [10, 14, 486, 1437])
 def test_which_images_a_train_size_takes(train_size):
     """The first of each class in the order of seed 0. Then, of all others, those that are earliest in their class."""
     whole, _ = dataloader("DIGITS", 64)
@@ -231,7 +235,7 @@ def broken(root, change):
 @pytest.mark.parametrize(("change", "named"), [
     ("no data", "nowhere/train does not exist: .* needs .* train/<class>/[*] and test/.*DIGITS"),
     ("no test", "test does not exist"), ("empty class", "green"),
-    ("one class", "train holds one class, red: .* at least two"), ("other classes", "red, violet"),
+    ("one class", "train holds one class, red: .* at least two"), ("other classes", "one of them has red, violet"),
     ("truncated", "4.jpg does not decode"), ("text", "note.png does not decode")])
 def test_bad_folders_are_named(image_folder, change, named):
     with pytest.raises(UserError, match=named) as error:
@@ -314,6 +318,14 @@ def test_batch_size_must_fit(image_folder, batch_size):
 def test_unknown_dataset():
     with pytest.raises(UserError, match="SVHN.*CIFAR10"):
         dataloader("SVHN")
+
+
+def test_cifar_is_downloaded_if_it_is_missing(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(datasets.CIFAR10, "download", lambda self: asked.append(self.root))
+    with pytest.raises(UserError, match="could not be downloaded"):
+        dataloader("CIFAR10", root=tmp_path / "new")
+    assert asked == [tmp_path / "new"]
 
 
 @pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])

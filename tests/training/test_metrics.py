@@ -72,6 +72,20 @@ def test_running_sums_continue_from_a_checkpoint():
     assert second.seconds - state["seconds"] < 60 and second.seconds < second.earlier_seconds + 60
 
 
+def test_a_new_epoch_starts_at_0():
+    sums = RunningSums(torch.device("cpu"))
+    assert sums.state_dict()["images"] == sums.state_dict()["steps"] == 0 and sums.state_dict()["sums"] == {}
+    assert 0 <= sums.seconds < 0.9
+
+
+def test_sums_count_single_images_among_many():
+    """In float32, 2^24 + 1 is 2^24."""
+    sums = RunningSums(torch.device("cpu"))
+    sums.add(2**24, hits=torch.tensor([2.0**24]))
+    sums.add(1, hits=torch.tensor([1.0]))
+    assert sums.totals()[1]["hits"].item() == 2**24 + 1 and sums.means() == {"hits": [1.0]}
+
+
 def test_only_the_first_process_continues_with_the_sums(monkeypatch):
     """They are those of all processes: the others start from 0, and count the same steps."""
     state = {"images": 8, "steps": 2, "seconds": 1.0, "sums": {"terms": torch.tensor([3.0, 4.0])}}
