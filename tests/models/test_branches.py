@@ -51,6 +51,11 @@ def test_detached_targets_freeze_the_attention():
     assert model.aggregation.W_L.weight.grad is None and model.aggregation.W_E.weight.grad is None
 
 
+def test_okddip_has_three_peers_and_a_leader_by_default():
+    peers, targets, leader = models.OKDDip("resnet8", C)(IMAGES)
+    assert peers.shape == targets.shape == (B, 3, C) and leader.shape == (B, C)
+
+
 @pytest.mark.parametrize("network_based", [False, True])
 @pytest.mark.parametrize("m", [2, 3, 8])
 def test_okddip_targets(m, network_based):

@@ -1,5 +1,6 @@
 import io
 import os
+import zipfile
 
 import pytest
 import torch
@@ -48,6 +49,19 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
     assert len(torch.load(path, weights_only=True)["digest"]) == 64
     torch.save({"state_dict": {"weight": torch.ones(2)}}, path)
     assert checkpoints.load_checkpoint(path)["state_dict"]["weight"].tolist() == [1, 1]
+
+
+def test_a_gpus_checkpoint_opens_without_one(tmp_path):
+    """Those of the authors' code hold tensors of the GPU. Here the name of the device is changed in the file."""
+    torch.save({"weight": torch.ones(2)}, tmp_path / "cpu.pth")
+    with zipfile.ZipFile(tmp_path / "cpu.pth") as cpu, zipfile.ZipFile(tmp_path / "gpu.pth", "w") as gpu:
+        for name in cpu.namelist():
+            gpu.writestr(name, cpu.read(name).replace(b"\x03\x00\x00\x00cpu", b"\x06\x00\x00\x00cuda:0"))
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(tmp_path / "gpu.pth", weights_only=True)
+    weight = checkpoints.load_checkpoint(tmp_path / "gpu.pth")["weight"]
+    assert weight.device == torch.device("cpu") and weight.tolist() == [1, 1]
 
 
 def change_nested(content):

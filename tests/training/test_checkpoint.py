@@ -15,7 +15,7 @@ import train_GL
 from runtime import checkpoints
 from runtime.device import seed_everything
 from runtime.errors import UserError
-from training.checkpoint import FORMAT, Checkpoints
+from training.checkpoint import FORMAT, Checkpoints, random_state, set_random_state
 from training.metrics import RunningSums
 
 
@@ -181,6 +181,16 @@ def test_the_random_numbers_go_on(tmp_path):
     assert drawn() == expected and again.trainer.value == 1
 
 
+def test_the_random_numbers_of_a_gpu_go_on(monkeypatch):
+    """Of the run's own GPU. A checkpoint of a CPU has none, and a CPU does not look for them."""
+    restored, gpu, cpu = [], torch.device("cuda", 1), torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: f"state of {device}")
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *state_and_device: restored.append(state_and_device))
+    for saved, device in ((gpu, gpu), (cpu, gpu), (gpu, cpu), (cpu, cpu)):
+        set_random_state(random_state(saved), device)
+    assert restored == [("state of cuda:1", gpu)]
+
+
 def test_with_another_number_of_processes_the_random_numbers_start_anew(tmp_path):
     saved = made_up(tmp_path, 50)
     saved.save(best=True)
@@ -205,3 +215,13 @@ def test_a_missing_best_is_written_if_this_is_its_epoch(accuracies, steps, writt
     assert (tmp_path / "best.pth").exists() == written
     said = f"best.pth is missing or does not hold epoch {accuracies.index(60) + 1}" if accuracies else "best.pth"
     assert (said in caplog.text) == (not written and bool(accuracies))
+
+
+def test_a_best_that_is_there_is_left_alone(tmp_path, caplog):
+    made_up(tmp_path, 40, 60).save(best=True)
+    before = (tmp_path / "best.pth").read_bytes()
+    for accuracies in ((40, 60), (40, 60, 50)):
+        later = made_up(tmp_path, *accuracies)
+        later.save()
+        later.restore(checkpoints.load_checkpoint(tmp_path / "last.pth"))
+        assert (tmp_path / "best.pth").read_bytes() == before and caplog.text == ""
