@@ -71,7 +71,8 @@ def test_every_network_accepts_options_that_are_off():
 def test_options_of_other_networks_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
         models.create_model(name, 10, **options)
-    for group in (models.Branches, models.OKDDip, models.ONE, models.CLILR):
+    for group in (models.Branches, models.OKDDip, models.ONE, models.CLILR, models.FFL, models.PCL, models.KDCL,
+                  models.OKDPH):
         with pytest.raises(ValueError, match=message):
             group(name, 10, num_branches=2, **options)
 
