@@ -110,6 +110,11 @@ def test_a_group_has_two_students(m):
         models.Branches("resnet8", C, m)
 
 
+def test_the_smallest_groups_are_possible():
+    assert models.OKDDip("resnet8", C, 3, aggregation="others")(IMAGES)[0].shape == (B, 2, C)
+    assert models.Branches(["resnet8", "resnet14"], C, 2, network_based=True).name == "resnet8+resnet14"
+
+
 def test_impossible_groups():
     with pytest.raises(ValueError, match="2 students need as many networks, not 3"):
         models.Branches(["resnet8", "resnet8", "vgg16"], C, 2, network_based=True)

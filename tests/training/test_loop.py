@@ -100,6 +100,7 @@ def test_the_course_of_a_training(flags, tmp_path, monkeypatch):
     first, second = (folder / "train.log").read_text().split("continues after 2 epochs and 0 steps\n")
     about = f"20 training and 24 test images, {parameters['weights']:,} weights, on cpu\n"
     assert f"{folder}: resnet8 on folder, {about}" in first
+    assert "continues" not in first
     assert "learning rate 0.02, divided by 10 after each of the epochs [2], of 2 in all\n" in first
     assert f"epoch 2/2  loss {records[1]['train_loss']:.4f}  train " in first and "epoch 3/3  loss" in second
     assert "of 3 in all\n" in first and "continues" not in second and "done: best epoch" in second

@@ -55,6 +55,7 @@ def test_a_signal_stops_during_an_evaluation(flags, whole, tmp_path, monkeypatch
     folder = tmp_path / "folder" / "OKDDip" / "resnet8"
     assert load(folder)["tally"]["steps"] == 3 and load(folder)["history"] == []
     train_GL.main([*flags, "--resume", str(folder)])
+    assert "continues after 0 epochs and 3 steps\n" in (folder / "train.log").read_text()
     assert_same_run(folder, whole)
 
 
