@@ -1,5 +1,6 @@
 """A run without its training: device settings, seeds, folder and log."""
 
+import logging
 import random
 
 import numpy as np
@@ -8,8 +9,10 @@ import torch
 from processes import group
 
 import utils
+from runtime import processes
 from runtime.device import seed_everything
 from runtime.errors import UserError
+from training.folder import FILES
 from training.log import log
 from training.run import Run
 
@@ -31,6 +34,22 @@ def test_the_seed_is_set_before_the_model_is_made(tmp_path):
         start()
         drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
     assert drawn[0] == drawn[1]
+    run = Run(arguments(tmp_path, "--seed", "7"))
+    torch.nn.Linear(2, 2)
+    before = torch.get_rng_state()
+    with run:
+        assert torch.get_rng_state().equal(before), "seeded again after the model was made"
+
+
+def test_overwrite_removes_the_old_run_at_its_start(tmp_path):
+    """A stop in the first epoch then leaves nothing that could be resumed or reported."""
+    folder = tmp_path / "CIFAR10" / "resnet32"
+    folder.mkdir(parents=True)
+    for name in (*FILES, "last.pth.tmp", "notes.txt"):
+        (folder / name).write_text("old")
+    with Run(arguments(tmp_path, "--overwrite")):
+        assert {path.name for path in folder.iterdir()} == {"lock", "notes.txt", "train.log"}
+        assert (folder / "train.log").read_text() == ""
 
 
 def test_each_run_has_its_own_log_and_lets_go_of_its_folder(tmp_path):
@@ -42,6 +61,17 @@ def test_each_run_has_its_own_log_and_lets_go_of_its_folder(tmp_path):
         log.info("a line of nobody")
         assert run.lock.file.closed
         assert (run.folder / "train.log").read_text()[21:] == f"a line of {version}\n"
+
+
+def test_the_first_process_alone_writes_the_log(tmp_path, monkeypatch, capsys):
+    run = Run(arguments(tmp_path))
+    monkeypatch.setattr(processes, "on_main", lambda function: None)  # the first process opens the folder
+    monkeypatch.setattr(log, "handlers", [logging.StreamHandler()])
+    for name, value in group(2)[1].items():
+        monkeypatch.setenv(name, value)
+    with run:
+        log.warning("what the first process says, too")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_what_has_changed_is_reported_by_the_first_process_alone(tmp_path, monkeypatch):
