@@ -152,6 +152,13 @@ def test_the_gpu_of_a_run_is_the_current_one(name, index):
         assert pick_device(name) == gpu.current == torch.device("cuda", index)
 
 
+def test_the_loss_is_compiled_into_cuda_graphs(prepare, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(options) or function)
+    prepare("baseline", "resnet8", "--compile")
+    assert asked == [{"mode": "reduce-overhead", "dynamic": False}]
+
+
 def test_checkpoints_hold_tensors_of_the_cpu():
     """Otherwise the file of a GPU's run opens only on a machine with a GPU."""
     with fake_cuda():

@@ -80,18 +80,19 @@ def test_the_means_of_an_epoch_weigh_images_not_batches():
     assert means["hits"] == (expected["hits"] / 8).tolist()
 
 
-def change(share, wd=0.0):
+def change(*share, wd=0.0):
     """How one step changes the weights: [all of them]."""
     torch.manual_seed(0)
     trainer = Trainer(make(), 0.1, wd, [10], CPU)
     before = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
-    trainer.step(*random_batch(), 1.0, share)
+    trainer.step(*random_batch(), 1.0, *share)
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()]) - before
 
 
 def test_a_share_weighs_the_gradient():
     """A process with fewer images than an equal part has a smaller step. 1.9 lr g: the first step of Nesterov's."""
     assert change(0.5).allclose(0.5 * change(1.0), rtol=1e-3, atol=1e-7) and change(1.0).abs().max() > 1e-3
+    assert change().equal(change(1.0))
 
 
 def test_batches_are_counted_once():
@@ -139,6 +140,12 @@ def test_a_new_epoch_has_empty_sums():
     trainer.next_epoch()
     assert (trainer.sums.steps, trainer.sums.sums, trainer.checked_steps) == (0, {}, 0)
     assert trainer.lr == pytest.approx(0.01)
+
+
+def test_an_epoch_that_was_resumed_after_its_last_step_ends_without_a_warning(recwarn):
+    """PyTorch takes a schedule that moves before a step for a mistake."""
+    Trainer(make(), 0.1, 5e-4, [1], CPU).next_epoch()
+    assert not recwarn.list
 
 
 def test_networks_are_in_channels_last():
@@ -222,6 +229,15 @@ def test_losses_stay_in_float32_under_autocast():
         terms = true_loss(z.bfloat16(), labels), distillation(t.bfloat16(), z.bfloat16(), 3.0)
     expected = true_loss(z.bfloat16().float(), labels), distillation(t.bfloat16().float(), z.bfloat16().float(), 3.0)
     assert [x.dtype for x in terms] == [torch.float32] * 2 and terms == expected
+
+
+def test_the_loss_is_compiled_for_one_shape(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append((function, options)))
+    method = make()
+    assert Trainer(method, 0.1, 5e-4, [10], CPU).loss == method.loss and asked == []
+    Trainer(method, 0.1, 5e-4, [10], CPU, compiled=True)
+    assert asked == [(method.loss, {"mode": "default", "dynamic": False})]
 
 
 def test_compiled_learns_the_same():
