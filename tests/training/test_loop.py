@@ -73,6 +73,7 @@ def test_the_course_of_a_training(flags, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "step", note_step)
     monkeypatch.setattr(loop, "evaluate", lambda method, images, phase, *rest: (
         modes.append(phase), evaluated(method, images, phase, *rest))[1])
+    monkeypatch.setattr(Method, "after_epoch", lambda self, held_out, *rest: modes.append(held_out.num_images))
     monkeypatch.setattr(data_loader.Loader, "close", lambda self: closed.append(self.num_images))
     argv = [*FLAGS[:-2], "--device", "cpu", "--data_dir", flags[-1], "--save_dir", str(tmp_path), "--val_size", "4",
             "--save_steps", "2", "--save_every", "9", "--resume", "auto", "--num_epochs"]
@@ -87,7 +88,7 @@ def test_the_course_of_a_training(flags, tmp_path, monkeypatch):
         assert record["train_loss"] == record["train_loss_true"] > 0 == record["train_loss_group"]
         assert {"train_accTop1", "val_accTop1", "test_accTop1", "val_loss", "test_loss"} <= record.keys()
         assert record["images_per_second"] * record["seconds"] >= 20 and record["images_per_second"] < 1e5
-    assert modes == [True, True, True, "val", "test"] * 2 and sorted(closed) == [4, 20, 24]
+    assert modes == [True, True, True, 4, "val", "test"] * 2 and sorted(closed) == [4, 20, 24]
     bests = [records[1]["val_accTop1"] >= records[0]["val_accTop1"]]
     assert saved == [(0, 2, False), (1, 0, True), (1, 2, False), (2, 0, bests[0])]
     network = models.create_model("resnet8", 2)
