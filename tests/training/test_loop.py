@@ -129,6 +129,19 @@ def test_a_method_is_told_the_number_of_each_step_before_and_after_it(flags, tmp
     assert weights[1:-1:2] == weights[2::2] and len(set(weights)) == 7
 
 
+def test_a_compiled_loss_gets_its_weight_as_a_tensor(flags, tmp_path, monkeypatch):
+    """A number would be compiled into it: each epoch of the ramp-up would be compiled again."""
+    given, step = [], Trainer.step
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(Trainer, "step", lambda self, images, labels, weight, share: (
+        given.append(type(weight)), step(self, images, labels, weight, share))[1])
+    argv = [*FLAGS, "--num_epochs", "1", "--data_dir", flags[-1], "--overwrite", "--save_dir", str(tmp_path)]
+    for more, kind in (([], float), (["--compile"], torch.Tensor)):
+        train.main([*argv, *more])
+        assert set(given) == {kind}
+        given.clear()
+
+
 def test_a_signal_at_the_very_end_is_told_by_the_exit_code(flags, tmp_path, monkeypatch):
     """The training is complete, and the caller learns of the signal."""
     finish = Records.finish
