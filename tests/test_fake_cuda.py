@@ -17,6 +17,7 @@ from runtime.checkpoints import on_cpu
 from runtime.device import pick_device
 from training.evaluation import evaluate
 from training.loop import one_epoch
+from training.step import Trainer
 
 CPU = torch.device("cpu")
 
@@ -153,10 +154,12 @@ def test_the_gpu_of_a_run_is_the_current_one(name, index):
 
 
 def test_the_loss_is_compiled_into_cuda_graphs(prepare, monkeypatch):
-    asked = []
+    """They read the weight w(e) from the GPU."""
+    asked, weights, step = [], [], Trainer.step
     monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(options) or function)
-    prepare("baseline", "resnet8", "--compile")
-    assert asked == [{"mode": "reduce-overhead", "dynamic": False}]
+    monkeypatch.setattr(Trainer, "step", lambda self, *batch: weights.append(batch[2]) or step(self, *batch))
+    prepare("OKDDip", "resnet8", "--compile", batches=(1, 1)).epoch()
+    assert asked == [{"mode": "reduce-overhead", "dynamic": False}] and all(weight.is_cuda for weight in weights)
 
 
 def test_checkpoints_hold_tensors_of_the_cpu():

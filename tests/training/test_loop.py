@@ -150,6 +150,7 @@ def test_a_signal_at_the_very_end_is_told_by_the_exit_code(flags, tmp_path, monk
         train.main([*FLAGS, "--num_epochs", "1", "--data_dir", flags[-1], "--save_dir", str(tmp_path)])
     assert end.value.code == 128 + signal.SIGTERM
     assert json.loads((tmp_path / "folder" / "resnet8" / "summary.json").read_text())["last"]["epoch"] == 1
+    assert "stopped by signal" not in (tmp_path / "folder" / "resnet8" / "train.log").read_text()
 
 
 def test_which_epochs_are_saved(flags, tmp_path, monkeypatch):
