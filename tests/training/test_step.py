@@ -281,14 +281,18 @@ def test_divergence_names_epoch_steps_rate_and_term(term):
         trainer.state_dict()  # so nothing of it gets into a checkpoint
 
 
-def test_a_first_step_that_diverges_is_step_1():
+@pytest.mark.parametrize(("terms", "named"), [
+    (["true", "total"], "true"), (["true", "group", "total"], "true and group"),
+    (["total"], "total [(]or the teacher's[)]")])
+def test_a_first_step_that_diverges_is_step_1(terms, named):
+    """Each term that is not finite is named. The teacher's has no place among the terms."""
     method = make()
     loss = method.loss
     nan = torch.tensor(float("nan"), requires_grad=True)
-    method.loss = lambda *batch: (loss(*batch)[0]._replace(true=nan, total=nan), loss(*batch)[1])
+    method.loss = lambda *batch: (loss(*batch)[0]._replace(**dict.fromkeys(terms, nan)), loss(*batch)[1])
     trainer = Trainer(method, 0.1, 5e-4, [10], CPU)
     trainer.step(*random_batch(2), 1.0)
-    with pytest.raises(UserError, match="the true loss is not finite, epoch 1, between steps 1 and 1,"):
+    with pytest.raises(UserError, match=f"the {named} loss is not finite, epoch 1, between steps 1 and 1,"):
         trainer.means()
 
 
