@@ -13,6 +13,7 @@ import torch
 
 from loading.data import Data, Split
 from loading.loaders import Streamed
+from loading.workers import usable_workers
 
 
 @pytest.fixture
@@ -27,6 +28,17 @@ def loader():
 
 def send_from_another_process(number, pid):
     subprocess.run(["sh", "-c", f"kill -{number} {pid}"], check=True)
+
+
+def test_there_are_not_more_workers_than_cores(monkeypatch):
+    """Those that the process may use; of the machine, where the system does not tell."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0: {1, 4}, 1: set(range(64))}[pid], raising=False)
+    assert [usable_workers(n) for n in (0, 1, 8)] == [0, 1, 2]
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert usable_workers(8) == 5
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert usable_workers(8) == 1
 
 
 def test_a_signal_to_the_job_does_not_end_a_worker(loader):

@@ -154,17 +154,18 @@ def test_a_signal_at_the_very_end_is_told_by_the_exit_code(flags, tmp_path, monk
 
 
 def test_which_epochs_are_saved(flags, tmp_path, monkeypatch):
-    """The best one (here the first), every third, and the last."""
-    saved, save = [], Checkpoints.save
+    """The best one (here the first), every third, and the last. The method's advice is about the last."""
+    saved, advised, save = [], [], Checkpoints.save
 
     def note_save(self, best=False):
         saved.append(len(self.history))
         save(self, best)
 
     monkeypatch.setattr(Checkpoints, "best", lambda self: self.history[0])
+    monkeypatch.setattr(Method, "advice", lambda self, record: advised.append(record["epoch"]))
     monkeypatch.setattr(Checkpoints, "save", note_save)
     train.main([*FLAGS, "--num_epochs", "4", "--save_every", "3", "--data_dir", flags[-1], "--save_dir", str(tmp_path)])
-    assert saved == [1, 3, 4] and len(load(tmp_path / "folder" / "resnet8")["history"]) == 4
+    assert saved == [1, 3, 4] and advised == [4] and len(load(tmp_path / "folder" / "resnet8")["history"]) == 4
 
 
 def test_overwrite_replaces_the_run_and_nothing_else(tmp_path):
