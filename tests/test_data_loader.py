@@ -310,11 +310,11 @@ def test_bad_imagenet_folders_are_named(tmp_path, change, named):
         dataloader("imagenet", 4, 0, root)
 
 
-@pytest.mark.parametrize(("device", "large", "size"), [
-    ("cpu", False, 128), ("cuda", False, 1024), ("cuda", True, 256), ("cuda", False, 4000)])
-def test_gpus_evaluate_in_larger_batches(device, large, size):
+@pytest.mark.parametrize(("device", "large", "batch_size", "evaluated"), [
+    ("cpu", False, 128, 128), ("cuda", False, 128, 1024), ("cuda", True, 128, 256), ("cuda", False, 4000, 4000)])
+def test_gpus_evaluate_in_larger_batches(device, large, batch_size, evaluated):
     data = random_data(3)._replace(large=large)
-    assert data_loader.evaluation_batch(4000 if size == 4000 else 128, data, torch.device(device)) == size
+    assert data_loader.evaluation_batch(batch_size, data, torch.device(device)) == evaluated
 
 
 @pytest.mark.parametrize("batch_size", [-1, 0, 41])
