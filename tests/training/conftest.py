@@ -5,6 +5,14 @@ from kill import FLAGS, make_images, make_teacher
 from processes import TINY, Training
 
 import train_GL
+import utils
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """arguments(flags...) -> those of a script without flags of its own, on the CPU."""
+    return lambda *flags: utils.parse(utils.Parser("a description"), ["--save_dir", str(tmp_path), "--device", "cpu",
+                                                                      *flags])
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import pytest
 from kill import WORKERS
 from processes import Training
 
-import utils
 from runtime.errors import UserError
 from training import lock
 from training.run import Run
@@ -29,10 +28,9 @@ def test_a_run_that_is_being_trained_is_left_alone(images, flags, tmp_path):
 
 
 @pytest.mark.parametrize(("way_in", "message"), [([], "holds a run already"), (["--resume", "auto"], "meanwhile")])
-def test_a_run_that_another_process_has_made_meanwhile_is_left_alone(way_in, message, tmp_path):
+def test_a_run_that_another_process_has_made_meanwhile_is_left_alone(way_in, message, arguments):
     """After this process looked into the folder, and before it took the lock."""
-    args = utils.parse(utils.Parser("a description"), ["--save_dir", str(tmp_path), "--device", "cpu", *way_in])
-    late, first = Run(args), Run(args)
+    late, first = Run(arguments(*way_in)), Run(arguments(*way_in))
     with first:
         (first.folder / "last.pth").write_text("trained by the first")
     with pytest.raises(UserError, match=message), late:

@@ -158,14 +158,16 @@ def test_which_epochs_are_saved(flags, tmp_path, monkeypatch):
     saved, advised, save = [], [], Checkpoints.save
 
     def note_save(self, best=False):
-        saved.append(len(self.history))
+        saved.append((len(self.history), best))
         save(self, best)
 
     monkeypatch.setattr(Checkpoints, "best", lambda self: self.history[0])
     monkeypatch.setattr(Method, "advice", lambda self, record: advised.append(record["epoch"]))
     monkeypatch.setattr(Checkpoints, "save", note_save)
     train.main([*FLAGS, "--num_epochs", "4", "--save_every", "3", "--data_dir", flags[-1], "--save_dir", str(tmp_path)])
-    assert saved == [1, 3, 4] and advised == [4] and len(load(tmp_path / "folder" / "resnet8")["history"]) == 4
+    assert saved == [(1, True), (3, False), (4, False)] and advised == [4]
+    folder = tmp_path / "folder" / "resnet8"
+    assert len(load(folder)["history"]) == len(lines(folder)) == 4
 
 
 def test_overwrite_replaces_the_run_and_nothing_else(tmp_path):
@@ -178,18 +180,6 @@ def test_overwrite_replaces_the_run_and_nothing_else(tmp_path):
     train.main([*TINY, "--num_epochs", "1", "--save_dir", str(tmp_path), "--overwrite"])
     assert len(lines(folder)) == 1 and (folder / "notes.txt").read_text() == "mine"
     assert len(list(folder.glob("events.out.tfevents.*"))) == 1
-
-
-def test_save_every(flags, tmp_path, monkeypatch):
-    """last.pth every second epoch, and wherever a best or the last epoch is; the JSON lines always."""
-    saved = []
-    save = Checkpoints.save
-    monkeypatch.setattr(Checkpoints, "save", lambda self, best=False: (saved.append((len(self.history), best)),
-                                                                       save(self, best))[1])
-    train_GL.main([*flags, "--save_dir", str(tmp_path), "--save_every", "3"])
-    accuracies = [line["stu_test_accTop1"] for line in lines(tmp_path / "folder" / "OKDDip" / "resnet8")]
-    best = [a == max(accuracies[:i + 1]) for i, a in enumerate(accuracies)]
-    assert saved == [(i + 1, best[i]) for i in range(4) if best[i] or i in (2, 3)]
 
 
 def test_a_run_that_diverges_keeps_its_last_good_checkpoint(flags, begun):

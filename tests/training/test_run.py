@@ -8,7 +8,6 @@ import pytest
 import torch
 from processes import group
 
-import utils
 from runtime import processes
 from runtime.device import seed_everything
 from runtime.errors import UserError
@@ -17,44 +16,40 @@ from training.log import log
 from training.run import Run
 
 
-def arguments(tmp_path, *flags):
-    return utils.parse(utils.Parser("a description"), ["--save_dir", str(tmp_path), "--device", "cpu", *flags])
-
-
-def test_precision(tmp_path):
+def test_precision(arguments):
     for tf32 in (True, False):
-        Run(arguments(tmp_path, *["--tf32"] * tf32))
+        Run(arguments(*["--tf32"] * tf32))
         assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == tf32
 
 
-def test_the_seed_is_set_before_the_model_is_made(tmp_path):
+def test_the_seed_is_set_before_the_model_is_made(arguments):
     drawn = []
-    for start in (lambda: seed_everything(7), lambda: Run(arguments(tmp_path, "--seed", "7"))):
+    for start in (lambda: seed_everything(7), lambda: Run(arguments("--seed", "7"))):
         seed_everything(0)
         start()
         drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
     assert drawn[0] == drawn[1]
-    run = Run(arguments(tmp_path, "--seed", "7"))
+    run = Run(arguments("--seed", "7"))
     torch.nn.Linear(2, 2)
     before = torch.get_rng_state()
     with run:
         assert torch.get_rng_state().equal(before), "seeded again after the model was made"
 
 
-def test_overwrite_removes_the_old_run_at_its_start(tmp_path):
+def test_overwrite_removes_the_old_run_at_its_start(arguments, tmp_path):
     """A stop in the first epoch then leaves nothing that could be resumed or reported."""
     folder = tmp_path / "CIFAR10" / "resnet32"
     folder.mkdir(parents=True)
     for name in (*FILES, "last.pth.tmp", "notes.txt"):
         (folder / name).write_text("old")
-    with Run(arguments(tmp_path, "--overwrite")):
+    with Run(arguments("--overwrite")):
         assert {path.name for path in folder.iterdir()} == {"lock", "notes.txt", "train.log"}
         assert (folder / "train.log").read_text() == ""
 
 
-def test_each_run_has_its_own_log_and_lets_go_of_its_folder(tmp_path):
+def test_each_run_has_its_own_log_and_lets_go_of_its_folder(arguments):
     for version in ("A", "B"):
-        run = Run(arguments(tmp_path, "--version", version))
+        run = Run(arguments("--version", version))
         with run as entered:
             assert entered is run and not run.lock.file.closed
             log.info(f"a line of {version}")
@@ -63,8 +58,8 @@ def test_each_run_has_its_own_log_and_lets_go_of_its_folder(tmp_path):
         assert (run.folder / "train.log").read_text()[21:] == f"a line of {version}\n"
 
 
-def test_the_first_process_alone_writes_the_log(tmp_path, monkeypatch, capsys):
-    run = Run(arguments(tmp_path))
+def test_the_first_process_alone_writes_the_log(arguments, monkeypatch, capsys):
+    run = Run(arguments())
     monkeypatch.setattr(processes, "on_main", lambda function: None)  # the first process opens the folder
     monkeypatch.setattr(log, "handlers", [logging.StreamHandler()])
     for name, value in group(2)[1].items():
@@ -74,8 +69,8 @@ def test_the_first_process_alone_writes_the_log(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_has_changed_is_reported_by_the_first_process_alone(tmp_path, monkeypatch):
-    run = Run(arguments(tmp_path))
+def test_what_has_changed_is_reported_by_the_first_process_alone(arguments, monkeypatch):
+    run = Run(arguments())
     run.check_unchanged(classes=["a", "b"])
     run.check_unchanged(classes=["a", "b"])
     for environment in group(2):
