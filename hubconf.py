@@ -1,6 +1,7 @@
 """For torch.hub, from a clone or from GitHub:
 
     network = torch.hub.load(REPOSITORY, "resnet32", source="local")                 # random weights, 10 classes
+    network = torch.hub.load(REPOSITORY, "okddip_resnet20", source="local")          # trained: results/weights
     network = torch.hub.load(REPOSITORY, "okddip", "leader.pth", source="local")     # exported by evaluate.py
 
 Every network of ``models.NETWORKS`` is an entry point.
@@ -36,16 +37,24 @@ def _own_modules():
 
 
 _formats, _models = _own_modules()
-dependencies = ["torch", "torchvision", "numpy"]
+dependencies = ["torch", "torchvision", "numpy", "safetensors"]
 
 
 def okddip(file: str):
-    """A network that ``evaluate.py RUN --export FILE`` wrote: .pth, .pt2 or, with their packages, .safetensors, .onnx.
+    """A network that ``evaluate.py RUN --export FILE`` wrote: .pth, .safetensors, .pt2 or, with its packages, .onnx.
 
     In evaluation mode: images float32 [B, 3, .size, .size] -> logits [B, C] of .classes. The pixels are in 0..1,
     normalised by .mean and .std.
     """
     return _formats.load(file)
+
+
+def okddip_resnet20():
+    """The leader of an OKDDip group, resnet20, trained on a JPEG copy of CIFAR-10 (results/weights/README.md).
+
+    In evaluation mode, as from ``okddip``: images float32 [B, 3, 32, 32] -> logits [B, 10] of .classes.
+    """
+    return okddip(str(_HERE / "results" / "weights" / "okddip_resnet20.safetensors"))
 
 
 def _entry_point(name: str):

@@ -53,7 +53,7 @@ def quick(text):
 
 def on_the_digits(line):
     """The words of a command, after ``python``, with another data set and what the commands before it have made."""
-    line = quick(line).replace("--dataset folder", "--dataset DIGITS")
+    line = quick(line).replace("--dataset folder", "--dataset DIGITS").replace("results/", f"{ROOT}/results/")
     return shlex.split(re.sub(r"runs/paper\w*", "DIGITS", line))
 
 
@@ -253,7 +253,8 @@ def test_an_added_method_joins_the_study(with_mean):
 @pytest.mark.parametrize("block", [block for page in PAGES if page != EXTENDING for block in blocks("python", page)])
 def test_code(block, folder):
     """What loads a network: after the commands that make one, with this clone on the path."""
-    block = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + quick(block)
+    block = quick(block).replace("path/to/this/repository", str(ROOT))
+    block = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{block}"
     done = python(folder, "-c", block)
     assert done.returncode == 0, done.stderr
 
@@ -384,6 +385,17 @@ def test_the_results_are_the_committed_ones():
     for page, heading in (("README.md", "compared with Ind"), ("results/README.md", "epoch 1")):
         (shown,) = [table for table in tables((ROOT / page).read_text()) if heading in table[0]]
         assert shown in committed, f"copy the table with {heading!r} from results/study.md to {page}"
+
+
+def test_the_model_card_states_the_records():
+    """results/weights/README.md against the last epoch of its runs."""
+    folder = ROOT / "results" / "weights"
+    ((_, *lines),) = tables((folder / "README.md").read_text())
+    outputs = {"leader": "stu_", "mean of the peers": "mean_", "ensemble of the peers": "", "network": ""}
+    for run, output, *cells in lines:
+        last = json.loads((folder / run.strip("`/") / "summary.json").read_text())["last"]
+        names = [f"{outputs[output]}test_{metric}" for metric in ("accTop1", "accTop5", "loss")]
+        assert cells == [f"{last[name]:.2f}" if name in last else "–" for name in names], (run, output)
 
 
 def test_the_scripts_state_the_measured_results():

@@ -1,5 +1,6 @@
 """hubconf.py through torch.hub, as from another project."""
 
+import json
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from deployment import exporting, formats
 def test_entry_points():
     """torch.hub.list lists every callable whose name does not begin with an underscore."""
     names = {name for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")}
-    assert names == {*models.NETWORKS, "okddip"}
+    assert names == {*models.NETWORKS, "okddip", "okddip_resnet20"}
     assert all(getattr(hubconf, name).__doc__ for name in names)
 
 
@@ -43,6 +44,19 @@ def test_modules_of_the_same_names(first, tmp_path):
                       "print(network(torch.ones(2, 3, 32, 32)).shape)"])
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "torch.Size([2, 10])\n", done.stderr
+
+
+def test_the_trained_network():
+    """In another process, by its name alone; the weights are those that evaluate.py reads."""
+    file = ROOT / "results" / "weights" / "okddip_resnet20.safetensors"
+    code = ("import sys, torch\nnetwork = torch.hub.load(sys.argv[1], 'okddip_resnet20', source='local')\n"
+            "assert not network.training\nprint(network.classes)\n"
+            "print(network(torch.ones(1, 3, 32, 32))[0].tolist())")
+    done = subprocess.run([sys.executable, "-c", code, ROOT], capture_output=True, text=True)
+    classes, logits = map(json.loads, done.stdout.replace("'", '"').splitlines())
+    assert classes == ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    expected = formats.load(file)(torch.ones(1, 3, 32, 32))
+    assert torch.tensor([logits]).allclose(expected, atol=1e-5)
 
 
 def test_exported_files(tmp_path):
