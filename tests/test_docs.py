@@ -53,7 +53,8 @@ def quick(text):
 
 def on_the_digits(line):
     """The words of a command, after ``python``, with another data set and what the commands before it have made."""
-    line = quick(line).replace("--dataset folder", "--dataset DIGITS").replace("results/", f"{ROOT}/results/")
+    line = quick(line).replace("--dataset folder", "--dataset DIGITS")
+    line = line.replace("results/weights", f"{ROOT}/results/weights")
     return shlex.split(re.sub(r"runs/paper\w*", "DIGITS", line))
 
 
