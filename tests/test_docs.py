@@ -391,7 +391,10 @@ def test_the_results_are_the_committed_ones():
 def test_the_model_card_states_the_records():
     """results/weights/README.md against the last epoch of its runs."""
     folder = ROOT / "results" / "weights"
-    ((_, *lines),) = tables((folder / "README.md").read_text())
+    card = (folder / "README.md").read_text()
+    itself = json.loads((folder / "okddip_resnet20" / "summary.json").read_text())["last"]["attention_self"]
+    assert f"`attention_self` is {itself:.2f}" in card
+    ((_, *lines),) = tables(card)
     outputs = {"leader": "stu_", "mean of the peers": "mean_", "ensemble of the peers": "", "network": ""}
     for run, output, *cells in lines:
         last = json.loads((folder / run.strip("`/") / "summary.json").read_text())["last"]

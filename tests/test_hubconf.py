@@ -49,14 +49,15 @@ def test_modules_of_the_same_names(first, tmp_path):
 def test_the_trained_network():
     """In another process, by its name alone; the weights are those that evaluate.py reads."""
     file = ROOT / "results" / "weights" / "okddip_resnet20.safetensors"
-    code = ("import sys, torch\nnetwork = torch.hub.load(sys.argv[1], 'okddip_resnet20', source='local')\n"
-            "assert not network.training\nprint(network.classes)\n"
-            "print(network(torch.ones(1, 3, 32, 32))[0].tolist())")
+    code = ("import json, sys, torch\nnetwork = torch.hub.load(sys.argv[1], 'okddip_resnet20', source='local')\n"
+            "assert not network.training\n"
+            "print(json.dumps([network.classes, network(torch.ones(1, 3, 32, 32)).tolist()]))")
     done = subprocess.run([sys.executable, "-c", code, ROOT], capture_output=True, text=True)
-    classes, logits = map(json.loads, done.stdout.replace("'", '"').splitlines())
+    assert done.returncode == 0, done.stderr
+    classes, logits = json.loads(done.stdout)
     assert classes == ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     expected = formats.load(file)(torch.ones(1, 3, 32, 32))
-    assert torch.tensor([logits]).allclose(expected, atol=1e-5)
+    assert torch.tensor(logits).allclose(expected, atol=1e-5)
 
 
 def test_exported_files(tmp_path):
