@@ -6,7 +6,7 @@ Shapes: B images, C classes, m students. Symbols: z logits, t targets (logits, t
 
 ``loss="CE"`` replaces KL by soft cross-entropy, -sum_c p_c log q_c. Gradients flow through the targets t, except in
 kd_loss (its teacher is frozen) and where a formula has sg, stop-gradient: ffl_loss, pcl_loss, kdcl_loss, okdph_loss. To
-stop other gradients, detach the targets before the call, or use detach_targets of okddip_loss.
+stop other gradients, detach the targets before the call, or use detach_targets of okddip_loss and dml_loss.
 """
 
 import math
@@ -138,19 +138,22 @@ def individual_loss(branches: Tensor, labels: Tensor) -> Terms:
 
 
 def dml_loss(branches: Tensor, labels: Tensor, temperature: float = 3.0, loss: str = "KL",
-             pairwise: bool = False) -> Terms:
+             pairwise: bool = False, detach_targets: bool = False) -> Terms:
     """Deep mutual learning (Zhang et al. 2018): branches [B, m, C], the logits of m networks; labels [B]. No ramp-up.
 
     L = sum_i CE(z_i, y) + sum_i T^2 KL(t_i || z_i),   t_i = mean of z_j over j != i
 
     pairwise: the second sum is sum_{i != j} T^2 KL(z_j || z_i) / (m - 1).
+    detach_targets: no gradient flows through t_i and z_j, as in Zhang et al. By default it does, as in the code of
+    OKDDip's authors.
     """
     m = branches.shape[1]
+    taught_by = branches.detach() if detach_targets else branches
     L_true = true_loss(branches, labels)
     if pairwise:
-        L_group = from_each_other(branches, branches, temperature, loss) / (m - 1)
+        L_group = from_each_other(taught_by, branches, temperature, loss) / (m - 1)
     else:
-        L_group = distillation(others_mean(branches), branches, temperature, loss)
+        L_group = distillation(others_mean(taught_by), branches, temperature, loss)
     return Terms(L_true + L_group, L_true, L_group)
 
 

@@ -6,6 +6,9 @@
 
     L = sum_i CE(z_i, y) + sum_i T^2 KL(t_i || z_i),                       t_i = mean of the other networks' logits
     L = sum_i CE(z_i, y) + sum_{i != j} T^2 KL(z_j || z_i) / (m - 1)       pairwise
+
+Measured, test error of the last epoch in the small study (results/), mean of the networks: 41.01 % (1 seed).
+There its networks agree before they learn (results/README.md). --detach_targets may help.
 """
 
 import models
@@ -24,6 +27,9 @@ def parse_args(argv: list[str] | None):
     utils.group_flags(g, "networks", based_on="networks")
     g.add_argument("--type", default="ensemble", choices=("ensemble", "pairwise"),
                    help="a network learns from the mean of the others, or from each of them")
+    g.add_argument("--detach_targets", action="store_true",
+                   help="no gradient through the targets, as in the paper of DML; by default it flows through them, as "
+                        "in the code of OKDDip's authors")
     return utils.parse(parser, argv)
 
 
@@ -36,12 +42,13 @@ class DML(Group):
 
     @classmethod
     def name(cls, args) -> str:
-        return "DML-pairwise" if args.type == "pairwise" else "DML"
+        return "DML" + "-pairwise" * (args.type == "pairwise") + "-detach_targets" * args.detach_targets
 
     def loss(self, model, images, labels, weight):
         z = model(images)  # [B, m, C]
-        pairwise = self.args.type == "pairwise"
-        return dml_loss(z, labels, self.args.temperature, self.args.loss, pairwise), self.measured(z)
+        args = self.args
+        terms = dml_loss(z, labels, args.temperature, args.loss, args.type == "pairwise", args.detach_targets)
+        return terms, self.measured(z)
 
 
 def main(argv: list[str] | None = None) -> None:

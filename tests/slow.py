@@ -29,8 +29,19 @@ def mean(vectors):
     return [sum(values) / len(vectors) for values in zip(*vectors, strict=True)]
 
 
-# The later methods: the loss of one image. z: the logits of each student. An argument that ends with 0 holds the values
-# that stand inside sg: they have no gradient.
+# Methods with constant targets: the loss of one image. z: the logits of each student. An argument that ends with 0
+# holds the values that stand inside sg: they have no gradient.
+
+
+def dml(z, z0, y, T, D, pairwise):
+    """Zhang et al. 2018: z0 teaches z. Each network learns from the mean of the others, or from each of them."""
+    m = len(z)
+    total = 0.0
+    for i in range(m):
+        others = [z0[j] for j in range(m) if j != i]
+        taught = sum(D(t, z[i], T) for t in others) / (m - 1) if pairwise else D(mean(others), z[i], T)
+        total += cross_entropy(z[i], y) + T**2 * taught
+    return total
 
 
 def ffl(z, s, z0, s0, y, w, T, D):

@@ -45,6 +45,7 @@ KERNELS = {  # name of the run's folder -> flags besides those of methods.py, st
     "CL-N": ("--avg --MulStu", 307, 151),
     "Ind-N": ("--ind --MulStu", 277, 148),
     "DML-pairwise": ("--type pairwise", 326, 148),
+    "DML-detach_targets": ("--detach_targets", 294, 148),
     "FFL": ("", 560, 268),
     "PCL": ("", 798, 493),
     "KDCL": ("", 964, 483),

@@ -227,6 +227,18 @@ def check_total_and_gradients(objective, formula, inputs):
 TWO = torch.tensor([2, 0])  # labels of two images with four classes
 
 
+@pytest.mark.parametrize("pairwise", [False, True])
+@pytest.mark.parametrize("m", [2, 3])
+@divergences
+def test_dml_with_detached_targets(m, loss, pairwise):
+    """The targets get no gradient, as in Zhang et al."""
+    D = slow.DIVERGENCE[loss]
+    check_total_and_gradients(
+        lambda z: losses.dml_loss(z, TWO, T, loss, pairwise, detach_targets=True),
+        lambda x, const, b: slow.dml(x[0], const[0], TWO[b].item(), T, D, pairwise),
+        [logits(2, m, 4)])
+
+
 @pytest.mark.parametrize("m", [2, 3])
 @divergences
 def test_ffl(m, loss):

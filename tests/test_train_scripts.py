@@ -142,6 +142,19 @@ def test_dml(kind, handed_over):
     assert method.best == "mean_" and method.ramp_up(0, 20) == method.ramp_up(19, 20) == 1
 
 
+@pytest.mark.parametrize("kind", ["ensemble", "pairwise"])
+def test_dml_with_detached_targets(kind, handed_over):
+    method, run = handed_over(train_DML, *HYPER, "--num_branches", "3", "--type", kind, "--detach_targets")
+    assert run.folder.parent.name == {"ensemble": "DML", "pairwise": "DML-pairwise"}[kind] + "-detach_targets"
+    leaves = [p for p in method.model.parameters() if p.requires_grad]
+    found = torch.autograd.grad(method.loss(method.model, X, LABELS, W)[0].total, leaves)
+    expected = torch.autograd.grad(
+        losses.dml_loss(method.model(X), LABELS, 2.0, "CE", kind == "pairwise", detach_targets=True).total, leaves)
+    other = torch.autograd.grad(losses.dml_loss(method.model(X), LABELS, 2.0, "CE", kind == "pairwise").total, leaves)
+    assert all(a.allclose(b, atol=1e-6) for a, b in zip(found, expected, strict=True))
+    assert not all(a.allclose(b, atol=1e-6) for a, b in zip(found, other, strict=True))
+
+
 def test_kd(handed_over, teacher):
     network, path = teacher
     flags = ["--T_model", "resnet14", "--T_model_path", path, "--alpha", "0.5"]
