@@ -4,6 +4,9 @@
     python train_kd.py --model resnet32 --T_model resnet110 --T_model_path ./CIFAR10/resnet110 --dataset CIFAR10
 
     L = CE(z, y) + alpha T^2 KL(z_teacher || z)
+
+Measured, test error of the last epoch in the small study (results/): 41.07 % (1 seed).
+The teacher of that study is worse than its students (results/README.md).
 """
 
 import models
