@@ -42,7 +42,8 @@ class DML(Group):
 
     @classmethod
     def name(cls, args) -> str:
-        return "DML" + "-pairwise" * (args.type == "pairwise") + "-detach_targets" * args.detach_targets
+        kind = "DML-pairwise" if args.type == "pairwise" else "DML"
+        return kind + ("-detach_targets" if args.detach_targets else "")
 
     def loss(self, model, images, labels, weight):
         z = model(images)  # [B, m, C]
