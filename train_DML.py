@@ -8,7 +8,7 @@
     L = sum_i CE(z_i, y) + sum_{i != j} T^2 KL(z_j || z_i) / (m - 1)       pairwise
 
 Measured, test error of the last epoch in the small study (results/), mean of the networks: 41.01 % (1 seed).
-There its networks agree before they learn (results/README.md). --detach_targets may help.
+There its networks agree before they learn; --detach_targets helps in one run (results/README.md).
 """
 
 import models
