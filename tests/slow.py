@@ -33,14 +33,13 @@ def mean(vectors):
 # holds the values that stand inside sg: they have no gradient.
 
 
-def dml(z, z0, y, T, D, pairwise):
+def dml_group(z, z0, T, D, pairwise):
     """Zhang et al. 2018: z0 teaches z. Each network learns from the mean of the others, or from each of them."""
     m = len(z)
     total = 0.0
     for i in range(m):
         others = [z0[j] for j in range(m) if j != i]
-        taught = sum(D(t, z[i], T) for t in others) / (m - 1) if pairwise else D(mean(others), z[i], T)
-        total += cross_entropy(z[i], y) + T**2 * taught
+        total += T**2 * (sum(D(t, z[i], T) for t in others) / (m - 1) if pairwise else D(mean(others), z[i], T))
     return total
 
 
