@@ -2,13 +2,13 @@
 
     with fake_cuda() as gpu:
         ...                             # build a method and its Trainer on torch.device("cuda")
-        with gpu.watch() as kernels:    # a host read raises HostRead
+        with gpu.watch() as kernels:    # what makes the host wait raises HostWaits
             trainer.step(images, labels, 0.5)
     print(sum(kernels.values()))
 
 PyTorch's FakeTensorMode knows the result of every operator without computing it. It raises if tensors of two devices
-meet. This file adds what it lacks: it counts kernels, forbids host reads, checks the devices of indices, and computes
-backward, because PyTorch's own engine asks the missing driver for a stream.
+meet. This file adds what it lacks: it counts kernels, forbids what makes the host wait, checks the devices of indices,
+and computes backward, because PyTorch's own engine asks the missing driver for a stream.
 
 A kernel is a dispatched aten operator that is not a view, an allocation or a read. That is close to what a GPU
 launches, not equal: a backward of a convolution counts as one. Private names of PyTorch are used. If one of them is
@@ -31,20 +31,24 @@ NO_KERNEL = {aten.empty.memory_format, aten.empty_like.default, aten.empty_strid
 READ, COPIES = aten._local_scalar_dense.default, (aten._to_copy.default, aten.copy_.default)
 
 
-class HostRead(Exception):
-    """The host reads memory of the GPU, so it waits until the GPU has finished its work."""
+class HostWaits(Exception):
+    """The host reads memory of the GPU, or copies its own there without non_blocking. Both wait for the GPU.
+
+    A list as an index (x[:, [0, 2]]) is such a copy, in every use.
+    """
 
 
 class Gpu(TorchDispatchMode):
-    """Sees every operator. Raises HostRead while watched, and AssertionError if tensors of two devices meet."""
+    """Sees every operator. Raises HostWaits while watched, and AssertionError if tensors of two devices meet."""
 
     kernels: Counter | None = None  # None: not watched
+    may_copy = False  # memory of the host to the GPU
     current: torch.device | None = None  # of torch.cuda.set_device
 
     @contextmanager
-    def watch(self):
+    def watch(self, may_copy: bool = False):
         """-> the kernels that are launched meanwhile: name -> how many. ", number": the second operand is one."""
-        self.kernels = Counter()
+        self.kernels, self.may_copy = Counter(), may_copy
         yield self.kernels
         self.kernels = None
 
@@ -59,14 +63,16 @@ class Gpu(TorchDispatchMode):
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         on_gpu = [t.is_cuda for t in tensors]
         if func in COPIES:
-            to_host = kwargs.get("device", args[0].device) if func is COPIES[0] else args[0].device
-            read = on_gpu[-1] and torch.device(to_host).type == "cpu"
+            target = kwargs.get("device", args[0].device) if func is COPIES[0] else args[0].device
+            to_host = torch.device(target).type == "cpu"
+            non_blocking = kwargs.get("non_blocking", func is COPIES[1] and len(args) > 2 and args[2])
+            waits = to_host if on_gpu[-1] else not (to_host or non_blocking or self.may_copy)
         else:  # the kernel gets a CPU tensor without dimensions as a number
             assert not any(on_gpu) or all(t.is_cuda or t.dim() == 0 for t in tensors), f"{func}: CPU and GPU tensors"
-            read = func is READ and on_gpu[0]
+            waits = func is READ and on_gpu[0]
         if self.kernels is not None:
-            if read:
-                raise HostRead(f"{func} of a tensor {list(tensors[-1].shape)}")
+            if waits:
+                raise HostWaits(f"{func} of a tensor {list(tensors[-1].shape)}")
             if launches(func, tensors, kwargs):
                 second = args[1] if len(args) > 1 else None
                 is_number = isinstance(second, int | float) or isinstance(second, Tensor) and not second.is_cuda

@@ -1,6 +1,7 @@
 """What a training script hands to ``fit``, made by its own main, with random images instead of a data set."""
 
 import importlib
+from functools import partial
 
 import torch
 
@@ -9,6 +10,11 @@ import methods
 import models
 from benchmarks import compare
 from training.step import Trainer
+
+
+def normalised(normalise, dtype, pixels):
+    """The images of a loader in another precision."""
+    return normalise(pixels).to(dtype)
 
 
 class Prepared:
@@ -31,5 +37,7 @@ class Prepared:
         for network in (self.method.model, self.method.teacher):
             if network is not None:
                 network.to(dtype)
+        for loader in (self.train_loader, self.test_loader):
+            loader.normalise = partial(normalised, loader.normalise, dtype)
         args, device = self.run.args, self.run.device
         self.trainer = Trainer(self.method, args.lr, args.wd, [150, 225], device, args.amp, args.compile)

@@ -46,10 +46,10 @@ def prepare(monkeypatch, tmp_path):
 # --- the numbers of a step --------------------------------------------------------------------------------------------
 
 
-def after_one_step(prepared, dtype):
+def after_one_step(prepared):
     """Terms and hits of a step, and the weights and statistics after it."""
     images, labels = next(iter(prepared.train_loader))
-    prepared.trainer.step(images.to(dtype), labels, 0.5)
+    prepared.trainer.step(images, labels, 0.5)
     return prepared.trainer.means(), {key: value.cpu() for key, value in prepared.method.model.state_dict().items()}
 
 
@@ -57,8 +57,8 @@ def after_one_step(prepared, dtype):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-3)])
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_gives_the_numbers_of_the_cpu(name, dtype, tolerance, device, prepare):
-    expected, weights = after_one_step(prepare(name, "cpu", dtype=dtype), dtype)
-    found, ours = after_one_step(prepare(name, device, dtype=dtype), dtype)
+    expected, weights = after_one_step(prepare(name, "cpu", dtype=dtype))
+    found, ours = after_one_step(prepare(name, device, dtype=dtype))
     assert found["terms"] == pytest.approx(expected["terms"], rel=tolerance)
     for row, right in zip(found["hits"], expected["hits"], strict=True):
         assert row == pytest.approx(right, abs=0 if dtype == torch.float64 else 1 / 8)  # an image between two classes
@@ -103,28 +103,28 @@ def two_epochs(prepared):
 @both_devices
 @pytest.mark.parametrize("name", ["OKDDip", "KD", "FFL", "PCL", "KDCL", "OKDPH"])
 def test_compiled_steps_give_the_numbers_of_eager_ones(name, device, prepare, monkeypatch):
-    """On the CPU, Python replaces Inductor as the backend of torch.compile, because Inductor takes half a minute."""
+    """In float64: twenty steps in float32 make differences in rounding too large to compare.
+
+    On the CPU, Python replaces Inductor as the backend of torch.compile, because Inductor takes half a minute.
+    """
     from torch._dynamo.utils import counters
     from torch._inductor.cudagraph_trees import get_manager
 
     if device == "cpu":
         compiler = partial(torch.compile, backend="eager")
         monkeypatch.setattr(torch, "compile", lambda f, mode, dynamic: compiler(f, dynamic=dynamic))
-    flags, images = ("--lr", "0.01"), (77, 40)
-    expected, weights = two_epochs(prepare(name, device, *flags, images=images))
+    flags, options = ("--lr", "0.01"), {"images": (77, 40), "dtype": torch.float64}
+    expected, weights = two_epochs(prepare(name, device, *flags, **options))
     counters.clear()
-    found, ours = two_epochs(prepare(name, device, *flags, "--compile", images=images))
+    found, ours = two_epochs(prepare(name, device, *flags, "--compile", **options))
     assert counters["stats"]["unique_graphs"] >= 1, "nothing was compiled"
     if device == "cuda":
         assert get_manager(0, create_if_none_exists=False).roots and not counters["inductor"]["cudagraph_skips"]
     for epoch, right in zip(found, expected, strict=True):
-        assert epoch.pop("terms") == pytest.approx(right.pop("terms"), rel=2e-3)
-        for row, right_row in zip(epoch.pop("hits"), right.pop("hits"), strict=True):
-            assert row == pytest.approx(right_row, abs=2 / 77)
+        assert epoch.keys() == right.keys()
         for key, value in right.items():
-            tolerance = 5 if "acc" in key else 0.01  # 2 of 40 images
-            assert torch.tensor(epoch[key]).allclose(torch.tensor(value), rtol=0.01, atol=tolerance), key
-    assert all(a.allclose(b, rtol=1e-3, atol=1e-3) for a, b in zip(ours, weights, strict=True))
+            assert torch.tensor(epoch[key]).allclose(torch.tensor(value), rtol=1e-6, atol=1e-6), key
+    assert all(a.allclose(b, rtol=1e-6, atol=1e-6) for a, b in zip(ours, weights, strict=True))
 
 
 # --- waiting, memory --------------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """Every script on a fake CUDA device (fake_cuda.py), on every machine: training, evaluation and loaders.
 
-What makes a GPU stop or wait fails here: tensors on two devices, a host read between the first and the last batch, more
-kernels than KERNELS allows. There are no results to compare; tests/test_cuda.py compares those of a real GPU.
+What makes a GPU stop or wait fails here: tensors on two devices, a host that waits between the first and the last
+batch, more kernels than KERNELS allows. There are no results to compare; tests/test_cuda.py compares those of a real
+GPU.
 """
 
 import pytest
 import torch
-from fake_cuda import HostRead, backward, fake_cuda
+from fake_cuda import HostWaits, backward, fake_cuda
 from prepared import Prepared
 
 import data_loader
@@ -27,34 +28,34 @@ CPU = torch.device("cpu")
 KERNELS = {  # name of the run's folder -> flags besides those of methods.py, step, evaluation batch
     "baseline": ("", 252, 131),
     "KD": ("--T_model resnet8", 299, 131),
-    "Ind": ("", 502, 259),
-    "DML": ("", 977, 484),
-    "CL-ILR": ("", 533, 262),
-    "ONE": ("", 546, 266),
-    "OKDDip-N": ("", 1003, 493),
-    "OKDDip": ("", 556, 268),
-    "OKDDip-mean": ("--aggregation mean", 200, 97),
-    "OKDDip-random": ("--aggregation random", 201, 97),
-    "OKDDip-entropy": ("--aggregation entropy", 213, 101),
-    "OKDDip-symmetric": ("--aggregation symmetric", 215, 99),
-    "OKDDip-others": ("--aggregation others", 223, 102),
-    "OKDDip-detach_targets": ("--detach_targets", 194, 100),
-    "OKDDip-no_leader": ("--no_leader", 209, 100),
-    "OKDDip+KD": ("--T_model resnet8", 268, 100),
-    "CL": ("--avg", 196, 94),
-    "CL-N": ("--avg --MulStu", 307, 151),
-    "Ind-N": ("--ind --MulStu", 277, 148),
-    "DML-pairwise": ("--type pairwise", 326, 148),
-    "DML-detach_targets": ("--detach_targets", 294, 148),
-    "FFL": ("", 560, 268),
-    "PCL": ("", 798, 493),
-    "KDCL": ("", 964, 483),
-    "OKDPH": ("", 1632, 598),
-    "FFL-N": ("--MulStu", 335, 157),
-    "KDCL-naive": ("--target naive", 295, 147),
-    "KDCL-minlogit": ("--target minlogit", 294, 147),
-    "OKDPH-dirichlet": ("--hybrid dirichlet", 504, 178),
-    "OKDPH-hybrid_copy": ("--hybrid_copy", 349, 178),
+    "Ind": ("", 502, 258),
+    "DML": ("", 977, 483),
+    "CL-ILR": ("", 533, 261),
+    "ONE": ("", 546, 265),
+    "OKDDip-N": ("", 1003, 492),
+    "OKDDip": ("", 556, 267),
+    "OKDDip-mean": ("--aggregation mean", 200, 96),
+    "OKDDip-random": ("--aggregation random", 201, 96),
+    "OKDDip-entropy": ("--aggregation entropy", 213, 100),
+    "OKDDip-symmetric": ("--aggregation symmetric", 215, 98),
+    "OKDDip-others": ("--aggregation others", 223, 101),
+    "OKDDip-detach_targets": ("--detach_targets", 194, 99),
+    "OKDDip-no_leader": ("--no_leader", 209, 99),
+    "OKDDip+KD": ("--T_model resnet8", 268, 99),
+    "CL": ("--avg", 196, 93),
+    "CL-N": ("--avg --MulStu", 307, 150),
+    "Ind-N": ("--ind --MulStu", 277, 147),
+    "DML-pairwise": ("--type pairwise", 326, 147),
+    "DML-detach_targets": ("--detach_targets", 294, 147),
+    "FFL": ("", 560, 267),
+    "PCL": ("", 798, 492),
+    "KDCL": ("", 964, 482),
+    "OKDPH": ("", 1632, 597),
+    "FFL-N": ("--MulStu", 335, 156),
+    "KDCL-naive": ("--target naive", 295, 146),
+    "KDCL-minlogit": ("--target minlogit", 294, 146),
+    "OKDPH-dirichlet": ("--hybrid dirichlet", 504, 177),
+    "OKDPH-hybrid_copy": ("--hybrid_copy", 349, 177),
 }
 LOADING = (8, 4)  # kernels of Cached for a batch: in training, in evaluation
 VIEWS = 4  # more of them in training, if an image has several views
@@ -71,11 +72,15 @@ class Watched(Prepared):
         self.gpu, self.loading, self.computing = gpu, [], []
 
     def watch(self, batches):
-        """In the place of ``Signals.watch``: count kernels, and forbid host reads from the first batch to the last."""
-        iterator = iter(batches)
+        """In the place of ``Signals.watch``: count kernels, and forbid waits from the first batch to the last.
+
+        The first batch may be preceded by a copy of the epoch's order.
+        """
+        iterator, first = iter(batches), True
         while True:
-            with self.gpu.watch() as kernels:
+            with self.gpu.watch(may_copy=first) as kernels:
                 batch = next(iterator, None)
+            first = False
             if batch is None:
                 return
             self.loading.append(sum(kernels.values()))
@@ -199,22 +204,24 @@ def test_pixels_are_divided_not_multiplied():
 # --- the fake device itself -----------------------------------------------------------------------------------------
 
 
-READS = {"item": lambda x: x[0].item(), "float": lambda x: float(x[0]), "if": lambda x: 1 if x[0] > 0 else 0,
+WAITS = {"item": lambda x: x[0].item(), "float": lambda x: float(x[0]), "if": lambda x: 1 if x[0] > 0 else 0,
          "cpu": lambda x: x.cpu(), "to": lambda x: x.to("cpu"), "tolist": lambda x: x.tolist(),
-         "copy_": lambda x: torch.empty(3).copy_(x), "for": lambda x: list(range(x[0].long()))}
+         "copy_": lambda x: torch.empty(3).copy_(x), "for": lambda x: list(range(x[0].long())),
+         "list as an index": lambda x: x[[0, 2]], "numbers": lambda x: torch.tensor([1, 2, 3], device="cuda"),
+         "to the GPU": lambda x: torch.ones(3).to(x.device), "copy_ to the GPU": lambda x: x.copy_(torch.ones(3))}
 MIXTURES = {"sum": lambda x: x + torch.ones(3), "in place": lambda x: torch.ones(3).add_(x),
             "mask": lambda x: x.masked_fill(torch.ones(3, dtype=torch.bool), 0),
             "cat": lambda x: torch.cat([x, torch.ones(3)]), "index of the CPU": lambda x: x[torch.tensor([0, 1])],
             "index of the GPU": lambda x: torch.ones(3)[x.long()]}
 
 
-@pytest.mark.parametrize("fault", READS)
-def test_a_host_read_fails(fault):
+@pytest.mark.parametrize("fault", WAITS)
+def test_what_makes_the_host_wait_fails(fault):
     with fake_cuda() as gpu:
         x = torch.randn(3, device="cuda")
-        READS[fault](x)
-        with pytest.raises(HostRead), gpu.watch():
-            READS[fault](x)
+        WAITS[fault](x)
+        with pytest.raises(HostWaits), gpu.watch():
+            WAITS[fault](x)
 
 
 @pytest.mark.parametrize("fault", MIXTURES)
