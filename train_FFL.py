@@ -8,6 +8,8 @@
 
 sg: no gradient. The facts are from the authors' public code; it has m = 2. Their fusion has its own weight decay of
 1e-5, their networks 1e-4. Here one recipe holds for all weights.
+
+Measured, test error of the last epoch in the small study (results/), mean of the students: 30.39 ± 1.49 % (3 seeds).
 """
 
 import torch

@@ -12,6 +12,9 @@
     L = sum_i [CE(z_i, y) + T^2 KL(sg t || z_i)]
 
 sg: no gradient. T = 2. Readings that could not be verified in the paper: the factor 1 of the second term, no ramp-up.
+
+Measured, test error of the last epoch in the small study (results/), mean of the networks:
+mean 32.05 ± 0.11 % (2 seeds), minlogit 35.92 ± 2.02 % (2 seeds).
 """
 
 import models
