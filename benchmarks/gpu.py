@@ -57,8 +57,9 @@ class Quick(Sizes):
 
 
 def run_tests() -> dict[str, int]:
-    """The tests that need a GPU -> how many passed, failed, were skipped."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_cuda.py"]
+    """The tests that need a GPU -> how many passed, failed, were skipped. The compiler keeps a core busy in many."""
+    side_by_side = ["-n", "auto", "--maxprocesses", "8"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *side_by_side, "tests/test_cuda.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", done.stdout[-300:])}
     if done.returncode or not counts:
