@@ -57,7 +57,7 @@ class Quick(Sizes):
 
 
 def run_tests() -> dict[str, int]:
-    """The tests that need a GPU -> how many passed, failed, were skipped. The compiler keeps a core busy in many."""
+    """The tests that need a GPU -> how many passed, failed, were skipped. Side by side: compiling uses one core."""
     side_by_side = ["-n", "auto", "--maxprocesses", "8"]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *side_by_side, "tests/test_cuda.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -30,8 +30,9 @@ def evaluate(method: Method, loader: Iterable, phase: str = "test",
         names. top1: whether the label is the output's first class.
     """
     method.model.eval()
-    students = [r for r, output in enumerate(method.outputs) if student_number(output) is not None]
-    students = torch.tensor(students, device=loader.device)  # a list as an index makes the host wait in each batch
+    # On the device: a list as an index would be copied there in each batch, and the host would wait.
+    students = torch.tensor([r for r, output in enumerate(method.outputs) if student_number(output) is not None],
+                            device=loader.device)
     sums = RunningSums(loader.device)
     for images, labels in watch(loader):
         with autocast:
