@@ -1,7 +1,7 @@
 """Differences between methods, paired by seed: mean, 95 % confidence interval, paired t-test, Holm's correction.
 
-The errors are those that the tables call the method's own: the leader's, the mean of the students', or the network's.
-They are of the last epoch, because no images choose it.
+Compared are the error of the method's own output (the leader, the mean of the students, or the network), the error of
+the ensemble, and the diversity of the peers. They are of the last epoch, because no images choose it.
 """
 
 from statistics import fmean
@@ -15,35 +15,46 @@ from analysis.titles import data_title, network_title
 from methods import METHODS, position
 
 REFERENCES = ("Ind", "baseline")  # all other methods are compared with them, and each variant also with its method
+MEASURES = {"error": "last", "ensemble error": "ensemble", "diversity": "diversity"}  # -> columns of groups.row_of
 CONFIDENCE, LEVEL = 0.95, 0.05
 EQUAL = 1e-9  # differences in % are multiples of 100 / images; a smaller spread is rounding
 
 
 def tables_of_differences(runs: pd.DataFrame) -> list[dict]:
-    """runs of one recipe -> a table for each network, data set, number of students and reference.
+    """runs of one recipe -> a table for each measure, network, data set, number of students and reference.
 
-    As in the other tables, single networks stand beside groups of four students.
+    The errors of single networks are compared with those of groups of each size.
     """
     tables = []
-    for same_network in split_by(runs, (*DATA, "model")):
-        for size, same_size in same_network.groupby("num_branches"):
-            network = network_title(same_size["model"].iloc[0]) + (f", {size} students" if size != 4 else "")
-            groups = sorted(split(same_size), key=lambda group: position(group["method"].iloc[0]))
-            tables += [{"network": network, "data": data_title(flags_of(same_size)), **table}
-                       for method in dict.fromkeys([*REFERENCES, *METHODS])
-                       for table in tables_against(method, groups)]
+    for measure, column in MEASURES.items():
+        measured = runs if measure == "error" else runs[in_group(runs) & runs.reindex(columns=[column])[column].notna()]
+        for same_network in split_by(measured, (*DATA, "model")):
+            size_of, single = same_network["num_branches"], ~in_group(same_network)
+            for size in sorted(set(size_of[~single])) or [4]:
+                same_size = same_network[single | (size_of == size)]
+                network = network_title(same_size["model"].iloc[0]) + (f", {size} students" if size != 4 else "")
+                groups = sorted(split(same_size), key=lambda group: position(group["method"].iloc[0]))
+                tables += [{"measure": measure, "network": network, "data": data_title(flags_of(same_size)), **table}
+                           for method in dict.fromkeys([*REFERENCES, *METHODS])
+                           for table in tables_against(method, groups, measure)]
     return tables
 
 
-def tables_against(method: str, groups: list[pd.DataFrame]) -> list[dict]:
+def in_group(runs: pd.DataFrame) -> pd.Series:
+    """Whether each run trained a group of students. A single network has neither an ensemble nor a diversity."""
+    return runs["flags"].map(lambda flags: "num_branches" in flags).astype(bool)
+
+
+def tables_against(method: str, groups: list[pd.DataFrame], measure: str) -> list[dict]:
     """A table for each group of this method that another group is compared with."""
     tables = []
     named = list(zip(groups, labels_of(groups), strict=True))
     for reference, title in named:
         if reference["method"].iloc[0] == method:
-            lines = [{"name": name, **compare(group, reference)} for group, name in named if group is not reference
+            lines = [{"name": name, **compare(group, reference, MEASURES[measure])}
+                     for group, name in named if group is not reference
                      and (method in REFERENCES or variant_of(group["method"].iloc[0]) == method)]
-            tables += [{"reference": title, "lines": corrected(lines)}] if lines else []
+            tables += [{"reference": title, "lines": corrected(lines, measure)}] if lines else []
     return tables
 
 
@@ -53,19 +64,19 @@ def variant_of(name: str) -> str | None:
     return None if name in METHODS else max(methods, key=len, default=None)
 
 
-def compare(group: pd.DataFrame, reference: pd.DataFrame) -> dict:
-    """The error of a group minus that of another one, over the seeds that both have, in percentage points.
+def compare(group: pd.DataFrame, reference: pd.DataFrame, column: str) -> dict:
+    """The value of a group in this column minus that of another group, over the seeds that both have.
 
     low, high: the confidence interval of the mean difference. p: of the two-sided paired t-test. Both rest on
     Student's t with n - 1 degrees of freedom. They are None if n < 2, or if the difference is the same for each seed.
     """
-    errors = pd.concat([group.set_index("seed")["last"], reference.set_index("seed")["last"]], axis=1, join="inner")
-    own, other = (errors.iloc[:, i].tolist() for i in (0, 1))
+    values = pd.concat([group.set_index("seed")[column], reference.set_index("seed")[column]], axis=1, join="inner")
+    own, other = (values.iloc[:, i].tolist() for i in (0, 1))
     minus = [a - b for a, b in zip(own, other, strict=True)]
-    found = {"n": len(minus), "seeds": errors.index.tolist(), "error": None, "reference_error": None, "mean": None,
+    found = {"n": len(minus), "seeds": values.index.tolist(), "value": None, "reference_value": None, "mean": None,
              "low": None, "high": None, "p": None}
     if minus:
-        found |= {"error": fmean(own), "reference_error": fmean(other), "mean": fmean(minus)}
+        found |= {"value": fmean(own), "reference_value": fmean(other), "mean": fmean(minus)}
     if minus and max(minus) - min(minus) > EQUAL:
         test = ttest_rel(own, other)
         low, high = test.confidence_interval(CONFIDENCE)
@@ -73,12 +84,12 @@ def compare(group: pd.DataFrame, reference: pd.DataFrame) -> dict:
     return found
 
 
-def corrected(lines: list[dict]) -> list[dict]:
+def corrected(lines: list[dict], measure: str) -> list[dict]:
     """Add p_holm and the result in words to the lines of a table. Its tests are one family."""
     tested = [line for line in lines if line["p"] is not None]
     adjusted = iter(holm([line["p"] for line in tested]))
     lines = [line | {"p_holm": None if line["p"] is None else next(adjusted)} for line in lines]
-    return [line | {"result": in_words(line)} for line in lines]
+    return [line | {"result": in_words(line, measure)} for line in lines]
 
 
 def holm(p: list[float]) -> list[float]:
@@ -89,7 +100,7 @@ def holm(p: list[float]) -> list[float]:
     return adjusted
 
 
-def in_words(line: dict) -> str:
+def in_words(line: dict, measure: str) -> str:
     """What a line of a table shows."""
     if line["n"] == 0:
         return "no common seed"
@@ -99,5 +110,5 @@ def in_words(line: dict) -> str:
         return "the same for each seed: no interval"
     if line["low"] <= 0 <= line["high"]:
         return "no difference shown"
-    result = "lower error" if line["mean"] < 0 else "higher error"
+    result = f"lower {measure}" if line["mean"] < 0 else f"higher {measure}"
     return result if line["p_holm"] <= LEVEL else f"{result}, but not after Holm's correction"

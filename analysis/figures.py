@@ -122,7 +122,7 @@ def learning_curves(groups: list[pd.DataFrame]) -> Figure:
         ax.set_xlabel("epoch")
         ax.tick_params(labelbottom=True)
     lines = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    fitting = int(figure.get_figwidth() / 1.6)  # the longest label takes 1.6 inches
+    fitting = int(figure.get_figwidth() / 2.2)  # the longest label and its line take 2.2 inches
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(fitting, len(lines)))
     return figure
 
@@ -143,12 +143,12 @@ def draw_group(ax: Axes, group: pd.DataFrame) -> None:
 
 
 def differences(runs: pd.DataFrame) -> Figure | None:
-    """A panel for each reference: the mean differences of the methods from it, with their confidence intervals.
+    """A panel for each reference: the mean differences of the errors from its error, with their confidence intervals.
 
     A difference without an interval is a hollow point. None if there is nothing to compare.
     """
-    tables = [(table, lines) for table in tables_of_differences(runs)
-              if (lines := [line for line in table["lines"] if line["n"]])]
+    tables = [(table, lines) for table in tables_of_differences(runs) if table["measure"] == "error"
+              and (lines := [line for line in table["lines"] if line["n"]])]
     if not tables:
         return None
     heights = [len(lines) + 1.5 for _, lines in tables]
@@ -162,22 +162,26 @@ def differences(runs: pd.DataFrame) -> Figure | None:
         ax.axvline(0, color=BLACK, linewidth=1)
         names = [f"{line['name']}, {line['n']} seed{'s' * (line['n'] > 1)}" for line in lines]
         ax.set_yticks(range(len(lines)), names)
-        ax.set(title=f"compared with {table['reference']}", ylim=(len(lines) - 0.5, -0.5))
+        ax.set(title=f"{table['network']}, compared with {table['reference']}", ylim=(len(lines) - 0.5, -0.5))
         ax.tick_params(labelbottom=ax is axes[-1, 0])
     axes[-1, 0].set_xlabel("difference of the test error, points; below 0: lower error\nhollow: no interval")
     return figure
 
 
 def diversity(groups: list[pd.DataFrame]) -> Figure | None:
-    """The distance between two peers' outputs in each epoch, a line for each method; None if no group has it."""
+    """The distance between two peers' outputs in each epoch, a line for each method; None if no group has it.
+
+    The legend has the order of the last epoch, and its values.
+    """
     groups = [g for g in groups if g["history"].map(lambda history: "dist" in history[0]).all()]
     if not groups:
         return None
-    figure = Figure(figsize=(4.6, 3.2))
+    figure = Figure(figsize=(6.4, max(3.2, 0.21 * len(groups) + 0.4)))
     ax = figure.subplots()
     styles = styles_of(g["method"].iloc[0] for g in groups)
-    for g, label, (colour, line, marker) in zip(groups, labels_of(groups), styles, strict=True):
-        band(ax, curve(g, "dist"), colour, line, label, marker)
+    drawn = zip([curve(g, "dist") for g in groups], labels_of(groups), styles, strict=True)
+    for values, label, (colour, line, marker) in sorted(drawn, key=lambda each: -each[0][:, -1].mean()):
+        band(ax, values, colour, line, f"{values[:, -1].mean():.3f} {label}", marker)
     ax.set(xlabel="epoch", ylabel="diversity", ylim=(0, None))
     figure.legend(loc="outside right upper")
     return figure

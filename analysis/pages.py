@@ -7,6 +7,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
+from analysis.differences import MEASURES
 from analysis.groups import COLUMNS
 from analysis.titles import recipe_title
 from training.outputs import LEADER, MEAN
@@ -22,10 +23,11 @@ has the lowest error on the test images, or on the held-out images if images wer
 too: no images choose it. Difference: best epoch minus paper. Paper: {source}."""
 OTHER_RECIPE = """This is not the recipe of the published CIFAR numbers, so differences to them measure the recipe as
 well as the code."""
-ABOUT_DIFFERENCES = """Difference: the error of a method minus that of the reference, in percentage points. Below 0, the
-method has the lower error. Differences are paired by seed, over the seeds that both have. Interval: 95 % confidence
-interval of the mean difference (Student's t). p: two-sided paired t-test. p, Holm: p after Holm's correction, for which
-all tests of one table are a family. If the interval holds 0, no difference is shown."""
+ABOUT_DIFFERENCES = """Difference: the value of a method minus that of the reference. Differences of errors are in
+percentage points. Below 0, the method has the lower value. Differences are paired by seed, over the seeds that both
+have. Interval: 95 % confidence interval of the mean difference (Student's t). p: two-sided paired t-test. p, Holm: p
+after Holm's correction, for which all tests of one table are a family. If the interval holds 0, no difference is
+shown."""
 ABOUT_ATTENTION = """The weight of a peer for itself (alpha_aa), averaged over the peers and the test images: mean ±
 standard deviation over seeds. If it is 1, the target of a peer is its own output."""
 NO_RUN = {"n": 0, "flags": {}, "seeds": [], "best_epochs": [], "best": None, "last": None, "besides": {}}  # in CSV
@@ -42,9 +44,12 @@ def blocks(report: list[dict], source: str) -> list[Block]:
             content.append(("p", OTHER_RECIPE))
         for table in section["tables"]:
             content += table_blocks(table)
-        if section["differences"]:
-            content += [("h3", "Differences of the last epoch's error"), ("p", ABOUT_DIFFERENCES)]
-            content += [block for table in section["differences"] for block in difference_blocks(table)]
+        for measure in MEASURES:
+            compared = [table for table in section["differences"] if table["measure"] == measure]
+            if compared:
+                content += [("h3", f"Differences of the last epoch's {measure}")]
+                content += [("p", ABOUT_DIFFERENCES)] if measure == "error" else []
+                content += [block for table in compared for block in difference_blocks(table)]
         if section["attention"]:
             content += [("h3", "Attention of the peers to themselves"), ("p", ABOUT_ATTENTION)]
             content += [block for table in section["attention"] for block in attention_blocks(table)]
@@ -76,13 +81,15 @@ def table_blocks(table: dict) -> list[Block]:
 
 def difference_blocks(table: dict) -> list[Block]:
     """A table of differences from one group."""
-    reference = table["reference"]
-    lines = [[line["name"], line["result"], str(line["n"]), number([line["error"]]), number([line["reference_error"]]),
-              signed(line["mean"]), "–" if line["low"] is None else f"{signed(line['low'])} to {signed(line['high'])}",
+    reference, measure = table["reference"], table["measure"]
+    digits = 3 if measure == "diversity" else 2
+    lines = [[line["name"], line["result"], str(line["n"]), number([line["value"]], digits),
+              number([line["reference_value"]], digits), signed(line["mean"], digits),
+              "–" if line["low"] is None else f"{signed(line['low'], digits)} to {signed(line['high'], digits)}",
               probability(line["p"]), probability(line["p_holm"])] for line in table["lines"]]
     return [("p", f"{table['network']}, {table['data']}, compared with {reference}:"),
-            ("table", pd.DataFrame(lines, columns=["", f"compared with {reference}", "seeds", "error",
-                                                   f"error of {reference}", "difference", "95 % interval", "p",
+            ("table", pd.DataFrame(lines, columns=["", f"compared with {reference}", "seeds", measure,
+                                                   f"{measure} of {reference}", "difference", "95 % interval", "p",
                                                    "p, Holm"]))]
 
 
@@ -109,9 +116,9 @@ def number(pair: list | None, digits: int = 2) -> str:
     return " ± ".join(f"{value:.{digits}f}" for value in pair or [] if value is not None) or "–"
 
 
-def signed(value: float | None) -> str:
+def signed(value: float | None, digits: int) -> str:
     """A difference with its sign."""
-    return "–" if value is None else f"{value:+.2f}"
+    return "–" if value is None else f"{value:+.{digits}f}"
 
 
 def probability(p: float | None) -> str:
@@ -168,7 +175,7 @@ def csv(report: list[dict]) -> str:
     """A line for each group in each table, and a line for each cell without a group (n = 0).
 
     leader, students, ensemble, gated_ensemble and diversity are those of the last epoch, for groups of students only.
-    Then a line for each difference: its table is "differences", and only these lines have a reference.
+    Then a line for each difference: its table is "differences", and only these lines have a measure and a reference.
     """
     pairs = [f"{name}_{part}" for name in ("best", "last", "published", *COLUMNS.values()) for part in ("mean", "sd")]
     lines = [{"recipe": recipe_title(section["recipe"]), "table": table["name"] or table["title"], "row": row["name"],
@@ -177,11 +184,13 @@ def csv(report: list[dict]) -> str:
              for column, cell in zip(table["columns"], row["cells"], strict=True)
              for group in cell["groups"] or [NO_RUN]]
     lines += [{"recipe": recipe_title(section["recipe"]), "table": "differences", "column": line["name"],
-               "row": f"{table['network']}, {table['data']}", "reference": table["reference"], **line,
-               "minus_reference": line["mean"], "seeds": spaced(line["seeds"])}
+               "row": f"{table['network']}, {table['data']}", "measure": table["measure"],
+               "reference": table["reference"], **line, "minus_reference": line["mean"],
+               "seeds": spaced(line["seeds"])}
               for section in report for table in section["differences"] for line in table["lines"]]
     columns = ["recipe", "table", "row", "column", "telling_flags", "n", "seeds", "best_epochs", *pairs, "difference",
-               "command", "reference", "minus_reference", "low", "high", "p", "p_holm", "result"]
+               "command", "measure", "reference", "value", "reference_value", "minus_reference", "low", "high", "p",
+               "p_holm", "result"]
     return pd.DataFrame(lines, columns=columns).to_csv(index=False, lineterminator="\n")
 
 

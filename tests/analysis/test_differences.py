@@ -23,14 +23,15 @@ def write(root, method, errors, seeds=None, **flags):
 
 @pytest.fixture
 def tables(printed):
-    """tables(folder) -> (network, reference) -> name of a method -> its line, as report.py --json prints it."""
-    def read(folder):
+    """tables(folder, measure) -> (network, reference) -> method -> its line, as report.py --json prints it."""
+    def read(folder, measure="error"):
         def no_constant(name):
             raise ValueError(f"{name} is not JSON")
 
         everything = json.loads(printed(folder, "--json"), parse_constant=no_constant)
         return {(table["network"], table["reference"]): {line["name"]: line for line in table["lines"]}
-                for section in everything["sections"] for table in section["differences"]}
+                for section in everything["sections"] for table in section["differences"]
+                if table["measure"] == measure}
 
     return read
 
@@ -46,7 +47,7 @@ def test_interval_and_p_are_those_of_scipy_and_of_the_formula(tmp_path, tables, 
     assert found[1:] == pytest.approx([interval.low, interval.high, test.pvalue], rel=1e-9)
     assert found == pytest.approx(slow.paired_differences(OURS[:n], IND[:n]), rel=1e-6)
     assert line["n"] == n and line["seeds"] == list(range(n))
-    assert line["error"] - line["reference_error"] == pytest.approx(line["mean"])
+    assert line["value"] - line["reference_value"] == pytest.approx(line["mean"])
 
 
 def test_only_common_seeds_count(tmp_path, tables):
@@ -56,9 +57,9 @@ def test_only_common_seeds_count(tmp_path, tables):
     write(tmp_path, "DML", [30.0], seeds=[7])
     lines = tables(tmp_path)["ResNet-32", "Ind"]
     assert lines["ONE"]["mean"] == pytest.approx(sum(OURS) / 5 - sum(IND) / 5) and lines["ONE"]["n"] == 5
-    assert lines["ONE"]["error"] == pytest.approx(sum(OURS) / 5)
+    assert lines["ONE"]["value"] == pytest.approx(sum(OURS) / 5)
     assert lines["DML"] == {"name": "DML", "n": 0, "seeds": [], "result": "no common seed"} | dict.fromkeys(
-        ("error", "reference_error", "mean", "low", "high", "p", "p_holm"))
+        ("value", "reference_value", "mean", "low", "high", "p", "p_holm"))
 
 
 def test_one_seed_has_no_interval(tmp_path, tables, printed):
@@ -89,8 +90,36 @@ def test_the_last_epoch_of_the_methods_own_output_is_compared(tmp_path, tables):
     assert tables(tmp_path)["ResNet-32", "Ind"]["OKDDip-B"]["mean"] == pytest.approx(29 - 30.5)
 
 
+def test_ensembles_and_diversity_are_compared_too(tmp_path, tables, printed):
+    """Of the last epoch, and only where they exist. A single network has neither."""
+    values = {"Ind": [(70.0, 0.10), (71.0, 0.12), (72.5, 0.11)], "OKDDip": [(72.0, 0.20), (72.5, 0.21), (74.0, 0.215)],
+              "OKDDip-mean": [(71.0, 0.05), (72.5, 0.21), (73.0, 0.1)]}
+    for method, seeds in values.items():
+        for seed, (ensemble, diversity) in enumerate(seeds):
+            last = {"mean_test_accTop1": 60.0, "test_accTop1": ensemble, "dist": diversity}
+            made_up.run(tmp_path, method, seed, [last | {"dist": 0.5, "test_accTop1": 99.0}, last], output="mean_")
+    for seed in range(3):
+        only_errors = [{"test_accTop1": 60.0 + seed}] * 2
+        made_up.run(tmp_path, "baseline", seed, only_errors)
+    for i, (measure, direction) in enumerate([("ensemble error", "lower"), ("diversity", "higher")]):
+        found = tables(tmp_path, measure)
+        assert list(found) == [("ResNet-32", "Ind"), ("ResNet-32", "OKDDip-B")]
+        own, other = ([100 - pair[0] if i == 0 else pair[1] for pair in values[m]] for m in ("OKDDip", "Ind"))
+        line = found["ResNet-32", "Ind"]["OKDDip-B"]
+        assert [line[name] for name in ("mean", "low", "high", "p")] == pytest.approx(
+            slow.paired_differences(own, other), rel=1e-6)
+        assert line["result"] in (f"{direction} {measure}", f"{direction} {measure}, but not after Holm's correction")
+        cells, digits = row(printed(tmp_path), "OKDDip-B", f"### Differences of the last epoch's {measure}"), 2 + i
+        numbers = f"{sum(own) / 3:.{digits}f} {sum(other) / 3:.{digits}f} {line['mean']:+.{digits}f}"
+        assert cells[3:6] == numbers.split()
+    assert "Baseline" in tables(tmp_path)["ResNet-32", "Ind"]
+
+
 def test_who_is_compared_with_whom(tmp_path, tables):
-    """Only groups of the same network, data, recipe and number of students; with each group of a reference."""
+    """Groups of the same network, data, recipe and number of students; with each group of a reference.
+
+    A single network is compared with groups of every size.
+    """
     for method in ("baseline", "Ind", "ONE"):
         write(tmp_path, method, [30.0])
     write(tmp_path / "data", "DML", [30.0], dataset="CIFAR10")
@@ -102,7 +131,8 @@ def test_who_is_compared_with_whom(tmp_path, tables):
     found = {place: list(lines) for place, lines in tables(tmp_path).items()}
     both = ["Ind (dropout 0.0)", "Ind (dropout 0.5)"]
     assert found == {("ResNet-32", "Baseline"): [*both, "ONE"], ("ResNet-32", both[0]): ["Baseline", both[1], "ONE"],
-                     ("ResNet-32", both[1]): ["Baseline", both[0], "ONE"], ("ResNet-20", "Ind"): ["DML"]}
+                     ("ResNet-32", both[1]): ["Baseline", both[0], "ONE"], ("ResNet-20", "Ind"): ["DML"],
+                     ("ResNet-32, 3 students", "Baseline"): ["DML"]}
 
 
 def test_a_variant_is_also_compared_with_its_method(tmp_path, tables):
@@ -156,15 +186,16 @@ def test_markdown_html_csv_and_json_hold_the_same(several, tables, printed, tmp_
     text = printed(several, "--html", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     lines = csv.DictReader(io.StringIO(printed(several, "--csv")))
-    in_csv = {line["column"]: line for line in lines if line["table"] == "differences"}
+    in_csv = {line["column"]: line for line in lines if line["measure"] == "error"}
     for name, line in tables(several)["ResNet-32", "Ind"].items():
-        cells = [name, line["result"], "5", f"{line['error']:.2f}", f"{line['reference_error']:.2f}",
+        cells = [name, line["result"], "5", f"{line['value']:.2f}", f"{line['reference_value']:.2f}",
                  f"{line['mean']:+.2f}", f"{line['low']:+.2f} to {line['high']:+.2f}",
                  *("< 0.001" if line[p] < 0.001 else f"{line[p]:.3f}" for p in ("p", "p_holm"))]
         assert row(text, name) == cells
         escaped = [cell.replace("<", "&lt;").replace("'", "&#39;") for cell in cells]
         assert "".join(f"<td>{cell}</td>" for cell in escaped) in page
-        numbers = ("n", "low", "high", "p", "p_holm")
+        numbers = ("n", "value", "reference_value", "low", "high", "p", "p_holm")
         assert [float(in_csv[name][key]) for key in numbers] == pytest.approx([line[key] for key in numbers])
         assert float(in_csv[name]["minus_reference"]) == pytest.approx(line["mean"])
+        assert in_csv[name]["table"] == "differences"
         assert [in_csv[name][key] for key in ("reference", "result", "seeds")] == ["Ind", line["result"], "0 1 2 3 4"]

@@ -7,6 +7,8 @@ import re
 import made_up
 import numpy as np
 import pytest
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
 import report
@@ -14,6 +16,7 @@ from analysis import figures, records
 from analysis.differences import tables_of_differences
 from analysis.groups import split, table_of_runs
 from methods import METHODS
+from training.outputs import metric
 
 
 @pytest.fixture
@@ -56,6 +59,21 @@ def test_learning_curves(groups):
     assert ours["each student"] == pytest.approx([42] * 5) and ours["ensemble"] == pytest.approx([40] * 5)
 
 
+@pytest.mark.parametrize("panels", [1, 2, 3, 4, 5])
+def test_the_legend_lies_within_the_figure(groups, panels):
+    """With every output that has a line."""
+    (group,) = [g for g in groups if is_of(g, "OKDDip")]
+    for record in (record for history in group["history"] for record in history):
+        record |= {metric(output, "test", "accTop1"): 50.0 for output in figures.OUTPUTS}
+    with rc_context(figures.LAYOUT):
+        drawn = figures.learning_curves([group] * panels)
+        FigureCanvasAgg(drawn).draw()
+    (legend,) = drawn.legends
+    box, whole = legend.get_window_extent(), drawn.bbox
+    assert len(legend.get_texts()) == len(figures.OUTPUTS) + 1
+    assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0
+
+
 def test_a_band_is_one_standard_deviation(groups):
     (leader,) = [g for g in groups if is_of(g, "OKDDip")]
     (ax,) = figures.learning_curves([leader]).axes
@@ -66,7 +84,9 @@ def test_a_band_is_one_standard_deviation(groups):
 
 def test_diversity_and_group_size(groups):
     (ax,) = figures.diversity(groups).axes
-    assert lines(ax)["ONE"] == pytest.approx([0.25] * 5)
+    assert lines(ax)["0.250 ONE"] == pytest.approx([0.25] * 5)
+    legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
+    assert len(legend) == 3 and legend == sorted(legend, reverse=True)
     (ax,) = figures.group_size(groups).axes
     (container,) = ax.containers
     assert container.get_label() == "OKDDip-B"
@@ -80,16 +100,18 @@ def test_diversity_and_group_size(groups):
 
 
 def test_differences(runs):
-    """A panel for each reference; intervals that report.py --json gives, around a line at 0; hollow without one."""
+    """A panel for each reference and number of students, with intervals around a line at 0; hollow without one."""
     made_up.run(runs, "DML", 0, [50.0, 45.0, 40.0, 40.0, 42.0])
     made_up.run(runs, "Ind", 0, [50.0, 45.0, 40.0, 40.0, 41.0])
     made_up.run(runs, "ONE", 2, [50.0, 45.0, 40.0, 40.0, 39.0])
     made_up.run(runs, "baseline", 2, [50.0, 45.0, 40.0, 40.0, 41.0])
     table = table_of_runs(records.find_runs([runs])[0])[0]
     panels = {ax.get_title(): ax for ax in figures.differences(table).axes}
-    assert list(panels) == ["compared with Ind", "compared with Baseline"]
-    (against,) = [found for found in tables_of_differences(table) if found["reference"] == "Baseline"]
-    ax = panels["compared with Baseline"]
+    assert list(panels) == ["ResNet-32, 3 students, compared with Baseline", "ResNet-32, compared with Ind",
+                            "ResNet-32, compared with Baseline"]
+    (against,) = [found for found in tables_of_differences(table)
+                  if (found["measure"], found["reference"], found["network"]) == ("error", "Baseline", "ResNet-32")]
+    ax = panels["ResNet-32, compared with Baseline"]
     labels = [text.get_text() for text in ax.get_yticklabels()]
     assert labels == ["Ind, 1 seed", "DML, 1 seed", "ONE, 3 seeds", "OKDDip-B, 2 seeds"]
     zero = [line for line in ax.get_lines() if list(line.get_xdata()) == [0, 0]]
