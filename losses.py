@@ -96,6 +96,7 @@ def okddip_loss(peers: Tensor, targets: Tensor, leader: Tensor | None, labels: T
     teacher [B, C]: adds alpha sum_z T^2 KL(teacher || z) over all students, without ramp-up (Table 6).
     detach_targets: no gradient flows through t_a and mean_a z_a. By default it does, as in the authors' code.
     """
+    peers, targets = full_precision(peers), full_precision(targets)
     students, taught_by = peers, targets  # first level: t_a teaches peer a
     if leader is not None:  # second level: the mean of the peers teaches the leader
         students = torch.cat([peers, leader.unsqueeze(1)], 1)  # [B, m, C]
@@ -147,7 +148,7 @@ def dml_loss(branches: Tensor, labels: Tensor, temperature: float = 3.0, loss: s
     detach_targets: no gradient flows through t_i and z_j, as in Zhang et al. By default it does, as in the code of
     OKDDip's authors.
     """
-    m = branches.shape[1]
+    m, branches = branches.shape[1], full_precision(branches)
     taught_by = branches.detach() if detach_targets else branches
     L_true = true_loss(branches, labels)
     if pairwise:
@@ -174,6 +175,7 @@ def ffl_loss(branches: Tensor, fused: Tensor, labels: Tensor, weight: float | Te
 
     L = sum_i CE(z_i, y) + CE(s, y) + alpha w(e) [T^2 KL(sg mean_i z_i || s) + sum_i T^2 KL(sg s || z_i)]
     """
+    branches, fused = full_precision(branches), full_precision(fused)
     L_true = true_loss(torch.cat([branches, fused.unsqueeze(1)], 1), labels)
     L_fused = distillation(branches.mean(1).detach(), fused, temperature, loss)  # the branches' ensemble teaches s
     L_branches = distillation(fused.detach().unsqueeze(1), branches, temperature, loss)  # s teaches each branch
@@ -215,7 +217,7 @@ def okdph_loss(networks: Tensor, hybrid: Tensor, labels: Tensor, temperature: fl
     L = sum_i [omega CE(z_i, y) + (1 - omega) CE(z_hybrid, y) + beta T^2 KL(t || z_i)],   t = sg of the mean of all
                                                                                          m + 1 logits; sg: no gradient
     """
-    m = networks.shape[1]
+    m, networks, hybrid = networks.shape[1], full_precision(networks), full_precision(hybrid)
     t = torch.cat([networks, hybrid.unsqueeze(1)], 1).mean(1, keepdim=True).detach()  # [B, 1, C]
     L_true = omega * true_loss(networks, labels) + m * (1 - omega) * true_loss(hybrid, labels)
     L_group = distillation(t, networks, temperature, loss)

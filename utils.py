@@ -114,7 +114,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str, operands: str = ""):
         """description: the script's docstring; --help omits its measured results. operands: positional arguments."""
         super().__init__(description=(description or "").partition("\nMeasured")[0].strip(),  # -OO: None
-                         formatter_class=Help, usage=f"%(prog)s {operands} [--flag VALUE ...]".replace("  ", " "))
+                         formatter_class=Help, usage=f"%(prog)s {operands} [--flag VALUE ...]".replace("  ", " "),
+                         allow_abbrev=False)  # other code looks for whole flags in a command line
 
     def error(self, message: str):
         line = one_line(f"error: {message} (see {self.prog} --help)")

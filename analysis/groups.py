@@ -7,9 +7,10 @@ from statistics import fmean, stdev
 import pandas as pd
 
 from analysis.records import RecordedRun, test_outputs
+from analysis.titles import network_title
 from methods import title_of
 from training.flags import FREE_FLAGS
-from training.outputs import EMA_MEAN, ENSEMBLE, FUSED, GATE, LEADER, MEAN, metric
+from training.outputs import EMA_MEAN, ENSEMBLE, FUSED, GATE, LEADER, MEAN, metric, student
 
 # Flags that may differ within a group: the seed, paths, how a run was started, and what follows from other flags.
 # choose_E may differ because report.py finds the best epoch itself, for each table anew.
@@ -39,7 +40,10 @@ def table_of_runs(runs: Iterable[RecordedRun]) -> tuple[pd.DataFrame, list[str]]
 
 
 def row_of(run: RecordedRun) -> dict:
-    """A run's row. best, last: top-1 error of the method's own output in %; ensemble_best: the same of the ensemble."""
+    """A run's row. best, last: top-1 error of the method's own output in %; ensemble_best: the same of the ensemble.
+
+    students_by_name: the errors of different networks (--models), whose mean says little. Empty for equal networks.
+    """
     flags = {name: value for name, value in run.flags.items() if name not in MAY_DIFFER}
     flags["processes"] = run.flags["environment"].get("processes", 1)
     last = run.history[-1]
@@ -52,7 +56,10 @@ def row_of(run: RecordedRun) -> dict:
     row["last"], _ = run.error("last", run.output)
     row |= {COLUMNS[output]: 100 - last[metric(output, "test", "accTop1")]
             for output in test_outputs(last) if output in COLUMNS}
-    return row | ({"diversity": last["dist"]} if "dist" in last else {})
+    row |= {"diversity": last["dist"]} if "dist" in last else {}
+    row["students_by_name"] = {f"student {i}, {network_title(name)}": 100 - last[metric(student(i), "test", "accTop1")]
+                               for i, name in enumerate(run.flags.get("models") or [])}
+    return row
 
 
 def split(runs: pd.DataFrame) -> list[pd.DataFrame]:

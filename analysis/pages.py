@@ -58,7 +58,7 @@ def blocks(report: list[dict], source: str) -> list[Block]:
 
 def table_blocks(table: dict) -> list[Block]:
     """A table, a second table with other metrics of the groups, and the commands."""
-    lines, measured, commands = [], [], []
+    lines, measured, by_name, commands = [], [], [], []
     for row in table["rows"]:
         for i, (name, texts) in enumerate(lines_of(row, table["source"]).items()):
             lines.append([row["name"] if i == 0 else "", name, *texts])
@@ -68,6 +68,8 @@ def table_blocks(table: dict) -> list[Block]:
                                 f"best epochs {spaced(group['best_epochs'])}")
                 if "dist" in group["besides"]:
                     measured.append((row["name"], column, group["besides"]))
+                by_name += [[row["name"], column, name, number(error)]
+                            for name, error in group["students_by_name"].items()]
     content = [("h3", table["title"] + (f" ({table['note']})" if table["note"] else "")),
                ("table", pd.DataFrame(lines, columns=["", "", *table["columns"]]))]
     if measured:
@@ -76,6 +78,9 @@ def table_blocks(table: dict) -> list[Block]:
                 for name, column, besides in measured]
         content += [("p", "Groups of students in the last epoch: errors of their outputs, diversity of the peers."),
                     ("table", pd.DataFrame(rows, columns=["", "", *(HEADINGS[name] for name in shown)]))]
+    if by_name:
+        content += [("p", "Groups of different networks in the last epoch: the error of each student."),
+                    ("table", pd.DataFrame(by_name, columns=["", "", "student", "error"]))]
     return [*content, ("p", "The commands of the first seed:"), ("pre", "\n".join(commands))]
 
 
@@ -175,6 +180,7 @@ def csv(report: list[dict]) -> str:
     """A line for each group in each table, and a line for each cell without a group (n = 0).
 
     leader, students, ensemble, gated_ensemble and diversity are those of the last epoch, for groups of students only.
+    Then a line for each student of a group of different networks, with its error in the last epoch.
     Then a line for each difference: its table is "differences", and only these lines have a measure and a reference.
     """
     pairs = [f"{name}_{part}" for name in ("best", "last", "published", *COLUMNS.values()) for part in ("mean", "sd")]
@@ -183,14 +189,20 @@ def csv(report: list[dict]) -> str:
              for section in report for table in section["tables"] for row in table["rows"]
              for column, cell in zip(table["columns"], row["cells"], strict=True)
              for group in cell["groups"] or [NO_RUN]]
+    lines += [{"recipe": recipe_title(section["recipe"]), "table": "students", "row": row["name"], "column": column,
+               "student": name, "last_mean": error[0], "last_sd": error[1], "n": group["n"],
+               "seeds": spaced(group["seeds"])}
+              for section in report for table in section["tables"] for row in table["rows"]
+              for column, cell in zip(table["columns"], row["cells"], strict=True)
+              for group in cell["groups"] for name, error in group["students_by_name"].items()]
     lines += [{"recipe": recipe_title(section["recipe"]), "table": "differences", "column": line["name"],
                "row": f"{table['network']}, {table['data']}", "measure": table["measure"],
                "reference": table["reference"], **line, "minus_reference": line["mean"],
                "seeds": spaced(line["seeds"])}
               for section in report for table in section["differences"] for line in table["lines"]]
     columns = ["recipe", "table", "row", "column", "telling_flags", "n", "seeds", "best_epochs", *pairs, "difference",
-               "command", "measure", "reference", "value", "reference_value", "minus_reference", "low", "high", "p",
-               "p_holm", "result"]
+               "command", "student", "measure", "reference", "value", "reference_value", "minus_reference",
+               "low", "high", "p", "p_holm", "result"]
     return pd.DataFrame(lines, columns=columns).to_csv(index=False, lineterminator="\n")
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from runtime.errors import UserError
 from training.flags import LATER_FLAGS
-from training.outputs import ENSEMBLE, FUSED, GATE, LEADER, MEAN, NETWORK, metric, parse
+from training.outputs import ENSEMBLE, FUSED, GATE, LEADER, MEAN, NETWORK, metric, parse, student
 
 DATA = ("dataset", "classes", "mean", "std")
 RECIPE = ("num_epochs", "batch_size", "lr", "milestones", "wd", "train_size", "val_size", "amp", "compile", "tf32",
@@ -116,6 +116,7 @@ def check_metrics(folder: Path, flags: dict, history: list[dict]) -> None:
     phases = ("test", "val") if flags["val_size"] else ("test",)
     outputs = {ENSEMBLE, MEAN} if "num_branches" in flags else {NETWORK}
     outputs |= {LEADER, GATE, FUSED} & set(test_outputs(history[-1]))
+    outputs |= {student(i) for i in range(len(flags.get("models") or []))}
     missing = sorted({metric(output, phase, "accTop1") for output in outputs for phase in phases} - names)
     accuracies = [name for name in names if parse(name).phase in ("test", "val") and parse(name).name == "accTop1"]
     problem = None

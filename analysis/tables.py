@@ -120,6 +120,8 @@ def cell(runs: pd.DataFrame, published: list | None, ensemble: bool = False) -> 
         "last": mean_and_deviation(group[last]),
         "besides": {name: mean_and_deviation(group[column]) for name, column in COLUMNS.items()
                     if column in group and group[column].notna().all()},
+        "students_by_name": {name: mean_and_deviation(group["students_by_name"].map(lambda errors, n=name: errors[n]))
+                             for name in group["students_by_name"].iloc[0]},
         "difference": mean_and_deviation(group[best])[0] - published[0] if published else None,
         "command": f"python {group['command'].iloc[0]}", "runs": group["folder"].tolist()}
         for group in split(runs)]}

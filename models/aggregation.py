@@ -13,7 +13,7 @@ class Attention(nn.Module):
     No bias and no 1/sqrt(d). b runs over all peers, including a. The peers share W_L and W_E. The two differ, so
     the weights are asymmetric: alpha_ab is not alpha_ba.
 
-    W_L and W_E receive gradients only through the targets. Do not detach the targets.
+    W_L and W_E receive gradients only through the targets. With detached targets they are not trained.
     """
 
     def __init__(self, width: int):

@@ -52,6 +52,8 @@ class Branches(nn.Module):
         """images [B, 3, H, W] or views [B, m, 3, H, W] -> x [B, trunk_width, H', W'] for each head, or one for all."""
         if images.dim() == 4:
             return [trunk(images) for trunk in self.trunks]
+        if images.shape[1] != self.num_branches:
+            raise ValueError(f"{self.num_branches} students need as many views of an image, not {images.shape[1]}")
         if self.network_based:
             return [trunk(view) for trunk, view in zip(self.trunks, images.unbind(1), strict=True)]
         by_view = images.transpose(0, 1).flatten(0, 1)  # [m B, 3, H, W]; our loaders keep them so: nothing is copied

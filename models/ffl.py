@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from .architecture import BatchNorm
 from .branches import Branches
+from .registry import find
 
 
 class Fusion(nn.Module):
@@ -42,6 +43,7 @@ class FFL(Branches):
     def __init__(self, name: str, num_classes: int, num_branches: int, network_based: bool = False, **options):
         super().__init__(name, num_classes, num_branches, network_based, **options)
         self.fusion = Fusion(num_branches, self.heads[0].width, num_classes)
+        find(name).initialise(self.fusion.fc)  # a VGG draws all its linear layers in its own way
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images [B, 3, H, W] -> logits of the students [B, m, C], fused logits s [B, C]."""

@@ -42,11 +42,11 @@ def general_weights(C: Tensor) -> Tensor:
     """v = C^-1 1 / (1^T C^-1 1), the weights of the least error in C [m, m] -> [m].
 
     They sum to 1. A billionth of the mean error is added to the diagonal: C has no inverse if a network makes no error,
-    or if two are equal.
+    or if two are equal. v does not depend on the scale of C, so C is divided by its mean error: C^-1 stays finite.
     """
     C = C.double()
-    ridge = 1e-9 * C.diagonal().mean() + torch.finfo(C.dtype).tiny
-    v = torch.linalg.solve(C + ridge * torch.eye(len(C), dtype=C.dtype), torch.ones(len(C), dtype=C.dtype))
+    scaled = C / C.diagonal().mean().clamp(min=torch.finfo(C.dtype).tiny)
+    v = torch.linalg.solve(scaled + 1e-9 * torch.eye(len(C), dtype=C.dtype), torch.ones(len(C), dtype=C.dtype))
     return v / v.sum()
 
 

@@ -19,7 +19,10 @@ def official_names(key: str, model: nn.Module) -> list[str]:
     module, _, leaf = key.rpartition(".")
     if module in AGGREGATION:
         return [f"{AGGREGATION[module]}.{leaf}"]
-    part, i, rest = re.fullmatch(r"(trunk|head|trunks|heads)\.(?:(\d+)\.)?(.*)", key).groups()
+    match = re.fullmatch(r"(trunk|head|trunks|heads)\.(?:(\d+)\.)?(.*)", key)
+    if match is None:
+        raise ValueError(f"the authors' code has no method with {key}")
+    part, i, rest = match.groups()
     if i is None:
         return [rest]
     if model.network_based:

@@ -20,7 +20,7 @@ class PCL(nn.Module):
         self.name, self.num_branches = name, num_branches
         self.peers = Branches(name, num_classes, num_branches, **options)
         self.ensemble = nn.Linear(num_branches * self.peers.heads[0].width, num_classes)
-        find(name).initialise(self.ensemble)  # drawn as the other linear layers of this network
+        find(name).initialise(self.ensemble)  # a VGG draws all its linear layers in its own way
         self.mean = Branches(name, num_classes, num_branches, **options).requires_grad_(False)
         self.mean.load_state_dict(self.peers.state_dict())
 

@@ -74,10 +74,12 @@ line() {
         vgg*" train_GL.py"* | vgg*" train_one.py"*) command="$command --dropout ${vgg_dropout:-0.5}" ;;
     esac
     version=seed$seed
-    if [ "${branches:-4}" != 4 ]; then
-        command="$command --num_branches $branches" version=m${branches}_$version
-    fi
-    what="--model $model --dataset $dataset${EPOCHS:+ --num_epochs $EPOCHS}${recipe:-} --seed $seed --version $version"
+    case $command in
+        *" --models "*) ;;  # names a network for each student
+        *) [ "${branches:-4}" = 4 ] || command="$command --num_branches $branches" version=m${branches}_$version
+            command="$command --model $model" ;;
+    esac
+    what="--dataset $dataset${EPOCHS:+ --num_epochs $EPOCHS}${recipe:-} --seed $seed --version $version"
     printf '%s\n' "python $command $what$(quote --data_dir "$DATA_DIR" --save_dir "$SAVE_DIR") --resume auto$more_flags"
 }
 

@@ -7,7 +7,8 @@
 #   DATA_DIR=path/to/images sh scripts/study.sh
 #   python report.py runs/study
 #
-# SEEDS and METHODS choose a part of the study, or other methods: METHODS="KD OKDDip:--aggregation:random" (runs.sh).
+# SEEDS and METHODS choose a part of the study, or other methods: METHODS="KD OKDDip:--aggregation:random", or with
+# different networks in a group METHODS=DML:--models:resnet20:vgg16 (runs.sh).
 # DATA_DIR, SAVE_DIR, GPUS, DRY_RUN and PYTHON: see runs.sh.
 SAVE_DIR=${SAVE_DIR:-./runs/study} seeds=${SEEDS:-}
 . "$(dirname "$0")/runs.sh"

@@ -28,7 +28,7 @@ FLAGS = ["--model", "resnet8", "--dataset", "folder", "--batch_size", "8", "--lr
 METHODS = {"OKDDip": ("train_GL", ["--length", "3"]), "ONE": ("train_one", ["--length", "3"]),
            "KD": ("train_kd", ["--T_model", "resnet14", "--save_steps", "2"]),
            "FFL": ("train_FFL", ["--length", "3", "--num_branches", "2"]),
-           "PCL": ("train_PCL", ["--length", "3", "--num_branches", "2"]),
+           "PCL": ("train_PCL", ["--length", "3", "--num_branches", "2", "--save_steps", "2"]),
            "KDCL-general": ("train_KDCL", ["--target", "general", "--val_size", "6", "--num_branches", "2"]),
            "OKDPH-dirichlet": ("train_OKDPH", ["--hybrid", "dirichlet", "--num_branches", "2", "--save_steps",
                                                 "2"])}

@@ -105,13 +105,14 @@ def two_epochs(prepared):
 def test_compiled_steps_give_the_numbers_of_eager_ones(name, device, prepare, monkeypatch):
     """In float64: twenty steps in float32 make differences in rounding too large to compare.
 
-    On the CPU, Python replaces Inductor as the backend of torch.compile, because Inductor takes half a minute.
+    On the CPU, the backend of torch.compile makes forward and backward graphs, but PyTorch runs them. Inductor, which
+    makes code of them, takes half a minute.
     """
     from torch._dynamo.utils import counters
     from torch._inductor.cudagraph_trees import get_manager
 
     if device == "cpu":
-        compiler = partial(torch.compile, backend="eager")
+        compiler = partial(torch.compile, backend="aot_eager")
         monkeypatch.setattr(torch, "compile", lambda f, mode, dynamic: compiler(f, dynamic=dynamic))
     flags, options = ("--lr", "0.01"), {"images": (77, 40), "dtype": torch.float64}
     expected, weights = two_epochs(prepare(name, device, *flags, **options))

@@ -185,6 +185,11 @@ def make_files(kind, runs, group, file):
         file.write_bytes(serialise(content))
     elif kind == "bare group":
         torch.save(models.ONE("resnet8", 10, 4).state_dict(), file)
+    elif kind == "bare PCL":
+        torch.save(models.PCL("resnet8", 10, 3).state_dict(), file)
+    elif kind == "not the authors'":
+        weights = models.create_model("resnet8", 10).state_dict()
+        torch.save({key.partition(".")[2]: value for key, value in weights.items()}, file)
     elif kind == "float image":
         Image.fromarray(np.random.default_rng(0).random((32, 32), dtype=np.float32)).save(tmp_path / "float.tiff")
     elif kind == "exported":
@@ -216,6 +221,8 @@ def wrong(kind, runs, tmp_path):
         "unknown method": [file],
         "unknown data": [file],
         "bare group": [file, "--model", "resnet8"],
+        "bare PCL": [file, "--model", "resnet8"],
+        "not the authors'": [file, "--model", "resnet8", "--method", "PCL"],
         "float image": [group, "--images", tmp_path / "float.tiff"],
         "says what it is": [group, "--model", "resnet14"],
         "other data": [group, "--dataset", "imagenet"],
@@ -229,7 +236,9 @@ def wrong(kind, runs, tmp_path):
     ("exported with std 0", "std above 0"), ("exported with a size", "images of size 'big'"),
     ("exported with NaN", "not a number"), ("unknown method", "unknown method 'Mean'.*METHODS"),
     ("unknown data", "unknown data set.*SVHN"),
-    ("bare group", "bare weights of a group"), ("float image", "floating-point"),
+    ("bare group", "bare weights of a group"), ("bare PCL", "bare weights of a group"),
+    ("not the authors'", "under the authors' names .*the authors' code has no method with peers"),
+    ("float image", "floating-point"),
     ("missing", "there is no checkpoint at .*nothing"), ("folder without a run", "no checkpoint at .*best.pth"),
     ("damaged", "file.pth is damaged|file.pth is not a checkpoint"), ("unknown ending", r"x.tflite .*\.safetensors"),
     ("no such folder", "no is not a folder"), ("there already", "there.onnx is there already.*--overwrite"),

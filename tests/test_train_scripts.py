@@ -294,6 +294,7 @@ def test_every_student_sees_its_own_view(script, views, monkeypatch, tmp_path):
     (train_DML, ["--models", "resnet8", "resnet9"], "invalid choice: 'resnet9'"),
     (train_DML, ["--models", "resnet8", "resnet14", "--num_branches", "3"], "leave out --num_branches"),
     (train_DML, ["--models", "resnet8", "resnet14", "--model", "resnet20"], "leave out --model"),
+    (train_DML, ["--models", "resnet8", "resnet14", "--num_b", "5"], "unrecognized arguments: --num_b 5"),
     (train_DML, ["--models", "resnet8", "resnet14", "--dropout", "0.5"], "resnet8 and resnet14 do not have it"),
     (train_DML, ["--models", "resnet8", "vgg16", "--dataset", "imagenet"], "--models: vgg16 is made for"),
     (train_DML, ["--models", "resnet8", "resnet8"], "different networks"),

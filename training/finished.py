@@ -6,6 +6,7 @@ that the run is complete. In all other cases it has to be asked.
 """
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 
@@ -38,6 +39,9 @@ def receipt(folder: Path, last: dict, command: list[str], code: str) -> str:
 def finished_run(command: list[str]) -> str | None:
     """What ``--resume auto`` would print for this command line (script and flags) if its run is finished, else None."""
     given = dict(zip(command, command[1:], strict=False))
+    if "--models" in command:
+        following = command[command.index("--models") + 1:]
+        given["--model"] = "+".join(itertools.takewhile(lambda word: not word.startswith("--"), following))
     names = [given.get(flag, "") for flag in ("--save_dir", "--dataset", "--model", "--version")]
     if given.get("--resume") != "auto" or "" in names or "--overwrite" in command:
         return None

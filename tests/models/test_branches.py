@@ -184,3 +184,10 @@ def test_cl_targets_move_with_the_others():
     for a in range(3):
         moved = [gradient_of_bias(targets[0, a, 0], model, b).item() for b in range(3)]
         assert moved == pytest.approx([0 if b == a else 0.5 for b in range(3)])
+
+
+@pytest.mark.parametrize("network_based", [False, True])
+def test_each_student_needs_a_view(network_based):
+    group = models.Branches("resnet8", 10, 4, network_based)
+    with pytest.raises(ValueError, match="4 students need as many views of an image, not 2"):
+        group(torch.randn(8, 2, 3, 32, 32))

@@ -37,6 +37,32 @@ def test_fusion_one_number_at_a_time():
     assert fusion(maps).allclose(expected, rtol=1e-10)
 
 
+def test_the_gradient_of_the_fusion_is_that_of_its_formula():
+    """In float64, for the maps and for every weight, by finite differences."""
+    torch.manual_seed(0)
+    fusion = Fusion(num_branches=2, width=2, num_classes=3).double()
+    maps = [torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    names, weights = zip(*fusion.named_parameters(), strict=True)
+    assert torch.autograd.gradcheck(
+        lambda a, b, *values: torch.func.functional_call(fusion, dict(zip(names, values, strict=True)), ([a, b],)),
+        (*maps, *weights))
+
+
+@pytest.mark.parametrize("network_based", [False, True])
+def test_the_fused_logits_alone_give_every_student_a_gradient(network_based):
+    """That of the formula: of the maps, put together outside the model. Not of the students' classifiers."""
+    torch.manual_seed(0)
+    model = models.FFL("resnet8", 10, 3, network_based).double()
+    images = IMAGES.double()
+    weights = [p for name, p in model.named_parameters() if not name.startswith("heads") or ".fc." not in name]
+    _, s = model(images)
+    found = torch.autograd.grad(s.square().sum(), weights)
+    x = [trunk(images) for trunk in model.trunks]
+    maps = [head.feature_map(x[i if network_based else 0]) for i, head in enumerate(model.heads)]
+    expected = torch.autograd.grad(model.fusion(maps).square().sum(), weights)
+    assert all(a.allclose(b, rtol=1e-8, atol=1e-10) and a.any() for a, b in zip(found, expected, strict=True))
+
+
 def test_the_fusion_s_convolutions_are_drawn_by_their_outputs():
     """N(0, 2 / (k k out_channels)): 128 * 9 weights with 2 / (9 * 128), 64 * 128 weights with 2 / 64."""
     torch.manual_seed(0)

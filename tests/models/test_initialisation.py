@@ -53,6 +53,20 @@ def test_every_weight_is_drawn_as_documented(name, group):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("group", [models.FFL, models.PCL])
+def test_the_linear_layer_of_all_students_is_drawn_like_attention_and_gate(name, group):
+    """FFL's fused classifier, PCL's ensemble: N(0, 0.01^2) with bias 0 in a VGG, elsewhere PyTorch's default."""
+    torch.manual_seed(0)
+    model = group(name, 10, 2)
+    m = model.fusion.fc if group is models.FFL else model.ensemble
+    if name == "vgg16":
+        assert is_drawn_from(m.weight, NORMAL, 0.01) and not m.bias.any()
+    else:
+        bound = 1 / math.sqrt(m.in_features)
+        assert is_drawn_from(m.weight, UNIFORM, bound) and 0 < m.bias.abs().max() <= bound
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_weights_of_different_parts_differ(name):
     torch.manual_seed(0)
     first, second = models.Branches(name, 10, 2).heads

@@ -69,9 +69,17 @@ def test_half_precision_of_the_networks_does_not_reach_the_target(rule):
         assert error_products(Z.float().log_softmax(-1), LABELS).dtype == torch.float32
 
 
-@pytest.mark.parametrize("errors", [torch.zeros(3, 3), torch.ones(3, 3)])
-def test_equal_networks_have_equal_weights(errors):
-    assert general_weights(errors).tolist() == pytest.approx([1 / 3] * 3)
+@pytest.mark.parametrize("m", [2, 3, 4, 8])
+@pytest.mark.parametrize("error", [0.0, 1e-300, 1e-12, 1.0])
+def test_equal_networks_have_equal_weights(error, m):
+    """Also where none makes an error."""
+    assert general_weights(torch.full((m, m), error, dtype=torch.float64)).tolist() == pytest.approx([1 / m] * m)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_scale_of_the_errors_does_not_matter(scale):
+    errors = torch.tensor([[0.1, 0.02, 0.01], [0.02, 0.3, 0.05], [0.01, 0.05, 0.6]], dtype=torch.float64)
+    assert general_weights(scale * errors).tolist() == pytest.approx(general_weights(errors).tolist(), rel=1e-12)
 
 
 def test_the_general_target_has_weights():

@@ -1,5 +1,7 @@
 """PCL: views, the peer ensemble, the temporal mean model."""
 
+import re
+
 import pytest
 import torch
 from image_data import random_data
@@ -62,6 +64,21 @@ def test_the_mean_model_gets_no_gradient_and_keeps_its_own_statistics():
             assert not value.equal(model.peers.state_dict()[name]), name
 
 
+def test_the_ensemble_alone_gives_every_peer_a_gradient():
+    """That of the formula: trunk on all views at once, heads on their own, one linear layer. In float64."""
+    model, views = make().double(), VIEWS.double()
+    weights = {name: p for name, p in model.named_parameters()
+               if not name.startswith("mean.") and not re.fullmatch(r"peers\.heads\.\d\.fc\..*", name)}
+    _, s, _ = model(views)
+    found = torch.autograd.grad(s.square().sum(), weights.values())
+    x = model.peers.trunks[0](torch.cat([views[:, i] for i in range(M)]))
+    h = [head(x[4 * i:4 * i + 4])[0] for i, head in enumerate(model.peers.heads)]
+    expected = sum(((sum(h[i] @ model.ensemble.weight[:, 64 * i:64 * i + 64].T for i in range(M))
+                     + model.ensemble.bias) ** 2).flatten())
+    for name, a, b in zip(weights, found, torch.autograd.grad(expected, weights.values()), strict=True):
+        assert a.allclose(b, rtol=1e-8, atol=1e-10) and a.any(), name
+
+
 def test_the_mean_after_n_steps_is_the_closed_sum():
     """While d = 1 - 1/(step + 1), it is the plain mean of the initial weights and those after each step."""
     model = make().double()
@@ -74,6 +91,18 @@ def test_the_mean_after_n_steps_is_the_closed_sum():
         model.update_mean(step)
         seen.append(model.peers.state_dict()[name].clone())
         assert model.mean.state_dict()[name].allclose(sum(seen) / len(seen), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("step", "d"), [(1, 0.5), (998, 998 / 999), (999, 0.999), (1000, 0.999)])
+def test_the_decay_of_a_step(step, d):
+    """min(1 - 1/(step + 1), 0.999). The two are equal in step 999."""
+    model = make().double()
+    with torch.no_grad():
+        for p in model.peers.parameters():
+            p.add_(1.0)
+    model.update_mean(step)
+    for mean, p in zip(model.mean.parameters(), model.peers.parameters(), strict=True):
+        assert (p - mean).detach().numpy() == pytest.approx(d, abs=1e-12)
 
 
 def test_the_decay_ends_at_0_999():

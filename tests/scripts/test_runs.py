@@ -1,5 +1,6 @@
 """The scripts of the paper's tables and figures: the command lines that they print."""
 
+import importlib
 import json
 import os
 import re
@@ -160,6 +161,13 @@ def test_methods_with_flags_and_teacher(listed):
     assert flag(teacher, "--model") == "resnet56" and baseline[0] == "train.py" and "--length" not in baseline
     assert others[:5] == ["train_GL.py", "--aggregation", "others", "--length", "10"]
     assert taught[:3] == ["train_GL.py", "--T_model", "resnet56"] and flag(taught, "--T_model_path").endswith("_seed0")
+
+
+def test_groups_of_different_networks(listed):
+    """Without the study's --model; the training accepts the command."""
+    for script, *flags in listed("study", METHODS="KDCL:--models:resnet8:vgg16 Ind:--MulStu:--models:resnet8:resnet14"):
+        args = importlib.import_module(script.removesuffix(".py")).parse_args(flags)
+        assert args.num_branches == 2 and args.model in ("resnet8+vgg16", "resnet8+resnet14")
 
 
 def test_without_python_the_commands_are_still_printed(shell, listed, tmp_path):

@@ -119,3 +119,13 @@ def test_a_table_script_passes_over_finished_runs_without_pytorch(command, folde
     assert done.returncode == 0, done.stderr
     assert done.stdout == (f"[1/1] {folder} is complete: 1 epochs (more with --num_epochs)\n"
                            "1 of 1 runs are complete\n")
+
+
+def test_a_finished_run_of_different_networks(images, tmp_path):
+    """Its folder has the names of --models. No other command about them is answered."""
+    flags = ["--models", "resnet8", "resnet14", *FLAGS[2:], "--num_epochs", "1", "--version", "seed0", "--data_dir",
+             str(images), "--save_dir", str(tmp_path), "--resume", "auto"]
+    training = Training("train_KDCL", flags, tmp_path)
+    assert training.wait() == 0, training.said()
+    assert finished_run(["train_KDCL", *flags]).startswith(f"{tmp_path}/folder/KDCL/resnet8+resnet14_seed0 is complete")
+    assert finished_run(["train_KDCL", "--models", "resnet14", "resnet8", *flags[3:]]) is None
