@@ -415,10 +415,10 @@ def load_in_order(environment, folder, batch_size, outcomes):
     dist.barrier()
 
 
-def in_two_processes(folder, batch_size):
+def in_two_processes(function, *arguments):
+    """-> what two processes put into the queue of function(environment, *arguments, queue), sorted by rank."""
     outcomes = CONTEXT.Queue()
-    started = [CONTEXT.Process(target=load_in_order, args=(environment, folder, batch_size, outcomes))
-               for environment in group(2)]
+    started = [CONTEXT.Process(target=function, args=(environment, *arguments, outcomes)) for environment in group(2)]
     for process in started:
         process.start()
     found = sorted(outcomes.get(timeout=120) for _ in started)
@@ -429,10 +429,52 @@ def in_two_processes(folder, batch_size):
 
 def test_the_first_process_downloads_and_the_others_find_it(tmp_path):
     folder = str(tmp_path / "downloaded")
-    assert in_two_processes(folder, 128) == [(0, 1437, 360, (0, 64)), (1, 1437, 360, (64, 128))]
+    assert in_two_processes(load_in_order, folder, 128) == [(0, 1437, 360, (0, 64)), (1, 1437, 360, (64, 128))]
     assert open(folder).read() == "0downloaded 1found "
 
 
 def test_an_error_of_the_first_process_reaches_all_and_is_reported_once(tmp_path):
     message = "--batch_size 127 cannot be shared out evenly among 2 processes"
-    assert in_two_processes(str(tmp_path / "downloaded"), 127) == [(0, message, False), (1, message, True)]
+    found = in_two_processes(load_in_order, str(tmp_path / "downloaded"), 127)
+    assert found == [(0, message, False), (1, message, True)]
+
+
+def centres(root, seed, cache):
+    """The central pixel of each training image of an epoch, batch by batch [(red, green, blue), ...].
+
+    Red is the number of the image; green and blue tell how it was cropped and flipped.
+    """
+    train, _ = dataloader("folder", 6, 0, root, seed=seed, train_size=24, cache=cache)
+    std, mean = (torch.tensor(values).view(3, 1, 1) for values in (train.std, train.mean))
+    return [[tuple(pixel) for pixel in ((x * std + mean) * 255)[:, :, 16, 16].round().int().tolist()] for x, _ in train]
+
+
+def centres_of_a_process(environment, root, cache, outcomes):
+    """One of two processes: what it trains on with seeds 0 and 1."""
+    os.environ.update(environment)
+    dist.init_process_group("gloo")
+    outcomes.put((int(environment["RANK"]), [centres(root, seed, cache) for seed in (0, 1)]))
+    dist.barrier()
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_seeds_train_on_the_same_images_in_another_order_with_another_augmentation(tmp_path, cache, num_processes):
+    """Cached and streamed, in one process and in two, which share each batch."""
+    for number in range(40):
+        pixels = np.zeros((32, 32, 3), np.uint8)
+        pixels[..., 0], pixels[..., 1], pixels[..., 2] = 6 * number, 8 * np.arange(32), 8 * np.arange(32)[:, None]
+        for part in ("train", "test"):
+            (tmp_path / part / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / part / "ab"[number % 2] / f"{number}.png")
+    of_one = [centres(str(tmp_path), seed, cache) for seed in (0, 1)]
+    found = of_one
+    if num_processes == 2:
+        ((_, first), (_, second)) = in_two_processes(centres_of_a_process, str(tmp_path), cache)
+        assert all(len(part) == 3 for seed in (*first, *second) for part in seed)
+        found = [[a + b for a, b in zip(*seeds, strict=True)] for seeds in zip(first, second, strict=True)]
+    assert found == of_one
+    orders = [[red for batch in batches for red, _, _ in batch] for batches in found]
+    augmented = [{red: rest for batch in batches for red, *rest in batch} for batches in found]
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) and len(set(orders[0])) == 24
+    assert sum(augmented[0][red] != augmented[1][red] for red in orders[0]) > 12
