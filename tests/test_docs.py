@@ -4,6 +4,7 @@ Commands run one after another, as a reader would type them, on a few digits and
 """
 
 import ast
+import hashlib
 import importlib
 import json
 import os
@@ -392,6 +393,7 @@ def test_the_model_card_states_the_records():
     """results/weights/README.md against the last epoch of its runs."""
     folder = ROOT / "results" / "weights"
     card = (folder / "README.md").read_text()
+    assert hashlib.sha256((folder / "okddip_resnet20.safetensors").read_bytes()).hexdigest() in card
     itself = json.loads((folder / "okddip_resnet20" / "summary.json").read_text())["last"]["attention_self"]
     assert f"`attention_self` is {itself:.2f}" in card
     ((_, *lines),) = tables(card)

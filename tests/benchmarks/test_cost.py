@@ -55,3 +55,9 @@ def test_hours_of_measured_gpus(tmp_path, monkeypatch, capsys):
     assert header[4:] == ["hours on one A", "hours on one B"]
     assert line[4:] == [f"{(eight / 1e10 + fourteen / 5e9) / 3600:,.0f}", f"{(eight + fourteen) / 2e10 / 3600:,.0f}"]
     assert len(set(line[4:])) == 2 and line[5] != "0"
+
+
+def test_the_table_in_the_documentation_has_every_script():
+    lines = (cost.ROOT / "docs" / "hardware.md").read_text().splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("| ") and ".sh |" in line] == [
+        f"{name}.sh" for name in cost.SCRIPTS]
