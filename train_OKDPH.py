@@ -58,10 +58,11 @@ class OKDPH(Group):
 
     def before_step(self, step: int) -> None:
         m = self.args.num_branches
-        r = np.full(m, 1 / m)
-        if self.args.hybrid == "dirichlet":  # from the seed and the step: the same in every process, and resumable
+        if self.args.hybrid == "mean":
+            self.model.r.fill_(1 / m)
+        else:  # from the seed and the step: the same in every process, and resumable
             r = np.random.default_rng((self.args.seed, step)).dirichlet(np.ones(m))
-        self.model.r.copy_(torch.from_numpy(r.astype(np.float32)), non_blocking=True)
+            self.model.r.copy_(torch.from_numpy(r.astype(np.float32)), non_blocking=True)
 
     @classmethod
     def views(cls, args) -> int:

@@ -36,6 +36,7 @@ class OKDPH(Branches):
         if weights is None or self.hybrid_copy:
             return z, self.hybrid(last)
         names = [name for name, _ in self.hybrid.named_parameters()]
+        # --efficient: the recomputation in backward reads the hybrid's own weights. They are equal to these.
         return z, functional_call(self.hybrid, dict(zip(names, weights, strict=True)), (last,))
 
     def take(self, r: Tensor) -> Mixed:

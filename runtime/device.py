@@ -75,7 +75,8 @@ def git_revision() -> str:
 
 def environment(device: torch.device) -> dict[str, str | int]:
     """Versions, device and number of processes, as recorded with a run."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = (torch.cuda.get_device_name(device) if device.type == "cuda" else  # CPUs round by their instructions
+            f"{platform.processor() or platform.machine()} {torch.backends.cpu.get_cpu_capability()}")
     return {
         "revision": git_revision(),
         "python": platform.python_version(),

@@ -106,3 +106,19 @@ def test_sharing_twice_is_sharing_once():
     for same in (model, again):
         same.share(0.5)
         assert all(value.equal(once[name]) for name, value in same.state_dict().items())
+
+
+def test_recomputing_a_densenet_gives_the_same_gradients():
+    """--efficient: the backward pass runs the hybrid again, without functional_call."""
+    gradients = []
+    for efficient in (False, True):
+        torch.manual_seed(0)
+        model = models.OKDPH("densenetd40k12", C, 2, efficient=efficient).double()
+        model.r.copy_(torch.tensor([0.7, 0.3]))
+        with torch.no_grad():
+            for i, p in enumerate(model.trunks[1].parameters()):
+                p.mul_(1 + i / 1000)
+        z, z_hybrid = model(VIEWS[:2, :3])
+        (F.cross_entropy(z.flatten(0, 1), LABELS) + F.cross_entropy(z_hybrid, LABELS[:2])).backward()
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+    assert all(a.allclose(b, rtol=1e-9, atol=1e-12) for a, b in zip(*gradients, strict=True))
