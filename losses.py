@@ -99,7 +99,7 @@ def okddip_loss(peers: Tensor, targets: Tensor, leader: Tensor | None, labels: T
     peers, targets = full_precision(peers), full_precision(targets)
     students, taught_by = peers, targets  # first level: t_a teaches peer a
     if leader is not None:  # second level: the mean of the peers teaches the leader
-        students = torch.cat([peers, leader.unsqueeze(1)], 1)  # [B, m, C]
+        students = torch.cat([peers, full_precision(leader).unsqueeze(1)], 1)  # [B, m, C]
         taught_by = torch.cat([targets, peers.mean(1, keepdim=True)], 1)  # [B, m, C]
     taught_by = taught_by.detach() if detach_targets else taught_by
     L_true = true_loss(students, labels)

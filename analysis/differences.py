@@ -1,9 +1,10 @@
 """Differences between methods, paired by seed: mean, 95 % confidence interval, paired t-test, Holm's correction.
 
-Compared are the error of the method's own output (the leader, the mean of the students, or the network), the error of
-the ensemble, and the diversity of the peers. They are of the last epoch, because no images choose it.
+They compare the error of the method's own output (the leader, the mean of the students, or the network), the error of
+the ensemble, and the diversity of the peers. All are of the last epoch, because no images choose it.
 """
 
+from collections.abc import Iterable
 from statistics import fmean
 
 import pandas as pd
@@ -17,43 +18,49 @@ from methods import METHODS, position
 REFERENCES = ("Ind", "baseline")  # all other methods are compared with them, and each variant also with its method
 MEASURES = {"error": "last", "ensemble error": "ensemble", "diversity": "diversity"}  # -> columns of groups.row_of
 CONFIDENCE, LEVEL = 0.95, 0.05
-EQUAL = 1e-9  # differences in % are multiples of 100 / images; a smaller spread is rounding
+EQUAL = 1e-9  # a smaller spread of the differences is rounding
 
 
-def tables_of_differences(runs: pd.DataFrame) -> list[dict]:
+def tables_of_differences(runs: pd.DataFrame, measures: Iterable[str] = MEASURES) -> list[dict]:
     """runs of one recipe -> a table for each measure, network, data set, number of students and reference.
 
-    The errors of single networks are compared with those of groups of each size.
+    Single networks have only an error. They are compared with groups of each size, and once with each other.
     """
     tables = []
-    for measure, column in MEASURES.items():
-        measured = runs if measure == "error" else runs[in_group(runs) & runs.reindex(columns=[column])[column].notna()]
+    for measure in measures:
+        measured, column = (runs if measure == "error" else runs[~single(runs)]), MEASURES[measure]
+        measured = measured.dropna(subset=[column]) if column in measured else measured[:0]
         for same_network in split_by(measured, (*DATA, "model")):
-            size_of, single = same_network["num_branches"], ~in_group(same_network)
-            for size in sorted(set(size_of[~single])) or [4]:
-                same_size = same_network[single | (size_of == size)]
+            size_of, alone = same_network["num_branches"], single(same_network)
+            sizes = sorted(set(size_of[~alone]), key=lambda size: (size != 4, size)) or [4]  # [4]: no group at all
+            for size in sizes:
+                same_size = same_network[alone | (size_of == size)]
                 network = network_title(same_size["model"].iloc[0]) + (f", {size} students" if size != 4 else "")
                 groups = sorted(split(same_size), key=lambda group: position(group["method"].iloc[0]))
                 tables += [{"measure": measure, "network": network, "data": data_title(flags_of(same_size)), **table}
                            for method in dict.fromkeys([*REFERENCES, *METHODS])
-                           for table in tables_against(method, groups, measure)]
+                           for table in tables_against(method, groups, measure, pairs_of_single=size == sizes[0])]
     return tables
 
 
-def in_group(runs: pd.DataFrame) -> pd.Series:
-    """Whether each run trained a group of students. A single network has neither an ensemble nor a diversity."""
-    return runs["flags"].map(lambda flags: "num_branches" in flags).astype(bool)
+def single(runs: pd.DataFrame) -> pd.Series:
+    """Whether each run trained a single network. Its output has the name of an ensemble, but it has none."""
+    return runs["flags"].map(lambda flags: "num_branches" not in flags).astype(bool)
 
 
-def tables_against(method: str, groups: list[pd.DataFrame], measure: str) -> list[dict]:
-    """A table for each group of this method that another group is compared with."""
+def tables_against(method: str, groups: list[pd.DataFrame], measure: str, pairs_of_single: bool) -> list[dict]:
+    """A table for each group of this method that another group is compared with.
+
+    pairs_of_single: compare single networks with each other, too.
+    """
     tables = []
     named = list(zip(groups, labels_of(groups), strict=True))
     for reference, title in named:
         if reference["method"].iloc[0] == method:
             lines = [{"name": name, **compare(group, reference, MEASURES[measure])}
                      for group, name in named if group is not reference
-                     and (method in REFERENCES or variant_of(group["method"].iloc[0]) == method)]
+                     and (method in REFERENCES or variant_of(group["method"].iloc[0]) == method)
+                     and (pairs_of_single or not (single(group).all() and single(reference).all()))]
             tables += [{"reference": title, "lines": corrected(lines, measure)}] if lines else []
     return tables
 

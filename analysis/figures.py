@@ -143,12 +143,12 @@ def draw_group(ax: Axes, group: pd.DataFrame) -> None:
 
 
 def differences(runs: pd.DataFrame) -> Figure | None:
-    """A panel for each reference: the mean differences of the errors from its error, with their confidence intervals.
+    """A panel for each reference: how much the error of each method differs from its error, with confidence intervals.
 
     A difference without an interval is a hollow point. None if there is nothing to compare.
     """
-    tables = [(table, lines) for table in tables_of_differences(runs) if table["measure"] == "error"
-              and (lines := [line for line in table["lines"] if line["n"]])]
+    tables = [(table, lines) for table in tables_of_differences(runs, ["error"])
+              if (lines := [line for line in table["lines"] if line["n"]])]
     if not tables:
         return None
     heights = [len(lines) + 1.5 for _, lines in tables]
@@ -183,7 +183,7 @@ def diversity(groups: list[pd.DataFrame]) -> Figure | None:
     for values, label, (colour, line, marker) in sorted(drawn, key=lambda each: -each[0][:, -1].mean()):
         band(ax, values, colour, line, f"{values[:, -1].mean():.3f} {label}", marker)
     ax.set(xlabel="epoch", ylabel="diversity", ylim=(0, None))
-    figure.legend(loc="outside right upper")
+    figure.legend(loc="outside right upper", title="last epoch", alignment="left")
     return figure
 
 

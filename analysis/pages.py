@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.differences import MEASURES
 from analysis.groups import COLUMNS
-from analysis.titles import recipe_title
+from analysis.titles import data_title, recipe_title
 from training.outputs import LEADER, MEAN
 
 TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
@@ -68,7 +68,9 @@ def table_blocks(table: dict) -> list[Block]:
                                 f"best epochs {spaced(group['best_epochs'])}")
                 if "dist" in group["besides"]:
                     measured.append((row["name"], column, group["besides"]))
-                by_name += [[row["name"], column, name, number(error)]
+                flags = distinguishing_flags(group, cell["groups"])
+                method = column + (f" [{flags}]" if flags else "")
+                by_name += [[f"{row['name']}, {method}", name, number(error)]
                             for name, error in group["students_by_name"].items()]
     content = [("h3", table["title"] + (f" ({table['note']})" if table["note"] else "")),
                ("table", pd.DataFrame(lines, columns=["", "", *table["columns"]]))]
@@ -80,7 +82,7 @@ def table_blocks(table: dict) -> list[Block]:
                     ("table", pd.DataFrame(rows, columns=["", "", *(HEADINGS[name] for name in shown)]))]
     if by_name:
         content += [("p", "Groups of different networks in the last epoch: the error of each student."),
-                    ("table", pd.DataFrame(by_name, columns=["", "", "student", "error"]))]
+                    ("table", pd.DataFrame(by_name, columns=["", "student", "error"]))]
     return [*content, ("p", "The commands of the first seed:"), ("pre", "\n".join(commands))]
 
 
@@ -180,7 +182,8 @@ def csv(report: list[dict]) -> str:
     """A line for each group in each table, and a line for each cell without a group (n = 0).
 
     leader, students, ensemble, gated_ensemble and diversity are those of the last epoch, for groups of students only.
-    Then a line for each student of a group of different networks, with its error in the last epoch.
+    Then a line for each student of a group of different networks, with its error in the last epoch: its table is
+    "different networks".
     Then a line for each difference: its table is "differences", and only these lines have a measure and a reference.
     """
     pairs = [f"{name}_{part}" for name in ("best", "last", "published", *COLUMNS.values()) for part in ("mean", "sd")]
@@ -189,9 +192,10 @@ def csv(report: list[dict]) -> str:
              for section in report for table in section["tables"] for row in table["rows"]
              for column, cell in zip(table["columns"], row["cells"], strict=True)
              for group in cell["groups"] or [NO_RUN]]
-    lines += [{"recipe": recipe_title(section["recipe"]), "table": "students", "row": row["name"], "column": column,
-               "student": name, "last_mean": error[0], "last_sd": error[1], "n": group["n"],
-               "seeds": spaced(group["seeds"])}
+    lines += [{"recipe": recipe_title(section["recipe"]), "table": "different networks", "column": column,
+               "row": f"{row['name']}, {data_title(group['flags'])}", "student": name, "n": group["n"],
+               "telling_flags": distinguishing_flags(group, cell["groups"]), "seeds": spaced(group["seeds"]),
+               "last_mean": error[0], "last_sd": error[1]}
               for section in report for table in section["tables"] for row in table["rows"]
               for column, cell in zip(table["columns"], row["cells"], strict=True)
               for group in cell["groups"] for name, error in group["students_by_name"].items()]

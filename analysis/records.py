@@ -70,6 +70,10 @@ def read_run(folder: Path) -> RecordedRun:
     try:
         flags = LATER_FLAGS | json.loads((folder / "parameters.json").read_text())
         history = [with_attention_self(record) for record in read_json_lines(folder / "metrics.jsonl")]
+        named = flags.get("models") or []
+        if not isinstance(named, list) or named and (len(named) != flags.get("num_branches")
+                                                     or not all(isinstance(name, str) for name in named)):
+            raise ValueError(f"models is {named!r}")
         wrong = [name for name in (*DATA, *RECIPE, *TYPES) if not isinstance(flags[name], TYPES.get(name, object))]
         if wrong:
             raise ValueError(f"{wrong[0]} is {flags[wrong[0]]!r}")

@@ -1,6 +1,5 @@
 """Read a file into a SavedModel: a run's checkpoint, an exported file, or a checkpoint of the authors' code."""
 
-import re
 from argparse import Namespace
 from pathlib import Path
 
@@ -98,7 +97,7 @@ def read_weights(path: Path, weights: dict[str, Tensor], model: str | None, meth
         else:
             models.load_official_state_dict(built.model, weights)
     except MISFITS as error:
-        if any(re.match(r"(peers\.)?trunks\.", key) for key in weights):
+        if any(key.removeprefix("peers.").startswith("trunks.") for key in weights):
             raise UserError(f"{path} holds the bare weights of a group of this project, which do not name the method: "
                             "evaluate the run's folder or its best.pth") from error
         raise UserError(f"{path} does not hold the weights of a {model}, or of a group of them, under the authors' "

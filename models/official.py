@@ -15,13 +15,16 @@ AGGREGATION = {  # our module -> theirs
 
 
 def official_names(key: str, model: nn.Module) -> list[str]:
-    """The names of our parameter ``key`` in the authors' checkpoints, the likeliest first."""
+    """The names of our parameter ``key`` in the authors' checkpoints, the likeliest first.
+
+    ValueError if they have no such method.
+    """
     module, _, leaf = key.rpartition(".")
     if module in AGGREGATION:
         return [f"{AGGREGATION[module]}.{leaf}"]
     match = re.fullmatch(r"(trunk|head|trunks|heads)\.(?:(\d+)\.)?(.*)", key)
     if match is None:
-        raise ValueError(f"the authors' code has no method with {key}")
+        raise ValueError(f"the authors' code has no weights like {key!r}")
     part, i, rest = match.groups()
     if i is None:
         return [rest]
@@ -40,7 +43,8 @@ def load_official_state_dict(model: nn.Module, state_dict: dict[str, Tensor]) ->
 
     state_dict: the weights, or the whole dictionary of a file with an entry ``state_dict``. A leading ``module.``
     (DataParallel) is removed. Names that the model does not need are skipped. BatchNorm's batch counters may be
-    missing, as in the oldest files. ValueError if another weight is missing or has the wrong shape.
+    missing, as in the oldest files. ValueError if another weight is missing or has the wrong shape, or
+    if the authors' code does not have the method.
     """
     weights = state_dict.get("state_dict", state_dict)
     weights = {name.removeprefix("module."): value for name, value in weights.items()}

@@ -75,8 +75,10 @@ def git_revision() -> str:
 
 def environment(device: torch.device) -> dict[str, str | int]:
     """Versions, device and number of processes, as recorded with a run."""
-    name = (torch.cuda.get_device_name(device) if device.type == "cuda" else  # CPUs round by their instructions
-            f"{platform.processor() or platform.machine()} {torch.backends.cpu.get_cpu_capability()}")
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:  # the instruction set decides how a CPU rounds
+        name = f"{platform.processor() or platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return {
         "revision": git_revision(),
         "python": platform.python_version(),

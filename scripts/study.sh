@@ -7,9 +7,11 @@
 #   DATA_DIR=path/to/images sh scripts/study.sh
 #   python report.py runs/study
 #
-# SEEDS and METHODS choose a part of the study, or other methods: METHODS="KD OKDDip:--aggregation:random", or with
-# different networks in a group METHODS=DML:--models:resnet20:vgg16 (runs.sh).
-# DATA_DIR, SAVE_DIR, GPUS, DRY_RUN and PYTHON: see runs.sh.
+# SEEDS and METHODS choose a part of the study, or other methods (see runs.sh, also for DATA_DIR, SAVE_DIR, GPUS, DRY_RUN
+# and PYTHON):
+#
+#   METHODS="KD OKDDip:--aggregation:random" sh scripts/study.sh
+#   METHODS=DML:--models:resnet20:vgg16 sh scripts/study.sh    # different networks in a group
 SAVE_DIR=${SAVE_DIR:-./runs/study} seeds=${SEEDS:-}
 . "$(dirname "$0")/runs.sh"
 DATASETS=folder MODELS=resnet20 EPOCHS=40 LENGTH=10 T_MODEL=resnet56 teacher_seed=0

@@ -88,7 +88,7 @@ def line(script, actions, rng):
         action = rng.choice(actions)
         flag = [rng.choice(action.option_strings)] if action.option_strings else []
         if flag and rng.random() < 0.05:
-            flag = [flag[0][:rng.randint(2, len(flag[0]))]]  # abbreviated, perhaps too much
+            flag = [flag[0][:rng.randint(2, len(flag[0]))]]  # cut short: refused
         if action.nargs == 0 and flag:
             words += flag if rng.random() < 0.9 else [f"{flag[0]}=x"]
         elif rng.random() < 0.1 and flag:

@@ -237,7 +237,7 @@ def wrong(kind, runs, tmp_path):
     ("exported with NaN", "not a number"), ("unknown method", "unknown method 'Mean'.*METHODS"),
     ("unknown data", "unknown data set.*SVHN"),
     ("bare group", "bare weights of a group"), ("bare PCL", "bare weights of a group"),
-    ("not the authors'", "under the authors' names .*the authors' code has no method with peers"),
+    ("not the authors'", "under the authors' names .*the authors' code has no weights like 'peers"),
     ("float image", "floating-point"),
     ("missing", "there is no checkpoint at .*nothing"), ("folder without a run", "no checkpoint at .*best.pth"),
     ("damaged", "file.pth is damaged|file.pth is not a checkpoint"), ("unknown ending", r"x.tflite .*\.safetensors"),

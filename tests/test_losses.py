@@ -310,7 +310,7 @@ HALVES = {
 
 @pytest.mark.parametrize("name", HALVES)
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_half_precision_is_left_before_anything_is_computed(name, half):
+def test_a_loss_computes_in_float32(name, half):
     """The loss of half-precision logits is that of the same numbers in float32, to the bit: means included."""
     z, s = logits(B, 3, C).to(half), logits(B, C, seed=1).to(half)
     for found, expected in zip(HALVES[name](z, s), HALVES[name](z.float(), s.float()), strict=True):

@@ -108,11 +108,32 @@ def test_ensembles_and_diversity_are_compared_too(tmp_path, tables, printed):
         line = found["ResNet-32", "Ind"]["OKDDip-B"]
         assert [line[name] for name in ("mean", "low", "high", "p")] == pytest.approx(
             slow.paired_differences(own, other), rel=1e-6)
-        assert line["result"] in (f"{direction} {measure}", f"{direction} {measure}, but not after Holm's correction")
+        assert line["result"] == f"{direction} {measure}"
         cells, digits = row(printed(tmp_path), "OKDDip-B", f"### Differences of the last epoch's {measure}"), 2 + i
         numbers = f"{sum(own) / 3:.{digits}f} {sum(other) / 3:.{digits}f} {line['mean']:+.{digits}f}"
         assert cells[3:6] == numbers.split()
     assert "Baseline" in tables(tmp_path)["ResNet-32", "Ind"]
+
+
+def test_groups_without_a_diversity_are_compared_by_the_other_measures(tmp_path, tables):
+    for method in ("Ind", "ONE", "DML"):
+        write(tmp_path, method, IND)
+    for file in tmp_path.glob("ONE*/metrics.jsonl"):
+        file.write_text(file.read_text().replace(', "dist": 0.25', ""))
+    assert [list(tables(tmp_path, measure)["ResNet-32", "Ind"]) for measure in differences.MEASURES] == [
+        ["DML", "ONE"], ["DML", "ONE"], ["DML"]]
+
+
+def test_two_single_networks_are_compared_once(tmp_path, tables):
+    """Groups of each size are compared with both; the networks with each other only beside groups of four."""
+    for method in ("baseline", "KD"):
+        write(tmp_path, method, [30.0])
+    assert {place: list(lines) for place, lines in tables(tmp_path).items()} == {("ResNet-32", "Baseline"): ["KD"]}
+    write(tmp_path, "Ind", [30.0], num_branches=3)
+    write(tmp_path, "Ind", [30.0])
+    assert {place: list(lines) for place, lines in tables(tmp_path).items()} == {
+        ("ResNet-32", "Ind"): ["Baseline", "KD"], ("ResNet-32", "Baseline"): ["KD", "Ind"],
+        ("ResNet-32, 3 students", "Ind"): ["Baseline", "KD"], ("ResNet-32, 3 students", "Baseline"): ["Ind"]}
 
 
 def test_who_is_compared_with_whom(tmp_path, tables):

@@ -71,7 +71,8 @@ def test_the_legend_lies_within_the_figure(groups, panels):
     (legend,) = drawn.legends
     box, whole = legend.get_window_extent(), drawn.bbox
     assert len(legend.get_texts()) == len(figures.OUTPUTS) + 1
-    assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0
+    assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1
+    assert all(ax.get_window_extent().height > 0.2 * whole.height for ax in drawn.axes[:panels])
 
 
 def test_a_band_is_one_standard_deviation(groups):
@@ -83,7 +84,7 @@ def test_a_band_is_one_standard_deviation(groups):
 
 
 def test_diversity_and_group_size(groups):
-    (ax,) = figures.diversity(groups).axes
+    (ax,) = figures.diversity(groups[::-1]).axes
     assert lines(ax)["0.250 ONE"] == pytest.approx([0.25] * 5)
     legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
     assert len(legend) == 3 and legend == sorted(legend, reverse=True)
@@ -107,8 +108,8 @@ def test_differences(runs):
     made_up.run(runs, "baseline", 2, [50.0, 45.0, 40.0, 40.0, 41.0])
     table = table_of_runs(records.find_runs([runs])[0])[0]
     panels = {ax.get_title(): ax for ax in figures.differences(table).axes}
-    assert list(panels) == ["ResNet-32, 3 students, compared with Baseline", "ResNet-32, compared with Ind",
-                            "ResNet-32, compared with Baseline"]
+    assert list(panels) == ["ResNet-32, compared with Ind", "ResNet-32, compared with Baseline",
+                            "ResNet-32, 3 students, compared with Baseline"]
     (against,) = [found for found in tables_of_differences(table)
                   if (found["measure"], found["reference"], found["network"]) == ("error", "Baseline", "ResNet-32")]
     ax = panels["ResNet-32, compared with Baseline"]

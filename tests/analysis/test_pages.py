@@ -20,24 +20,31 @@ def test_names_cannot_break_a_table(tmp_path, printed):
 
 
 def test_students_of_a_mixed_group_have_names(tmp_path, printed):
-    """In Markdown, HTML, CSV and JSON: the mean over different networks says little."""
-    for seed in (0, 1):
-        last = {"mean_test_accTop1": 75.0, "stu0test_accTop1": 70.0 + seed, "stu1test_accTop1": 80.0}
-        made_up.run(tmp_path, "KDCL", seed, [last | {"stu0test_accTop1": 99.0}, last], model="resnet8+vgg16",
-                    models=["resnet8", "vgg16"], num_branches=2)
+    """In Markdown, HTML, CSV and JSON, with the flags that distinguish two groups."""
+    for seed, temperature, error in ((0, 2.0, 30.0), (1, 2.0, 29.0), (0, 4.0, 40.0)):
+        last = {"mean_test_accTop1": 75.0, "stu0test_accTop1": 100 - error, "stu1test_accTop1": 80.0}
+        made_up.run(tmp_path / str(temperature), "KDCL", seed, [last | {"stu0test_accTop1": 99.0}, last],
+                    model="resnet8+vgg16", models=["resnet8", "vgg16"], num_branches=2, temperature=temperature)
     made_up.run(tmp_path, "ONE", 0, [20.0, 20.0])
     text = printed(tmp_path, "--html", tmp_path / "page.html")
+    row, names = "ResNet-8 + VGG-16, 2 students", ["student 0, ResNet-8", "student 1, VGG-16"]
     shown = [re.findall(r"[^|\s][^|]*[^|\s]", line) for line in text.splitlines() if re.search("student [01],", line)]
-    place = ["ResNet-8 + VGG-16, 2 students", "KDCL"]
-    assert shown == [[*place, "student 0, ResNet-8", "29.50 ± 0.71"], [*place, "student 1, VGG-16", "20.00 ± 0.00"]]
-    assert "<td>student 0, ResNet-8</td><td>29.50 ± 0.71</td>" in (tmp_path / "page.html").read_text()
-    lines = [line for line in csv.DictReader(io.StringIO(printed(tmp_path, "--csv"))) if line["table"] == "students"]
-    found = [[line[name] for name in ("row", "column", "student", "seeds", "last_mean")] for line in lines]
-    assert found == [[*place, "student 0, ResNet-8", "0 1", "29.5"], [*place, "student 1, VGG-16", "0 1", "20.0"]]
+    assert shown == [[f"{row}, KDCL [temperature 2.0]", names[0], "29.50 ± 0.71"],
+                     [f"{row}, KDCL [temperature 2.0]", names[1], "20.00 ± 0.00"],
+                     [f"{row}, KDCL [temperature 4.0]", names[0], "40.00"],
+                     [f"{row}, KDCL [temperature 4.0]", names[1], "20.00"]]
+    assert f"<td>{names[0]}</td><td>29.50 ± 0.71</td>" in (tmp_path / "page.html").read_text()
+    lines = csv.DictReader(io.StringIO(printed(tmp_path, "--csv")))
+    columns = ("row", "column", "telling_flags", "student", "seeds", "last_mean")
+    found = [[line[name] for name in columns] for line in lines if line["table"] == "different networks"]
+    place = [f"{row}, CIFAR100 (2 classes)", "KDCL"]
+    assert found == [[*place, "temperature 2.0", names[0], "0 1", "29.5"],
+                     [*place, "temperature 2.0", names[1], "0 1", "20.0"],
+                     [*place, "temperature 4.0", names[0], "0", "40.0"],
+                     [*place, "temperature 4.0", names[1], "0", "20.0"]]
     groups = [group for section in json.loads(printed(tmp_path, "--json"))["sections"] for table in section["tables"]
               for row in table["rows"] for cell in row["cells"] for group in cell["groups"]]
-    assert [list(group["students_by_name"]) for group in groups if group["n"] == 2] == [[
-        "student 0, ResNet-8", "student 1, VGG-16"]]
+    assert [list(group["students_by_name"]) for group in groups] == [[], names, names]
 
 
 def test_csv_and_json_hold_the_same(tmp_path, printed):

@@ -70,6 +70,8 @@ def test_runs_that_are_left_out_are_named(tmp_path):
     ("OKDDip", [{"stu_test_accTop1": 70.0, "attention": "even"}], {}, "attention"),
     ("OKDDip", [{"stu_test_accTop1": 70.0, "attention_self": 2.0}], {}, "attention_self"),
     ("OKDDip", [30.0], {"environment": "here"}, "environment is 'here'"),
+    *[("KDCL", [30.0], {"models": models}, "models is ") for models in (5, [1, 2, 3, 4], "abcd", ["resnet8"])],
+    ("KDCL", [30.0], {"models": ["a", "b", "c", "d"]}, "no stu0test_accTop1"),
 ])
 def test_a_run_with_wrong_metrics_is_left_out_with_the_reason(tmp_path, method, epochs, flags, reason):
     folder = made_up.run(tmp_path, method, 0, epochs, **flags)

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import models
+from models.densenet import DenseLayer
 
 C, M = 5, 3
 VIEWS = torch.randn(4, M + 1, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -110,7 +111,7 @@ def test_sharing_twice_is_sharing_once():
 
 def test_recomputing_a_densenet_gives_the_same_gradients():
     """--efficient: the backward pass runs the hybrid again, without functional_call."""
-    gradients = []
+    gradients, runs = [], []
     for efficient in (False, True):
         torch.manual_seed(0)
         model = models.OKDPH("densenetd40k12", C, 2, efficient=efficient).double()
@@ -118,7 +119,10 @@ def test_recomputing_a_densenet_gives_the_same_gradients():
         with torch.no_grad():
             for i, p in enumerate(model.trunks[1].parameters()):
                 p.mul_(1 + i / 1000)
+        norm = next(m for m in model.hybrid.modules() if isinstance(m, DenseLayer)).norm1
+        norm.register_forward_hook(lambda *_: runs.append(0))
         z, z_hybrid = model(VIEWS[:2, :3])
         (F.cross_entropy(z.flatten(0, 1), LABELS) + F.cross_entropy(z_hybrid, LABELS[:2])).backward()
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+    assert len(runs) == 3  # once, then once and again in backward
     assert all(a.allclose(b, rtol=1e-9, atol=1e-12) for a, b in zip(*gradients, strict=True))

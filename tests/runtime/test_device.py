@@ -57,3 +57,8 @@ def test_every_generator_is_seeded(seed):
     first = drawn(seed)
     assert drawn(seed) == first
     assert all(a != b for a, b in zip(first, drawn(seed + 1 if seed < 9 else seed - 1), strict=True))
+
+
+def test_a_record_names_the_instruction_set_of_a_cpu():
+    recorded = device.environment(torch.device("cpu"))["device"]
+    assert f" {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} CPU threads)" in recorded

@@ -165,9 +165,10 @@ def test_methods_with_flags_and_teacher(listed):
 
 def test_groups_of_different_networks(listed):
     """Without the study's --model; the training accepts the command."""
-    for script, *flags in listed("study", METHODS="KDCL:--models:resnet8:vgg16 Ind:--MulStu:--models:resnet8:resnet14"):
-        args = importlib.import_module(script.removesuffix(".py")).parse_args(flags)
-        assert args.num_branches == 2 and args.model in ("resnet8+vgg16", "resnet8+resnet14")
+    methods = "KDCL:--models:resnet8:vgg16 Ind:--MulStu:--models:resnet8:resnet14"
+    found = [(script, importlib.import_module(script.removesuffix(".py")).parse_args(flags).model)
+             for script, *flags in listed("study", METHODS=methods, SEEDS="0")]
+    assert found == [("train_KDCL.py", "resnet8+vgg16"), ("train_one.py", "resnet8+resnet14")]
 
 
 def test_without_python_the_commands_are_still_printed(shell, listed, tmp_path):

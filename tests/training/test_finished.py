@@ -128,4 +128,5 @@ def test_a_finished_run_of_different_networks(images, tmp_path):
     training = Training("train_KDCL", flags, tmp_path)
     assert training.wait() == 0, training.said()
     assert finished_run(["train_KDCL", *flags]).startswith(f"{tmp_path}/folder/KDCL/resnet8+resnet14_seed0 is complete")
-    assert finished_run(["train_KDCL", "--models", "resnet14", "resnet8", *flags[3:]]) is None
+    for other in (["--models", "resnet14", "resnet8", *flags[3:]], [*flags, "--lr", "0.3"], [*flags, "--models"]):
+        assert finished_run(["train_KDCL", *other]) is None
