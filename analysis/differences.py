@@ -60,7 +60,7 @@ def tables_against(method: str, groups: list[pd.DataFrame], measure: str, pairs_
             lines = [{"name": name, **compare(group, reference, MEASURES[measure])}
                      for group, name in named if group is not reference
                      and (method in REFERENCES or variant_of(group["method"].iloc[0]) == method)
-                     and (pairs_of_single or not (single(group).all() and single(reference).all()))]
+                     and (pairs_of_single or any("num_branches" in flags_of(g) for g in (group, reference)))]
             tables += [{"reference": title, "lines": corrected(lines, measure)}] if lines else []
     return tables
 

@@ -187,18 +187,16 @@ def csv(report: list[dict]) -> str:
     Then a line for each difference: its table is "differences", and only these lines have a measure and a reference.
     """
     pairs = [f"{name}_{part}" for name in ("best", "last", "published", *COLUMNS.values()) for part in ("mean", "sd")]
-    lines = [{"recipe": recipe_title(section["recipe"]), "table": table["name"] or table["title"], "row": row["name"],
-              "column": column, **group_in_csv(group, cell)}
+    cells = [({"recipe": recipe_title(section["recipe"]), "table": table["name"] or table["title"], "row": row["name"],
+               "column": column}, cell)
              for section in report for table in section["tables"] for row in table["rows"]
-             for column, cell in zip(table["columns"], row["cells"], strict=True)
-             for group in cell["groups"] or [NO_RUN]]
-    lines += [{"recipe": recipe_title(section["recipe"]), "table": "different networks", "column": column,
-               "row": f"{row['name']}, {data_title(group['flags'])}", "student": name, "n": group["n"],
-               "telling_flags": distinguishing_flags(group, cell["groups"]), "seeds": spaced(group["seeds"]),
-               "last_mean": error[0], "last_sd": error[1]}
-              for section in report for table in section["tables"] for row in table["rows"]
-              for column, cell in zip(table["columns"], row["cells"], strict=True)
-              for group in cell["groups"] for name, error in group["students_by_name"].items()]
+             for column, cell in zip(table["columns"], row["cells"], strict=True)]
+    lines = [place | group_in_csv(group, cell) for place, cell in cells for group in cell["groups"] or [NO_RUN]]
+    lines += [place | {"table": "different networks", "row": f"{place['row']}, {data_title(group['flags'])}",
+                       "student": name, "n": group["n"], "seeds": spaced(group["seeds"]),
+                       "telling_flags": distinguishing_flags(group, cell["groups"]), "last_mean": error[0],
+                       "last_sd": error[1]}
+              for place, cell in cells for group in cell["groups"] for name, error in group["students_by_name"].items()]
     lines += [{"recipe": recipe_title(section["recipe"]), "table": "differences", "column": line["name"],
                "row": f"{table['network']}, {table['data']}", "measure": table["measure"],
                "reference": table["reference"], **line, "minus_reference": line["mean"],

@@ -299,7 +299,7 @@ def test_no_ramp_up():
     assert [losses.ramp_up(epoch, 300, length=0) for epoch in (0, 1, 299)] == [1, 1, 1]
 
 
-HALVES = {
+LOSSES = {
     "okddip": lambda z, s: losses.okddip_loss(z, z.flip(1), s, LABELS),
     "one": lambda z, s: losses.one_loss(z, s, LABELS), "kd": lambda z, s: losses.kd_loss(s, z[:, 0], LABELS),
     "cl_ilr": lambda z, s: losses.cl_ilr_loss(z, z.flip(1), LABELS), "dml": lambda z, s: losses.dml_loss(z, LABELS),
@@ -308,10 +308,10 @@ HALVES = {
     "kdcl": lambda z, s: losses.kdcl_loss(z, s, LABELS), "okdph": lambda z, s: losses.okdph_loss(z, s, LABELS)}
 
 
-@pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_a_loss_computes_in_float32(name, half):
     """The loss of half-precision logits is that of the same numbers in float32, to the bit: means included."""
     z, s = logits(B, 3, C).to(half), logits(B, C, seed=1).to(half)
-    for found, expected in zip(HALVES[name](z, s), HALVES[name](z.float(), s.float()), strict=True):
+    for found, expected in zip(LOSSES[name](z, s), LOSSES[name](z.float(), s.float()), strict=True):
         assert found.dtype == torch.float32 and found.equal(expected)
