@@ -43,7 +43,7 @@ METHODS = {  # the name of a run's folder -> entry
     "OKDDip": Entry("train_GL.OKDDip", title="OKDDip-B"),
     "FFL": Entry("train_FFL.FFL"),
     "PCL": Entry("train_PCL.PCL"),
-    "KDCL": Entry("train_KDCL.KDCL"),
+    "KDCL": Entry("train_KDCL.KDCL", title="KDCL (mean)"),
     "OKDPH": Entry("train_OKDPH.OKDPH"),
 }
 

@@ -10,8 +10,7 @@
 sg: no gradient. z'_j: logits of mean peer j on view j. --alpha (1, not in the paper) is a factor of both w(e). Mean
 peer 0 is deployed, the paper's "first peer". The paper has m = 3.
 
-Measured, test error of the last epoch in the small study (results/), mean peer 0: 44.02 ± 2.48 % (3 seeds).
-That study is too short for its moving average (results/README.md).
+Measured: not yet.
 """
 
 import torch

@@ -18,7 +18,7 @@ DATASETS=folder MODELS=resnet20 EPOCHS=40 LENGTH=10 T_MODEL=resnet56 teacher_see
 recipe=" --train_size 5000 --schedule 20 30"
 with_five_seeds="baseline Ind CL-ILR ONE OKDDip OKDDip:--aggregation:mean OKDDip:--aggregation:others"
 with_five_seeds="$with_five_seeds OKDDip:--detach_targets" five='' three=''
-others="KD DML DML:--detach_targets OKDDip-N OKDDip-N:--aggregation:others FFL PCL KDCL KDCL:--target:minlogit OKDPH"
+others="KD DML DML:--detach_targets OKDDip-N OKDDip-N:--aggregation:others FFL KDCL KDCL:--target:minlogit"
 for method in ${METHODS:-$with_five_seeds $others}; do
     case " $with_five_seeds " in
         *" $method "*) five="$five $method" ;;

@@ -410,7 +410,7 @@ def test_the_scripts_state_the_measured_results():
     results = dict(zip(header, last, strict=True))
     expected = {"train": ["Baseline"], "train_kd": ["KD"], "train_GL": ["OKDDip-B", "OKDDip-N"],
                 "train_one": ["ONE", "CL-ILR", "Ind"], "train_DML": ["DML", "DML-detach_targets"],
-                "train_FFL": ["FFL"], "train_PCL": ["PCL"], "train_KDCL": ["KDCL", "KDCL-minlogit"],
+                "train_FFL": ["FFL"], "train_PCL": ["PCL"], "train_KDCL": ["KDCL (mean)", "KDCL-minlogit"],
                 "train_OKDPH": ["OKDPH"]}
     for script, names in expected.items():
         stated = re.findall(r"(\d+\.\d+(?: ± \d+\.\d+)?) % (\(\d+) seeds?\)", importlib.import_module(script).__doc__)

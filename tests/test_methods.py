@@ -138,6 +138,6 @@ def test_an_unknown_method_is_named():
 
 
 def test_titles_and_order():
-    assert [methods.title_of(name) for name in ("baseline", "OKDDip", "ONE", "mine")] == [
-        "Baseline", "OKDDip-B", "ONE", "mine"]
+    assert [methods.title_of(name) for name in ("baseline", "OKDDip", "ONE", "KDCL", "mine")] == [
+        "Baseline", "OKDDip-B", "ONE", "KDCL (mean)", "mine"]
     assert sorted(["mine", "OKDDip", "KD", "a"], key=methods.position) == ["KD", "OKDDip", "a", "mine"]

@@ -29,15 +29,15 @@ def test_students_of_a_mixed_group_have_names(tmp_path, printed):
     text = printed(tmp_path, "--html", tmp_path / "page.html")
     row, names = "ResNet-8 + VGG-16, 2 students", ["student 0, ResNet-8", "student 1, VGG-16"]
     shown = [re.findall(r"[^|\s][^|]*[^|\s]", line) for line in text.splitlines() if re.search("student [01],", line)]
-    assert shown == [[f"{row}, KDCL [temperature 2.0]", names[0], "29.50 ± 0.71"],
-                     [f"{row}, KDCL [temperature 2.0]", names[1], "20.00 ± 0.00"],
-                     [f"{row}, KDCL [temperature 4.0]", names[0], "40.00"],
-                     [f"{row}, KDCL [temperature 4.0]", names[1], "20.00"]]
+    assert shown == [[f"{row}, KDCL (mean) [temperature 2.0]", names[0], "29.50 ± 0.71"],
+                     [f"{row}, KDCL (mean) [temperature 2.0]", names[1], "20.00 ± 0.00"],
+                     [f"{row}, KDCL (mean) [temperature 4.0]", names[0], "40.00"],
+                     [f"{row}, KDCL (mean) [temperature 4.0]", names[1], "20.00"]]
     assert f"<td>{names[0]}</td><td>29.50 ± 0.71</td>" in (tmp_path / "page.html").read_text()
     lines = csv.DictReader(io.StringIO(printed(tmp_path, "--csv")))
     columns = ("row", "column", "telling_flags", "student", "seeds", "last_mean")
     found = [[line[name] for name in columns] for line in lines if line["table"] == "different networks"]
-    place = [f"{row}, CIFAR100 (2 classes)", "KDCL"]
+    place = [f"{row}, CIFAR100 (2 classes)", "KDCL (mean)"]
     assert found == [[*place, "temperature 2.0", names[0], "0 1", "29.5"],
                      [*place, "temperature 2.0", names[1], "0 1", "20.0"],
                      [*place, "temperature 4.0", names[0], "0", "40.0"],

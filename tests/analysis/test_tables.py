@@ -70,8 +70,9 @@ def test_the_table_of_a_later_paper(tmp_path, printed):
     made_up.run(tmp_path, "FFL", 0, [30.0], num_branches=3, model="vgg16", dropout=0.0, MulStu=False)
     cells = table(printed(tmp_path), "Table of PCL (AAAI 2021): CIFAR-100")
     ours = cells["ResNet-32", "best epoch"]
-    assert (ours["PCL"], ours["KDCL"], ours["OKDPH"]) == ("26.00 (1)", "27.00 (1)", "27.50 (1) [temperature 3.0]")
-    assert cells["ResNet-32", "PCL"]["PCL"] == "25.86 ± 0.16" and cells["ResNet-32", "difference"]["KDCL"] == "+0.76"
+    expected = {"PCL": "26.00 (1)", "KDCL (mean)": "27.00 (1)", "OKDPH": "27.50 (1) [temperature 3.0]"}
+    assert expected.items() <= ours.items() and cells["ResNet-32", "PCL"]["PCL"] == "25.86 ± 0.16"
+    assert cells["ResNet-32", "difference"]["KDCL (mean)"] == "+0.76"
     made_up.run(tmp_path, "ONE", 0, [31.0], num_branches=3, model="vgg16", dropout=0.5)
     cells = table(printed(tmp_path), "Table of PCL (AAAI 2021): CIFAR-100")
     assert cells["VGG-16", "best epoch"]["ONE"] == "31.00 (1) [dropout 0.5]"
