@@ -75,6 +75,23 @@ def test_later_is_the_table_of_pcl_and_okdph(listed):
     assert {flag(c, "--dropout") for c in commands} <= {None, "0"}  # one recipe for all
 
 
+def test_later_has_the_settings_of_okdphs_authors(listed):
+    """omega, beta, gamma and interval for each network and data set; elsewhere the defaults, and a user's flags win."""
+    commands = listed("later", "--gamma", "0.1", SEEDS="0 1", MODELS="resnet32 vgg16 densenetd40k12 resnet110 resnet20")
+    names = ("--omega", "--beta", "--gamma", "--interval")
+    found = {(flag(c, "--model"), flag(c, "--dataset")): tuple(flag(c, name) for name in names)
+             for c in commands if c[0] == "train_OKDPH.py"}
+    expected = {("resnet32", "CIFAR10"): ("0.8", "0.8", "0.5", "1_epoch"),
+                ("resnet32", "CIFAR100"): ("1", "0.5", "1", "5_batch"),
+                ("vgg16", "CIFAR100"): ("0.3", "0.3", "1", "1_epoch"),
+                ("densenetd40k12", "CIFAR100"): ("1", "0.5", "0.5", "5_batch"),
+                ("resnet110", "CIFAR10"): ("0.8", "0.8", "0.5", "5_batch"),
+                ("resnet20", "CIFAR100"): (None, None, "0.1", None)}
+    assert len(found) == 10 and expected.items() <= found.items()
+    assert all(c[-2:] == ["--gamma", "0.1"] for c in commands)
+    assert not any("--omega" in c for c in commands if c[0] != "train_OKDPH.py")
+
+
 def what_is_computed(command):
     """The flags of a command in any order, without paths and other flags that do not change the result."""
     parts = re.split(" (?=--)", " ".join(command))
