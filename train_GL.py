@@ -35,8 +35,8 @@ def parse_args(argv: list[str] | None):
     g.add_argument("--aggregation", default="attention", choices=models.AGGREGATIONS,
                    help="weights of the peers in a target (Table 5). The paper only names them; all but attention are "
                         "this project's reading. mean: 1/peers; random: softmax of normal random numbers; entropy: "
-                        "a confident peer weighs more; symmetric: W_L = W_E. Not in the paper: others, attention "
-                        "to all peers except itself")
+                        "a confident peer weighs more; symmetric: W_L = W_E; others: attention to the other peers, "
+                        "as in the abstract. The paper's equation and the authors' code include the peer itself")
     g.add_argument("--detach_targets", action="store_true",
                    help="no gradient through the targets (not in the paper); W_L and W_E keep their initial values")
     g.add_argument("--no_leader", action="store_true",

@@ -31,7 +31,9 @@ class Attention(nn.Module):
 
 
 class OthersAttention(Attention):
-    """Attention over b != a: alpha_aa = 0, so no peer is its own teacher. This is not in the paper.
+    """Attention over b != a: alpha_aa = 0, so no peer is its own teacher.
+
+    The paper's abstract speaks of "other" peers. Its equation and the authors' code include a itself, as Attention.
 
     Needs at least two peers. With exactly two, each attends to the other alone.
     """

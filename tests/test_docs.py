@@ -335,8 +335,15 @@ def test_every_difference_names_its_test():
 
 
 def test_every_equation_names_its_function():
-    (_, *equations), *_ = tables(TEXT["docs/equations.md"])
-    assert all(re.search(r"\[`[\w.]+`\]", place) for _, place in equations)
+    of_code = [lines for head, *lines in tables(TEXT["docs/equations.md"]) if head[-1] == "computed by"]
+    assert len(of_code) == 2 and all(re.search(r"\[`[\w.]+`\]", place) for lines in of_code for _, place in lines)
+
+
+def test_every_method_has_a_section_with_its_loss():
+    _, *parts = re.split(r"^##+ ", TEXT["docs/equations.md"], flags=re.MULTILINE)
+    sections = dict(part.split("\n", 1) for part in parts)
+    for name in methods.METHODS.keys() - {"baseline", "OKDDip-N"}:
+        assert re.search(r"\[`\w+_loss`\]\(../losses.py\)", sections[name]), name
 
 
 def test_every_file_is_on_the_map():
