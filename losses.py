@@ -10,7 +10,6 @@ stop other gradients, detach the targets before the call, or use detach_targets 
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,16 +20,19 @@ from models.aggregation import others_mean
 DISTILLATION = ("KL", "CE")
 
 
-class Terms(NamedTuple):
-    """A loss and its terms, each a scalar tensor: total = true + alpha * weight * group.
+class Terms(dict[str, Tensor]):
+    """A loss and its terms by name, each a scalar tensor. ``terms.group`` is ``terms["group"]``.
 
-    The totals of dml_loss, kd_loss, kdcl_loss and okdph_loss, and the teacher's term of okddip_loss, have no weight
-    w(e).
+    total: what is minimised. true: the terms with the labels. group: the terms of the distillation. A loss may have
+    more (okddip_loss: teacher). Each entry is summed over an epoch, recorded and drawn as train_loss_<name> (total:
+    train_loss), and named in the error if it is not finite. Each loss's docstring says how the terms add up.
     """
 
-    total: Tensor
-    true: Tensor
-    group: Tensor
+    def __getattr__(self, name: str) -> Tensor:
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(f"the loss has no term {name!r}; it has {', '.join(self)}") from error
 
 
 def ramp_up(epoch: int, num_epochs: int, start_consistency: float = 0.0, length: float = 80) -> float:
@@ -93,7 +95,8 @@ def okddip_loss(peers: Tensor, targets: Tensor, leader: Tensor | None, labels: T
     L       = L_true + alpha w(e) L_group
 
     leader None: only the terms of the peers. peers and targets are then [B, m, C].
-    teacher [B, C]: adds alpha sum_z T^2 KL(teacher || z) over all students, without ramp-up (Table 6).
+    teacher [B, C]: adds alpha L_teacher, L_teacher = sum_z T^2 KL(teacher || z) over all students, without ramp-up
+    (Table 6). It is the term ``teacher``.
     detach_targets: no gradient flows through t_a and mean_a z_a. By default it does, as in the authors' code.
     """
     peers, targets = full_precision(peers), full_precision(targets)
@@ -104,10 +107,11 @@ def okddip_loss(peers: Tensor, targets: Tensor, leader: Tensor | None, labels: T
     taught_by = taught_by.detach() if detach_targets else taught_by
     L_true = true_loss(students, labels)
     L_group = distillation(taught_by, students, temperature, loss)
-    total = L_true + alpha * weight * L_group
+    terms = Terms(total=L_true + alpha * weight * L_group, true=L_true, group=L_group)
     if teacher is not None:
-        total = total + alpha * distillation(teacher.unsqueeze(1), students, temperature, loss)
-    return Terms(total, L_true, L_group)
+        terms["teacher"] = distillation(teacher.unsqueeze(1), students, temperature, loss)
+        terms["total"] = terms.total + alpha * terms.teacher
+    return terms
 
 
 def one_loss(branches: Tensor, ensemble: Tensor, labels: Tensor, weight: float | Tensor = 1.0,
@@ -118,7 +122,7 @@ def one_loss(branches: Tensor, ensemble: Tensor, labels: Tensor, weight: float |
     """
     L_true = true_loss(torch.cat([branches, ensemble.unsqueeze(1)], 1), labels)
     L_group = distillation(ensemble.unsqueeze(1), branches, temperature, loss)
-    return Terms(L_true + alpha * weight * L_group, L_true, L_group)
+    return Terms(total=L_true + alpha * weight * L_group, true=L_true, group=L_group)
 
 
 def cl_ilr_loss(branches: Tensor, targets: Tensor, labels: Tensor, weight: float | Tensor = 1.0,
@@ -129,13 +133,13 @@ def cl_ilr_loss(branches: Tensor, targets: Tensor, labels: Tensor, weight: float
     """
     L_true = true_loss(branches, labels)
     L_group = distillation(targets, branches, temperature, loss)
-    return Terms(L_true + alpha * weight * L_group, L_true, L_group)
+    return Terms(total=L_true + alpha * weight * L_group, true=L_true, group=L_group)
 
 
 def individual_loss(branches: Tensor, labels: Tensor) -> Terms:
     """L = sum_i CE(z_i, y): branches [B, m, C] or the logits [B, C] of one network, labels [B]. No distillation."""
     L_true = true_loss(branches, labels)
-    return Terms(L_true, L_true, torch.zeros_like(L_true))
+    return Terms(total=L_true, true=L_true, group=torch.zeros_like(L_true))
 
 
 def dml_loss(branches: Tensor, labels: Tensor, temperature: float = 3.0, loss: str = "KL",
@@ -155,7 +159,7 @@ def dml_loss(branches: Tensor, labels: Tensor, temperature: float = 3.0, loss: s
         L_group = from_each_other(taught_by, branches, temperature, loss) / (m - 1)
     else:
         L_group = distillation(others_mean(taught_by), branches, temperature, loss)
-    return Terms(L_true + L_group, L_true, L_group)
+    return Terms(total=L_true + L_group, true=L_true, group=L_group)
 
 
 def kd_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 3.0, alpha: float = 1.0,
@@ -166,7 +170,7 @@ def kd_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float
     """
     L_true = true_loss(student, labels)
     L_group = distillation(teacher, student, temperature, loss)
-    return Terms(L_true + alpha * L_group, L_true, L_group)
+    return Terms(total=L_true + alpha * L_group, true=L_true, group=L_group)
 
 
 def ffl_loss(branches: Tensor, fused: Tensor, labels: Tensor, weight: float | Tensor = 1.0, temperature: float = 3.0,
@@ -180,7 +184,7 @@ def ffl_loss(branches: Tensor, fused: Tensor, labels: Tensor, weight: float | Te
     L_fused = distillation(branches.mean(1).detach(), fused, temperature, loss)  # the branches' ensemble teaches s
     L_branches = distillation(fused.detach().unsqueeze(1), branches, temperature, loss)  # s teaches each branch
     L_group = L_fused + L_branches
-    return Terms(L_true + alpha * weight * L_group, L_true, L_group)
+    return Terms(total=L_true + alpha * weight * L_group, true=L_true, group=L_group)
 
 
 def pcl_loss(peers: Tensor, ensemble: Tensor, mean_peers: Tensor, labels: Tensor, weight: float | Tensor = 1.0,
@@ -195,7 +199,7 @@ def pcl_loss(peers: Tensor, ensemble: Tensor, mean_peers: Tensor, labels: Tensor
     L_ensemble = distillation(ensemble.detach().unsqueeze(1), peers, temperature, loss)
     L_mean = from_each_other(mean_peers.detach(), peers, temperature, loss) / (m - 1)
     L_group = L_ensemble + L_mean
-    return Terms(L_true + alpha * weight * L_group, L_true, L_group)
+    return Terms(total=L_true + alpha * weight * L_group, true=L_true, group=L_group)
 
 
 def kdcl_loss(networks: Tensor, target: Tensor, labels: Tensor, temperature: float = 2.0, loss: str = "KL") -> Terms:
@@ -207,18 +211,22 @@ def kdcl_loss(networks: Tensor, target: Tensor, labels: Tensor, temperature: flo
     """
     L_true = true_loss(networks, labels)
     L_group = distillation(target.detach().unsqueeze(1), networks, temperature, loss)
-    return Terms(L_true + L_group, L_true, L_group)
+    return Terms(total=L_true + L_group, true=L_true, group=L_group)
 
 
 def okdph_loss(networks: Tensor, hybrid: Tensor, labels: Tensor, temperature: float = 4.0, omega: float = 0.8,
                beta: float = 0.8, loss: str = "KL") -> Terms:
-    """OKDPH (Zhang et al. 2023): networks z [B, m, C], hybrid's logits [B, C], labels [B].
+    """OKDPH (Zhang et al. 2023): networks z [B, m, C], hybrid's logits [B, C], labels [B]. Network i minimises its own
 
-    L = sum_i [omega CE(z_i, y) + (1 - omega) CE(z_hybrid, y) + beta T^2 KL(t || z_i)],   t = sg of the mean of all
-                                                                                         m + 1 logits; sg: no gradient
+    L_i = omega CE(z_i, y) + (1 - omega) CE(z_hybrid, y) + beta T^2 KL(t || z_i),   t = sg of the mean of all m + 1
+                                                                                    logits; sg: no gradient
+    total = sum_i [omega CE(z_i, y) + beta T^2 KL(t || z_i)] + (1 - omega) CE(z_hybrid, y)
+
+    total has CE(z_hybrid, y) once: its gradient is then, for each network, that of the network's own L_i. In the sum of
+    all L_i it would count m times. If z_hybrid has no gradient (models.OKDPH), this term changes no weight.
     """
-    m, networks, hybrid = networks.shape[1], full_precision(networks), full_precision(hybrid)
+    networks, hybrid = full_precision(networks), full_precision(hybrid)
     t = torch.cat([networks, hybrid.unsqueeze(1)], 1).mean(1, keepdim=True).detach()  # [B, 1, C]
-    L_true = omega * true_loss(networks, labels) + m * (1 - omega) * true_loss(hybrid, labels)
+    L_true = omega * true_loss(networks, labels) + (1 - omega) * true_loss(hybrid, labels)
     L_group = distillation(t, networks, temperature, loss)
-    return Terms(L_true + beta * L_group, L_true, L_group)
+    return Terms(total=L_true + beta * L_group, true=L_true, group=L_group)

@@ -13,6 +13,7 @@ from data_loader import dataloader
 from losses import individual_loss
 from training.loop import fit
 from training.method import SingleNetwork
+from training.outputs import NETWORK
 from training.run import Run
 
 
@@ -33,7 +34,7 @@ class Baseline(SingleNetwork):
 
     def loss(self, model, images, labels, weight):
         z = model(images)  # [B, C]
-        return individual_loss(z, labels), z.unsqueeze(1)
+        return individual_loss(z, labels), {NETWORK: z}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from data_loader import dataloader
 from losses import dml_loss
 from training.loop import fit
 from training.method import Group
+from training.outputs import group_outputs
 from training.run import Run
 
 
@@ -49,7 +50,7 @@ class DML(Group):
         z = model(images)  # [B, m, C]
         args = self.args
         terms = dml_loss(z, labels, args.temperature, args.loss, args.type == "pairwise", args.detach_targets)
-        return terms, self.measured(z)
+        return terms, group_outputs(z)
 
 
 def main(argv: list[str] | None = None) -> None:

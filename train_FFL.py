@@ -12,15 +12,13 @@ sg: no gradient. The facts are from the authors' public code; it has m = 2. Thei
 Measured, test error of the last epoch in the small study (results/), mean of the students: 30.39 ± 1.49 % (3 seeds).
 """
 
-import torch
-
 import models
 import utils
 from data_loader import dataloader
 from losses import ffl_loss
 from training.loop import fit
 from training.method import Group
-from training.outputs import FUSED
+from training.outputs import FUSED, group_outputs
 from training.run import Run
 
 
@@ -51,8 +49,8 @@ class FFL(Group):
     def predict(self, images):
         return self.with_fused(*self.model(images)), {}
 
-    def with_fused(self, z, s):  # [B, m, C], [B, C] -> [B, m+2, C]: each student, their ensemble, the fused classifier
-        return torch.cat([self.measured(z), s.unsqueeze(1)], 1)
+    def with_fused(self, z, s):  # [B, m, C], [B, C]
+        return group_outputs(z) | {FUSED: s}
 
 
 def main(argv: list[str] | None = None) -> None:

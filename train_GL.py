@@ -22,7 +22,7 @@ from losses import okddip_loss
 from runtime.errors import warn
 from training.loop import fit
 from training.method import Method
-from training.outputs import ENSEMBLE, LEADER, student, student_number
+from training.outputs import ENSEMBLE, LEADER, group_outputs, student, student_number
 from training.run import Run
 
 
@@ -84,9 +84,8 @@ class OKDDip(Method):
         itself = attention.diagonal(dim1=1, dim2=2).mean(1, dtype=torch.float64)  # mean_a alpha_aa [B]
         return self.measured(peers, leader), {"attention": attention, "attention_self": itself}
 
-    def measured(self, peers, leader):  # [B, m-1, C], [B, C] -> [B, m+1, C]: leader, each peer, the peers' ensemble
-        leaders = [] if leader is None else [leader.unsqueeze(1)]
-        return torch.cat([*leaders, peers, peers.mean(1, keepdim=True)], 1)
+    def measured(self, peers, leader):  # [B, m-1, C], [B, C]
+        return ({} if leader is None else {LEADER: leader}) | group_outputs(peers)
 
     def network(self, output: str):
         return self.model.student(-1 if output == LEADER else student_number(output))

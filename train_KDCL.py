@@ -29,6 +29,7 @@ from models.kdcl import error_products
 from training.evaluation import evaluate
 from training.loop import fit
 from training.method import Group
+from training.outputs import group_outputs
 from training.run import Run
 
 
@@ -62,7 +63,7 @@ class KDCL(Group):
     def loss(self, model, images, labels, weight):
         z = full_precision(model(images))  # views [B, m, 3, H, W] -> [B, m, C]
         t = self.model.target(z.detach(), labels)  # [B, C]
-        return kdcl_loss(z, t, labels, self.args.temperature, self.args.loss), self.measured(z)
+        return kdcl_loss(z, t, labels, self.args.temperature, self.args.loss), group_outputs(z)
 
     def after_epoch(self, held_out, autocast, watch=iter) -> None:
         if self.args.target != "general":

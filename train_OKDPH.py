@@ -3,15 +3,16 @@
     python train_OKDPH.py --model resnet32 --dataset CIFAR10
 
     z_i of view i, z_hybrid of view m + 1         each network and the hybrid have their own crop and flip
-    theta_hybrid = sum_i r_i theta_i              before each step; r_i = 1/m, or r ~ Dirichlet(1) in each step
-    t = mean of all m + 1 logits
-    L = sum_i [omega CE(z_i, y) + (1 - omega) CE(z_hybrid, y) + beta T^2 KL(sg t || z_i)]
-    theta_i <- gamma theta_hybrid + (1 - gamma) theta_i        after each epoch, weights and BatchNorm statistics
+    theta_hybrid = sum_i r_i theta_i              before each step, weights and BatchNorm statistics; r_i = 1/m
+    t   = sg mean of all m + 1 logits
+    L_i = omega CE(z_i, y) + (1 - omega) CE(z_hybrid, y) + beta T^2 KL(t || z_i)      each network has its own loss
+    theta_i <- gamma theta_hybrid + (1 - gamma) theta_i                               fusion, every --interval
 
-sg: no gradient. Networks begin with the same weights. T = 4, omega = beta = 0.8, gamma = 0.5 as in the authors' public
-code, which has m = 2. There, weights are copied into the hybrid, so CE(z_hybrid) gives no network a gradient
-(--hybrid_copy); in the formula, and here, network i gets r_i times the gradient of the hybrid. The hybrid with r_i =
-1/m is deployed. Not part of the method here: their augmentations (cutout, AutoAugment). A view is one crop and flip.
+sg: no gradient. Networks begin with the same weights. Defaults are those of the authors' public code (m = 2 there):
+T = 4, omega = beta = 0.8, gamma = 0.5. Weights are copied into the hybrid, so CE(z_hybrid) gives no gradient;
+--hybrid_gradient follows the paper's equation: network i gets (1 - omega) r_i times the gradient of CE(z_hybrid).
+--hybrid dirichlet draws r ~ Dirichlet(1) in each step, as in the paper's equation. Measured and deployed: the hybrid
+with r_i = 1/m of the weights as the epoch left them, before their fusion. docs/equations.md has the other differences.
 
 Measured: not yet.
 """
@@ -25,7 +26,7 @@ from data_loader import dataloader
 from losses import okdph_loss
 from training.loop import fit
 from training.method import Group
-from training.outputs import LEADER
+from training.outputs import LEADER, group_outputs
 from training.run import Run
 
 
@@ -37,9 +38,13 @@ def parse_args(argv: list[str] | None):
     share = utils.number(float, 0, high=1)
     g.add_argument("--omega", default=0.8, type=share, help="weight of the networks' CE; the hybrid's is 1 - omega")
     g.add_argument("--beta", default=0.8, type=utils.number(float, 0), help="weight of the distillation")
-    g.add_argument("--gamma", default=0.5, type=share, help="share of the hybrid in the networks after each epoch")
+    g.add_argument("--gamma", default=0.5, type=share, help="share of the hybrid in the networks after a fusion")
+    g.add_argument("--interval", default="1_epoch", choices=("1_epoch", "5_batch"),
+                   help="when the networks and the hybrid are fused: after each epoch and its evaluation, or after "
+                        "steps 1, 6, 11, ... of each epoch")
     g.add_argument("--hybrid", default="mean", choices=("mean", "dirichlet"), help="r: 1/m, or drawn in each step")
-    g.add_argument("--hybrid_copy", action="store_true", help="no gradient from the hybrid, as in the public code")
+    g.add_argument("--hybrid_gradient", action="store_true",
+                   help="the gradient of CE(z_hybrid) flows through the hybrid's weights, as in the paper's equation")
     args = utils.parse(parser, argv)
     utils.refuse_models(parser, args, "weights of different networks have no mean")
     return args
@@ -48,21 +53,30 @@ def parse_args(argv: list[str] | None):
 class OKDPH(Group):
     """m networks and their hybrid, which is deployed."""
 
+    revision = 2  # 1: the hybrid's loss had m times its gradient, and an epoch was measured after its fusion
+
     def __init__(self, args, num_classes: int):
-        super().__init__(args, models.OKDPH(args.model, num_classes, args.num_branches, args.hybrid_copy,
+        super().__init__(args, models.OKDPH(args.model, num_classes, args.num_branches, args.hybrid_gradient,
                                             **utils.network_options(args)), deployed="hybrid")
 
     @classmethod
     def name(cls, args) -> str:
-        return "OKDPH" + "-dirichlet" * (args.hybrid == "dirichlet") + "-hybrid_copy" * args.hybrid_copy
+        return "OKDPH" + "-dirichlet" * (args.hybrid == "dirichlet") + "-hybrid_gradient" * args.hybrid_gradient
 
-    def before_step(self, step: int) -> None:
-        m = self.args.num_branches
-        if self.args.hybrid == "mean":
-            self.model.r.fill_(1 / m)
+    def before_step(self, step: int, step_of_epoch: int) -> None:
+        args = self.args
+        if args.interval == "1_epoch" and step_of_epoch == 1 < step:
+            # The fusion after the epoch before. Here, because that epoch's evaluation and checkpoint come first.
+            self.model.share(args.gamma)
+        if args.hybrid == "mean":
+            self.model.r.fill_(1 / args.num_branches)
         else:  # from the seed and the step: the same in every process, and resumable
-            r = np.random.default_rng((self.args.seed, step)).dirichlet(np.ones(m))
+            r = np.random.default_rng((args.seed, step)).dirichlet(np.ones(args.num_branches))
             self.model.r.copy_(torch.from_numpy(r.astype(np.float32)), non_blocking=True)
+
+    def after_step(self, step: int, step_of_epoch: int) -> None:
+        if self.args.interval == "5_batch" and step_of_epoch % 5 == 1:
+            self.model.share(self.args.gamma)
 
     @classmethod
     def views(cls, args) -> int:
@@ -74,17 +88,14 @@ class OKDPH(Group):
         terms = okdph_loss(z, z_hybrid, labels, args.temperature, args.omega, args.beta, args.loss)
         return terms, self.with_hybrid(z, z_hybrid)
 
-    def after_epoch(self, held_out, autocast, watch=iter) -> None:
-        self.model.share(self.args.gamma)
-
     def deploy(self) -> None:
-        self.model.deploy()  # a checkpoint from within an epoch holds the hybrid of the last step
+        self.model.deploy()  # a checkpoint holds the hybrid of the last step
 
     def predict(self, images):
         return self.with_hybrid(*self.model(images)), {}
 
-    def with_hybrid(self, z, z_hybrid):  # [B, m, C], [B, C] -> [B, m+2, C]: hybrid, each network, their ensemble
-        return torch.cat([z_hybrid.unsqueeze(1), self.measured(z)], 1)
+    def with_hybrid(self, z, z_hybrid):  # [B, m, C], [B, C]
+        return {LEADER: z_hybrid} | group_outputs(z)
 
     def network(self, output: str):
         return self.model.hybrid if output == LEADER else super().network(output)

@@ -2,7 +2,8 @@
 
     python train_PCL.py --model resnet32 --dataset CIFAR10
 
-    h_i, z_i of view i of the image               each peer (branch) has its own crop and flip
+    h_i, z_i of view i of the image               each peer (branch) has its own crop and flip; the trunk runs once
+                                                  for each view, in order
     s      = linear(h_1, ..., h_m)                peer ensemble
     theta' = d theta' + (1 - d) theta             mean peers, after each step; d = min(1 - 1/(step + 1), 0.999)
     L      = CE(s, y) + sum_i [CE(z_i, y) + w(e) T^2 KL(sg s || z_i) + w(e)/(m-1) sum_{j != i} T^2 KL(sg z'_j || z_i)]
@@ -13,15 +14,13 @@ peer 0 is deployed, the paper's "first peer". The paper has m = 3.
 Measured: not yet.
 """
 
-import torch
-
 import models
 import utils
 from data_loader import dataloader
 from losses import pcl_loss
 from training.loop import fit
 from training.method import Group
-from training.outputs import FUSED, LEADER, ema, student_number
+from training.outputs import EMA_ENSEMBLE, FUSED, LEADER, ema, group_outputs, student_number
 from training.run import Run
 
 
@@ -39,11 +38,13 @@ def parse_args(argv: list[str] | None):
 class PCL(Group):
     """m peers, their ensemble, and the mean peers, the first of which is deployed."""
 
+    revision = 2  # 1: the trunk saw all views in one batch
+
     def __init__(self, args, num_classes: int):
         super().__init__(args, models.PCL(args.model, num_classes, args.num_branches, **utils.network_options(args)),
                          kind="peer", deployed="deployed (mean peer 0)")
         mean_peers = {ema(i): f"mean peer {i}" for i in range(args.num_branches)}
-        self.outputs = self.outputs | {FUSED: "peer ensemble"} | mean_peers
+        self.outputs |= {FUSED: "peer ensemble"} | mean_peers | {EMA_ENSEMBLE: "ensemble of the mean peers"}
 
     @classmethod
     def views(cls, args) -> int:
@@ -55,14 +56,14 @@ class PCL(Group):
         terms = pcl_loss(z, s, z_mean, labels, weight, args.temperature, args.alpha, args.loss)
         return terms, self.all_outputs(z, s, z_mean)
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, step_of_epoch: int) -> None:
         self.model.update_mean(step)
 
     def predict(self, images):
         return self.all_outputs(*self.model(images)), {}
 
-    def all_outputs(self, z, s, z_mean):  # -> [B, 2m+3, C]: deployed, peers, their ensemble, peer ensemble, mean peers
-        return torch.cat([z_mean[:, :1], self.measured(z), s.unsqueeze(1), z_mean], 1)
+    def all_outputs(self, z, s, z_mean):  # [B, m, C], [B, C], [B, m, C]
+        return {LEADER: z_mean[:, 0]} | group_outputs(z) | {FUSED: s} | group_outputs(z_mean, ema, EMA_ENSEMBLE)
 
     def network(self, output: str):
         return self.model.mean.student(0) if output == LEADER else self.model.peers.student(student_number(output))

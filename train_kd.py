@@ -15,6 +15,7 @@ from data_loader import dataloader
 from losses import kd_loss
 from train import Baseline
 from training.loop import fit
+from training.outputs import NETWORK
 from training.run import Run
 
 
@@ -36,7 +37,7 @@ class KD(Baseline):
 
     def loss(self, model, images, labels, weight):
         args, t, z = self.args, self.teacher(images), model(images)  # [B, C] each
-        return kd_loss(z, t, labels, args.temperature, args.alpha, args.loss), z.unsqueeze(1)
+        return kd_loss(z, t, labels, args.temperature, args.alpha, args.loss), {NETWORK: z}
 
 
 def main(argv: list[str] | None = None) -> None:

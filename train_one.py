@@ -14,8 +14,6 @@ Measured, test error of the last epoch in the small study (results/), mean of th
 ONE 31.95 ± 0.71 % (5 seeds), CL-ILR 32.04 ± 1.01 % (5 seeds), Ind 31.03 ± 0.69 % (5 seeds).
 """
 
-import torch
-
 import models
 import utils
 from data_loader import dataloader
@@ -23,7 +21,7 @@ from losses import cl_ilr_loss, individual_loss, one_loss
 from runtime.rank import world_size
 from training.loop import fit
 from training.method import Group
-from training.outputs import GATE
+from training.outputs import GATE, group_outputs
 from training.run import Run
 
 
@@ -61,7 +59,7 @@ class Ind(Group):
 
     def loss(self, model, images, labels, weight):
         z = model(images)  # [B, m, C]
-        return individual_loss(z, labels), self.measured(z)
+        return individual_loss(z, labels), group_outputs(z)
 
 
 class CollaborativeLearning(Group):
@@ -78,11 +76,11 @@ class CollaborativeLearning(Group):
     def loss(self, model, images, labels, weight):
         args = self.args
         z, t = model(images)  # [B, m, C] each
-        return cl_ilr_loss(z, t, labels, weight, args.temperature, args.alpha, args.loss), self.measured(z)
+        return cl_ilr_loss(z, t, labels, weight, args.temperature, args.alpha, args.loss), group_outputs(z)
 
     def predict(self, images):
         z, _ = self.model(images)
-        return self.measured(z), {}
+        return group_outputs(z), {}
 
 
 class ONE(Group):
@@ -100,8 +98,8 @@ class ONE(Group):
     def predict(self, images):
         return self.with_gate(*self.model(images)), {}
 
-    def with_gate(self, z, e):  # [B, m, C], [B, C] -> [B, m+2, C]: each student, their ensemble, the gated ensemble
-        return torch.cat([self.measured(z), e.unsqueeze(1)], 1)
+    def with_gate(self, z, e):  # [B, m, C], [B, C]
+        return group_outputs(z) | {GATE: e}
 
 
 def main(argv: list[str] | None = None) -> None:

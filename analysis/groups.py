@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 
 import pandas as pd
 
-from analysis.records import RecordedRun, test_outputs
+from analysis.records import RecordedRun, compared_metrics, test_outputs
 from analysis.titles import network_title
 from methods import title_of
 from training.flags import FREE_FLAGS
@@ -47,7 +47,8 @@ def row_of(run: RecordedRun) -> dict:
     flags = {name: value for name, value in run.flags.items() if name not in MAY_DIFFER}
     flags["processes"] = run.flags["environment"].get("processes", 1)
     last = run.history[-1]
-    row = {"group": json.dumps([flags, sorted(last)], sort_keys=True), "folder": str(run.folder), "flags": flags,
+    row = {"group": json.dumps([flags, compared_metrics(last)], sort_keys=True),
+           "folder": str(run.folder), "flags": flags,
            **{name: run.flags[name] for name in ("dataset", "model", "method", "seed", "command")},
            "num_branches": run.flags.get("num_branches", 4),  # tables show single networks beside groups of four
            "history": run.history}

@@ -48,6 +48,11 @@ def test_outputs(record: dict) -> list[str]:
     return [output for output, phase, name in map(parse, record) if (phase, name) == ("test", "accTop1")]
 
 
+def compared_metrics(record: dict) -> list[str]:
+    """The names of an epoch's metrics, sorted, without the single terms of the loss: older code recorded fewer."""
+    return sorted(name for name in record if not name.startswith("train_loss_"))
+
+
 def find_runs(paths: Iterable[Path]) -> tuple[list[RecordedRun], list[str]]:
     """-> the finished runs in these folders and below them, and a sentence about each run that is left out."""
     runs, notes = [], []
@@ -124,7 +129,7 @@ def check_metrics(folder: Path, flags: dict, history: list[dict]) -> None:
     missing = sorted({metric(output, phase, "accTop1") for output in outputs for phase in phases} - names)
     accuracies = [name for name in names if parse(name).phase in ("test", "val") and parse(name).name == "accTop1"]
     problem = None
-    if any(record.keys() != names for record in history):
+    if any(compared_metrics(record) != compared_metrics(history[-1]) for record in history):
         problem = "its epochs do not all have the same metrics"
     elif missing:
         problem = f"its epochs have no {missing[0]}"

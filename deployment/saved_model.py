@@ -61,8 +61,8 @@ class SavedModel(NamedTuple):
 
     def logits(self, images: Tensor, output: str) -> Tensor:
         """Logits of one output: [B, 3, H, W] -> [B, C]."""
-        logits, _ = self.method.predict(images)  # [B, R, C]
-        return logits[:, list(self.method.outputs).index(output)]
+        logits, _ = self.method.predict(images)
+        return logits[output]
 
     def move(self, device: torch.device) -> None:
         """Move the model to ``device``, and compute there with the precision of the run."""

@@ -54,10 +54,9 @@ class Branches(nn.Module):
             return [trunk(images) for trunk in self.trunks]
         if images.shape[1] != self.num_branches:
             raise ValueError(f"{self.num_branches} students need as many views of an image, not {images.shape[1]}")
-        if self.network_based:
-            return [trunk(view) for trunk, view in zip(self.trunks, images.unbind(1), strict=True)]
-        by_view = images.transpose(0, 1).flatten(0, 1)  # [m B, 3, H, W]; our loaders keep them so: nothing is copied
-        return list(self.trunks[0](by_view).chunk(self.num_branches))  # one pass: BatchNorm sees all views together
+        trunks = self.trunks if self.network_based else [self.trunks[0]] * self.num_branches
+        # One view after the other: BatchNorm normalises each by its own statistics, also in a shared trunk.
+        return [trunk(view) for trunk, view in zip(trunks, images.unbind(1), strict=True)]
 
     def students(self, x: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """x: what ``trunk_outputs`` returns -> features h, m times [B, D_i], and logits z [B, m, C]."""

@@ -13,59 +13,68 @@ Mixed = list[Tensor]  # sum_i r_i theta_i, tensor by tensor
 class OKDPH(Branches):
     """m networks with the same initial weights, and the hybrid network: weights and buffers sum_i r_i theta_i.
 
-    The hybrid is taken anew before each step. Its loss gives network i a gradient, r_i times that of the hybrid's
-    weights. hybrid_copy: as in the authors' public code, weights are copied and no gradient flows.
-    r: the mixing weights of the last step [m]. Zeros: no step was taken since the last ``share``.
+    r: the mixing weights of a step [m], which the method sets before it. In training, each forward pass takes the
+    hybrid anew. In evaluation the hybrid is the one that is deployed: r_i = 1/m, of the weights as they are.
+    hybrid_gradient: the gradient of the hybrid's loss reaches the networks: network i gets r_i times that of the
+    hybrid's weights. By default, as in the authors' code, weights are copied and no gradient flows.
     """
 
-    def __init__(self, name: str, num_classes: int, num_branches: int, hybrid_copy: bool = False, **options):
+    def __init__(self, name: str, num_classes: int, num_branches: int, hybrid_gradient: bool = False, **options):
         super().__init__(name, num_classes, num_branches, network_based=True, **options)
         self.hybrid = create_model(name, num_classes, **options).requires_grad_(False)
         for network in (*map(self.student, range(1, num_branches)), self.hybrid):
             network.load_state_dict(self.student(0).state_dict())
-        self.hybrid_copy = hybrid_copy
-        self.register_buffer("r", torch.zeros(num_branches))
+        self.hybrid_gradient = hybrid_gradient
+        self.register_buffer("r", torch.full((num_branches,), 1 / num_branches))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """views [B, m + 1, 3, H, W], the last one for the hybrid (in evaluation images [B, 3, H, W])
         -> networks [B, m, C], hybrid [B, C]."""
         own, last = (images[:, :-1], images[:, -1]) if images.dim() == 5 else (images, images)
-        # Taken before the networks run, because that changes their BatchNorm statistics.
-        weights = self.take(self.r) if self.training else None
+        if not self.training:
+            return super().forward(own), functional_call(self.hybrid, self.deployed(), (last,))
+        weights = self.take(self.r)  # before the networks run, because that changes their BatchNorm statistics
         z = super().forward(own)
-        if weights is None or self.hybrid_copy:
+        if not self.hybrid_gradient:
             return z, self.hybrid(last)
-        names = [name for name, _ in self.hybrid.named_parameters()]
         # --efficient: the recomputation in backward reads the hybrid's own weights. They are equal to these.
+        names = [name for name, _ in self.hybrid.named_parameters()]
         return z, functional_call(self.hybrid, dict(zip(names, weights, strict=True)), (last,))
+
+    def mixed(self, r: Tensor) -> tuple[Mixed, Mixed]:
+        """-> weights and BatchNorm statistics sum_i r_i theta_i, r [m]. Gradients flow through the weights."""
+        networks = list(zip(self.trunks, self.heads, strict=True))
+        weights = mix([parameters(*parts) for parts in networks], r)
+        return weights, mix([statistics(*parts) for parts in networks], r)
 
     def take(self, r: Tensor) -> Mixed:
         """Set the hybrid to sum_i r_i theta_i, r [m]. -> its weights, through which gradients flow to all networks."""
-        networks = list(zip(self.trunks, self.heads, strict=True))
-        weights = mix([parameters(*parts) for parts in networks], r)
+        weights, buffers = self.mixed(r)
         with torch.no_grad():
             torch._foreach_copy_(parameters(self.hybrid), weights)
-            torch._foreach_copy_(statistics(self.hybrid), mix([statistics(*parts) for parts in networks], r))
+            torch._foreach_copy_(statistics(self.hybrid), buffers)
         return weights
+
+    def deployed(self) -> dict[str, Tensor]:
+        """The hybrid with r_i = 1/m: its weights and statistics by name. The hybrid of the last step stays."""
+        weights, buffers = self.mixed(torch.full_like(self.r, 1 / self.num_branches))
+        names = [name for name, _ in self.hybrid.named_parameters()]
+        buffer_names = [name for name, buffer in self.hybrid.named_buffers() if buffer.is_floating_point()]
+        return dict(zip(names + buffer_names, weights + buffers, strict=True))
 
     @torch.no_grad()
     def share(self, gamma: float) -> None:
-        """theta_i <- gamma theta_hybrid + (1 - gamma) theta_i with the hybrid of the last step, weights and buffers.
+        """Fusion: theta_i <- gamma theta_hybrid + (1 - gamma) theta_i, weights and buffers.
 
-        Then the hybrid is the one that is deployed. Without a step since the last call, nothing
-        changes: a run that was stopped during the evaluation calls this again.
+        The hybrid is that of the last step: taken before the step, with the BatchNorm statistics after it.
         """
-        if not self.r.any():
-            return
         for parts in zip(self.trunks, self.heads, strict=True):
             torch._foreach_lerp_(parameters(*parts), parameters(self.hybrid), gamma)
             torch._foreach_lerp_(statistics(*parts), statistics(self.hybrid), gamma)
-        self.r.zero_()
-        self.deploy()
 
     @torch.no_grad()
     def deploy(self) -> None:
-        """Set the hybrid to the one that is deployed: r_i = 1/m."""
+        """Set the hybrid to the one that is deployed: r_i = 1/m. For a model that is not trained any further."""
         self.take(torch.full_like(self.r, 1 / self.num_branches))
 
 

@@ -72,8 +72,8 @@ def kdcl_target(rule, z, y):
 
 def okdph(z, hybrid, z0, hybrid0, y, T, omega, beta, D):
     t = mean([*z0, hybrid0])
-    return sum(omega * cross_entropy(z_i, y) + (1 - omega) * cross_entropy(hybrid, y) + beta * T**2 * D(t, z_i, T)
-               for z_i in z)
+    own = sum(omega * cross_entropy(z_i, y) + beta * T**2 * D(t, z_i, T) for z_i in z)
+    return own + (1 - omega) * cross_entropy(hybrid, y)
 
 
 def gradient(f, x, h=1e-5):

@@ -55,7 +55,7 @@ KERNELS = {  # name of the run's folder -> flags besides those of methods.py, st
     "KDCL-naive": ("--target naive", 295, 146),
     "KDCL-minlogit": ("--target minlogit", 294, 146),
     "OKDPH-dirichlet": ("--hybrid dirichlet", 504, 177),
-    "OKDPH-hybrid_copy": ("--hybrid_copy", 349, 177),
+    "OKDPH-hybrid_gradient": ("--hybrid_gradient", 504, 177),
 }
 LOADING = (8, 4)  # kernels of Cached for a batch: in training, in evaluation
 VIEWS = 4  # more of them in training, if an image has several views
@@ -131,7 +131,8 @@ def test_an_epoch_in_half_precision(name, amp, prepare):
     assert len(training.computing) == 2 and training.trainer.scaler.is_enabled() == (amp == "fp16")
     with training.trainer.autocast():
         logits, _ = training.method.predict(next(iter(training.test_loader))[0])
-    assert logits.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16}[amp] and logits.is_cuda
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}[amp]
+    assert all(z.dtype == half and z.is_cuda for z in logits.values())
     assert all(p.is_cuda and p.dtype == torch.float32 for p in training.trainer.model.parameters())
 
 

@@ -66,6 +66,7 @@ def test_okddip_with_a_teacher(loss):
         for t, students, g in zip(teacher.tolist(), peers.tolist(), leader.tolist(), strict=True)
         for z in [*students, g]) / B
     assert (terms.total - without.total).item() == pytest.approx(ALPHA * expected, rel=1e-10)
+    assert terms.teacher.item() == pytest.approx(expected, rel=1e-12) and "teacher" not in without
     assert (terms.true, terms.group) == (without.true, without.group)
 
 
@@ -313,5 +314,13 @@ LOSSES = {
 def test_a_loss_computes_in_float32(name, half):
     """The loss of half-precision logits is that of the same numbers in float32, to the bit: means included."""
     z, s = logits(B, 3, C).to(half), logits(B, C, seed=1).to(half)
-    for found, expected in zip(LOSSES[name](z, s), LOSSES[name](z.float(), s.float()), strict=True):
-        assert found.dtype == torch.float32 and found.equal(expected)
+    expected = LOSSES[name](z.float(), s.float())
+    for term, found in LOSSES[name](z, s).items():
+        assert found.dtype == torch.float32 and found.equal(expected[term])
+
+
+def test_a_term_that_the_loss_does_not_have():
+    terms = losses.individual_loss(logits(B, 3, C), LABELS)
+    assert terms.group is terms["group"] and list(terms) == ["total", "true", "group"]
+    with pytest.raises(AttributeError, match="no term 'teacher'; it has total, true, group"):
+        _ = terms.teacher

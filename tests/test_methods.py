@@ -51,25 +51,26 @@ def test_one_step(name, flags, network):
     views = images if V == 1 else torch.randn(4, V, 3, 32, 32)
     if name == "KD":
         method.teacher = lambda images: torch.ones(4, C)
-    method.before_step(1)
+    method.before_step(1, 1)
     terms, logits = method.loss(method.model, views, LABELS, 1.0)
-    assert all(term.shape == () and torch.isfinite(term) for term in terms)
-    assert logits.shape == (4, len(method.outputs), C)
+    assert all(term.shape == () and torch.isfinite(term) for term in terms.values())
+    assert logits.keys() == method.outputs.keys() and {z.shape for z in logits.values()} == {(4, C)}
     terms.total.backward()
     missing = [n for n, p in method.model.named_parameters() if p.requires_grad and (
         p.grad is None or not p.grad.isfinite().all())]
     assert not missing
-    method.after_step(1)
+    method.after_step(1, 1)
     method.after_epoch(None, None)
     method.model.eval()
     with torch.no_grad():
         logits, _ = method.predict(images)
-        assert logits.shape == (4, len(method.outputs), C)
+        assert logits.keys() == method.outputs.keys()
+        method.deploy()
         plain = models.create_model(network, C).eval()
-        for r, output in enumerate(method.outputs):
+        for output in method.outputs:
             if output == LEADER or student_number(output) is not None or list(method.outputs) == [output]:
                 plain.load_state_dict(method.network(output).state_dict())
-                assert plain(images).allclose(logits[:, r], rtol=1e-4, atol=1e-4), output
+                assert plain(images).allclose(logits[output], rtol=1e-4, atol=1e-4), output
 
 
 @pytest.mark.parametrize("name", ["DML", "KDCL", "Ind", "CL-ILR"])
@@ -91,7 +92,7 @@ def test_different_networks(name):
             plain = models.create_model(network, C, **({"dropout": 0.5} if network == "vgg16" else {})).eval()
             plain.load_state_dict(method.network(f"stu{i}").state_dict())
             assert method.network(f"stu{i}").name == network
-            assert plain(images[:, 0]).allclose(logits[:, i], rtol=1e-4, atol=1e-4)
+            assert plain(images[:, 0]).allclose(logits[f"stu{i}"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("network", ["resnet8", "vgg16", "densenetd40k12"])

@@ -1,58 +1,194 @@
-"""train_OKDPH.py: a stop during an evaluation, and different networks in a run from the start to the export."""
+"""train_OKDPH.py: gradients, fusion, a stop between evaluation and fusion; different networks up to the export."""
 
 import json
 
 import pytest
+import torch
 from conftest import few_digits
 from processes import TINY, assert_same_run, load
+from torch.nn import functional as F
 
 import evaluate
+import methods
+import models
 import train_DML
 import train_OKDPH
+import train_PCL
 from deployment.reading import read
+from runtime.checkpoints import serialise
+from runtime.errors import UserError
 from training import loop
 from training.signals import Interrupted
+from training.step import Trainer
 
 FEW = [*TINY, "--train_size", "0", "--batch_size", "32"]
+M, C, OMEGA, BETA, T, GAMMA = 2, 5, 0.7, 0.9, 4.0, 0.25
 
 
-def test_stopped_in_an_evaluation_it_shares_once(monkeypatch, tmp_path):
-    """The networks have moved towards the hybrid when the evaluation begins. The resumed run does not move them again.
+class Steps:
+    """Three steps in float64, the third in a second epoch. For each: weights before it, hybrid's weights, gradients."""
+
+    def __init__(self, **flags):
+        torch.manual_seed(0)
+        Kind, args = methods.find("OKDPH")
+        for name, value in {"model": "resnet8", "num_branches": M, "omega": OMEGA, "beta": BETA, "gamma": GAMMA,
+                            **flags}.items():
+            setattr(args, name, value)
+        method = Kind(args, C)
+        method.model.double().train()
+        with torch.no_grad():
+            for p in method.model.heads[1].parameters():  # the networks differ from the start
+                p.mul_(1.1)
+        self.trainer, loss = Trainer(method, 0.05, 0.0, [9], torch.device("cpu")), method.loss
+        self.model, self.before, self.gradients = method.model, [], []
+
+        def seen(*inputs):
+            self.before.append(([self.weights(i) for i in range(M)], method.model.r.clone()))
+            return loss(*inputs)
+
+        self.trainer.loss = seen
+        self.views = torch.randn(3, 4, M + 1, 3, 32, 32, dtype=torch.float64)
+        self.labels = torch.randint(C, (3, 4))
+
+    def weights(self, i):
+        return {name: p.detach().clone() for name, p in self.model.student(i).named_parameters()}
+
+    def take(self):
+        for number, (views, labels) in enumerate(zip(self.views, self.labels, strict=True)):
+            if number == 2:
+                self.trainer.next_epoch()
+                self.trainer.earlier_steps = 2
+            self.trainer.step(views, labels, 1.0)
+            self.gradients.append([{name: p.grad.clone() for name, p in self.model.student(i).named_parameters()}
+                                   for i in range(M)])
+        return self
+
+
+def logits(weights, view):
+    network = models.create_model("resnet8", C).double().train()
+    return torch.func.functional_call(network, weights, (view,))
+
+
+def mixed(networks, r):
+    return {name: sum(r_i * w[name] for r_i, w in zip(r.tolist(), networks, strict=True)) for name in networks[0]}
+
+
+def own_loss(i, networks, hybrid, t, views, y):
+    """L_i of the paper, equation by equation; t is constant."""
+    z, z_hybrid = logits(networks[i], views[:, i]), logits(hybrid, views[:, -1])
+    p, log_q = (t / T).softmax(-1), (z / T).log_softmax(-1)
+    kl = (p * (p.log() - log_q)).sum() / len(y)
+    return OMEGA * F.cross_entropy(z, y) + (1 - OMEGA) * F.cross_entropy(z_hybrid, y) + BETA * T**2 * kl
+
+
+@pytest.mark.parametrize("flags", [{}, {"hybrid_gradient": True}, {"hybrid_gradient": True, "hybrid": "dirichlet"}])
+def test_each_network_follows_its_own_loss(flags):
+    """In each of three steps, finite differences of L_i in a random direction of network i's weights.
+
+    Without --hybrid_gradient theta_hybrid stays as it is; with it, it moves with network i, r_i times as far.
     """
-    flags = [*FEW, "--num_epochs", "2", "--lr", "0.05", "--hybrid", "dirichlet"]
+    steps, generator = Steps(**flags).take(), torch.Generator().manual_seed(1)
+    for (networks, r), views, y, gradients in zip(steps.before, steps.views, steps.labels, steps.gradients,
+                                                  strict=True):
+        hybrid = mixed(networks, r)
+        t = sum([*(logits(networks[i], views[:, i]) for i in range(M)), logits(hybrid, views[:, -1])]) / (M + 1)
+        for i in range(M):
+            direction = {k: torch.randn(w.shape, generator=generator, dtype=w.dtype) for k, w in networks[i].items()}
+
+            def at(step, i=i, direction=direction, networks=networks, r=r, hybrid=hybrid, t=t, views=views, y=y):
+                moved = [{k: w + step * direction[k] * (j == i) for k, w in own.items()}
+                         for j, own in enumerate(networks)]
+                theta = mixed(moved, r) if flags.get("hybrid_gradient") else hybrid
+                return own_loss(i, moved, theta, t, views, y).item()
+
+            expected = (at(1e-8) - at(-1e-8)) / 2e-8  # so small that hardly any ReLU changes its side
+            found = sum((gradients[i][k] * d).sum().item() for k, d in direction.items())
+            assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("interval", "after"), [("1_epoch", [2]), ("5_batch", [0, 2])])
+def test_when_the_networks_are_fused(interval, after):
+    """After steps 1 and 2 of an epoch and step 1 of the next. 1_epoch: between the epochs. 5_batch: after first steps.
+
+    Weights and statistics: each network is gamma of the hybrid of the last step, and 1 - gamma of its own.
+    """
+    steps, shared = Steps(interval=interval), []
+    share = steps.model.share
+
+    def note(gamma):
+        before = [{k: v.clone() for k, v in steps.model.student(i).state_dict().items()} for i in range(M)]
+        hybrid = {k: v.clone() for k, v in steps.model.hybrid.state_dict().items()}
+        share(gamma)
+        shared.append(len(steps.gradients))
+        for i in range(M):
+            for k, v in steps.model.student(i).state_dict().items():
+                if v.is_floating_point():
+                    assert v.allclose(GAMMA * hybrid[k] + (1 - GAMMA) * before[i][k], rtol=1e-12), k
+
+    steps.model.share = note
+    steps.take()
+    assert shared == after
+
+
+@pytest.mark.parametrize("flags", [["--hybrid", "dirichlet"], ["--interval", "5_batch", "--hybrid_gradient"]])
+def test_stopped_around_an_evaluation_it_is_the_same_run(flags, monkeypatch, tmp_path):
+    """The fusion comes after the evaluation and its checkpoint. Stopped in the evaluation, and before the first step
+    of the next epoch, the resumed run fuses once."""
+    flags = [*FEW, "--num_epochs", "2", "--lr", "0.05", *flags]
     with few_digits():
         train_OKDPH.main([*flags, "--save_dir", str(tmp_path / "whole")])
 
         def stop(*_):
             raise Interrupted(15)
 
-        for _ in range(2):
+        for name in ("evaluate", "evaluate", "train_steps"):  # the last one: the second epoch has begun
             with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
-                patch.setattr(loop, "evaluate", stop)
+                if name == "train_steps":
+                    one = loop.one_epoch
+                    patch.setattr(loop, "one_epoch", lambda *a, one=one: one(*a) if not a[4].history else stop())
+                else:
+                    patch.setattr(loop, name, stop)
                 train_OKDPH.main([*flags, "--save_dir", str(tmp_path / "stopped"), "--resume", "auto"])
             assert stopped.value.code == 128 + 15
         train_OKDPH.main([*flags, "--save_dir", str(tmp_path / "stopped"), "--resume", "auto"])
-    folders = [tmp_path / name / "DIGITS" / "OKDPH-dirichlet" / "resnet8" for name in ("stopped", "whole")]
-    assert_same_run(*folders)
+    (folder,) = (tmp_path / "whole" / "DIGITS").glob("*/resnet8")
+    assert_same_run(tmp_path / "stopped" / folder.relative_to(tmp_path / "whole"), folder)
 
 
-def test_a_checkpoint_from_within_an_epoch_is_used_with_equal_weights(monkeypatch, tmp_path):
-    """Not with the hybrid of the last step, whose weights were drawn. A training that goes on keeps that one."""
-    def stop(*_):
-        raise Interrupted(15)
-
+def test_what_is_measured_is_the_state_before_the_fusion(tmp_path, capsys):
+    """The metrics of the last epoch are those of last.pth; its networks are not yet fused with the hybrid in it."""
     with few_digits():
-        monkeypatch.setattr(train_OKDPH.OKDPH, "after_epoch", stop)
-        with pytest.raises(SystemExit):
-            train_OKDPH.main([*FEW, "--num_epochs", "1", "--hybrid", "dirichlet", "--save_dir", str(tmp_path)])
-    path = tmp_path / "DIGITS" / "OKDPH-dirichlet" / "resnet8" / "last.pth"
-    kept = load(path.parent)["state_dict"]
-    assert kept["r"].sum() == pytest.approx(1) and kept["r"].std() > 0.01
-    model = read(path).method.model
-    for part, layer in (("head", "fc"), ("trunk", "conv1")):
+        train_OKDPH.main([*FEW, "--num_epochs", "2", "--lr", "0.05", "--hybrid", "dirichlet", "--gamma", "1",
+                          "--save_dir", str(tmp_path)])
+        folder = tmp_path / "DIGITS" / "OKDPH-dirichlet" / "resnet8"
+        capsys.readouterr()
+        evaluate.main([str(folder / "last.pth"), "--device", "cpu", "--json"])
+    measured, record = json.loads(capsys.readouterr().out)["figures"], load(folder)["history"][-1]
+    assert all(measured[name] == record[name] for name in record if "test_acc" in name or name.endswith("test_loss"))
+    kept = load(folder)["state_dict"]
+    assert not kept["heads.0.fc.weight"].equal(kept["heads.1.fc.weight"])  # with gamma 1, a fusion makes them equal
+    model = read(folder / "last.pth").method.model
+    for part, layer in (("head", "fc"), ("trunk", "conv1")):  # deployed: r_i = 1/m, not the weights drawn last
         mean = sum(kept[f"{part}s.{i}.{layer}.weight"] for i in range(4)) / 4
         used = model.hybrid.state_dict()[f"{part}.{layer}.weight"]
         assert used.allclose(mean, atol=1e-6) and not used.equal(kept[f"hybrid.{part}.{layer}.weight"])
+
+
+@pytest.mark.parametrize(("script", "removed", "added", "said"), [
+    (train_OKDPH, ["hybrid_gradient", "interval"], {}, "begun by older code, whose OKDPH computed something else"),
+    (train_OKDPH, [], {"hybrid_copy": True}, "was started with --hybrid_copy, which this code no longer has"),
+    (train_PCL, [], {}, "begun by older code, whose PCL computed something else")])
+def test_a_run_of_older_code_is_not_continued(script, removed, added, said, tmp_path):
+    with few_digits():
+        flags = [*FEW, "--num_epochs", "1", "--save_dir", str(tmp_path)]
+        script.main(flags)
+        (path,) = tmp_path.rglob("last.pth")
+        checkpoint = load(path.parent)
+        del checkpoint["digest"], checkpoint["recipe"]["revision"]
+        checkpoint["flags"] = {k: v for k, v in checkpoint["flags"].items() if k not in removed} | added
+        path.write_bytes(serialise(checkpoint))
+        with pytest.raises(UserError, match=said):
+            script.main([*flags[:-4], "--num_epochs", "2", "--save_dir", str(tmp_path), "--resume", "auto"])
 
 
 def test_different_networks_from_the_command_to_the_export(tmp_path, capsys):

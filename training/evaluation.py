@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from losses import full_precision
 from training.method import Method
-from training.metrics import RunningSums, diversity, name_metrics, topk_correct
+from training.metrics import RunningSums, diversity, in_rows, name_metrics, topk_correct
 from training.outputs import student_number
 
 NO_AUTOCAST = nullcontext()
@@ -36,7 +36,8 @@ def evaluate(method: Method, loader: Iterable, phase: str = "test",
     sums = RunningSums(loader.device)
     for images, labels in watch(loader):
         with autocast:
-            logits, extras = method.predict(images)  # [B, R, C]
+            named, extras = method.predict(images)
+            logits = in_rows(named, method.outputs)  # [B, R, C]
         log_p = F.log_softmax(full_precision(logits), dim=-1)
         own = log_p.gather(-1, labels.view(-1, 1, 1).expand(-1, len(method.outputs), 1)).squeeze(-1)  # [B, R]
         correct = topk_correct(logits, labels)
@@ -47,5 +48,5 @@ def evaluate(method: Method, loader: Iterable, phase: str = "test",
             batch[name] = value.sum(0, dtype=torch.float64)
         sums.add(len(labels), **batch)
     means = sums.means()
-    named = name_metrics(means, method.outputs, phase)
-    return named | {k: v for k, v in means.items() if k not in ("hits", "cross_entropy")}
+    metrics = name_metrics(means, method.outputs, phase)
+    return metrics | {k: v for k, v in means.items() if k not in ("hits", "cross_entropy")}

@@ -27,6 +27,7 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> None:
     """
     args, history = run.args, run.history
     milestones = args.schedule or default_milestones(run.num_epochs)
+    run.check_revision(method.revision)
     run.check_unchanged(**data_identity(train_loader, test_loader), **method.unchangeable())
     trainer = Trainer(method, args.lr, args.wd, milestones, run.device, args.amp, args.compile, args.sync_bn)
     evaluated = {"test": test_loader}
@@ -108,8 +109,7 @@ def one_epoch(method: Method, trainer: Trainer, loader, evaluated: dict, run: Ru
             if args.save_steps and sums.steps % args.save_steps == 0:
                 checkpoints.save()
         means = trainer.means()
-    total, true, group = means["terms"]
-    record |= {"train_loss": total, "train_loss_true": true, "train_loss_group": group}
+    record |= {"train_loss" if term == "total" else f"train_loss_{term}": mean for term, mean in means["terms"].items()}
     record |= name_metrics(means, method.outputs, "train")
     record["images_per_second"] = loader.num_images / sums.seconds
     processes.share_buffers(trainer.model)

@@ -4,12 +4,11 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
-import torch
 from torch import Tensor, nn
 
 from losses import Terms, ramp_up
 from runtime.checkpoints import digest
-from training.outputs import ENSEMBLE, LEADER, MEAN, NETWORK, student, student_number
+from training.outputs import ENSEMBLE, LEADER, MEAN, NETWORK, group_outputs, student, student_number
 
 
 class Method:
@@ -17,9 +16,10 @@ class Method:
 
     model: the network or group that is trained.
     teacher: a frozen network, or None. It is not trained and not saved.
-    outputs: name of an output (training/outputs.py) -> its title in tables. They are what is measured. ``loss`` and
-        ``predict`` return their logits in this order: [B, R, C], R = len(outputs).
+    outputs: name of an output (training/outputs.py) -> its title in tables. They are what is measured: ``loss`` and
+        ``predict`` return the logits of each, {name: logits [B, C]}.
     best: the output whose top-1 accuracy chooses the best epoch (or MEAN).
+    revision: raised when a method's mathematics change. A run that an older revision began is not continued.
     args: the flags. None for a network without a script.
     """
 
@@ -28,6 +28,7 @@ class Method:
     teacher: nn.Module | None = None
     outputs: dict[str, str]
     best: str
+    revision: int = 1
 
     @classmethod
     def name(cls, args: Namespace) -> str:
@@ -39,18 +40,19 @@ class Method:
         """How many views of an image ``loss`` takes; 1: images [B, 3, H, W]. ``predict`` always takes one."""
         return 1
 
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor, weight: float | Tensor) -> tuple[Terms, Tensor]:
-        """One training step's loss. images [B, 3, H, W], labels [B], weight w(e) -> terms, logits of outputs [B, R, C].
+    def loss(self, model: nn.Module, images: Tensor, labels: Tensor,
+             weight: float | Tensor) -> tuple[Terms, dict[str, Tensor]]:
+        """One training step's loss. images [B, 3, H, W], labels [B], weight w(e) -> terms, {output: logits [B, C]}.
 
         With views (``dataloader``), images are [B, V, 3, H, W].
         model: ``self.model``, or its DistributedDataParallel replica if there are several processes.
         """
         raise NotImplementedError
 
-    def predict(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """images [B, 3, H, W] -> logits of the outputs [B, R, C], and further tensors [B, ...].
+    def predict(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """images [B, 3, H, W] -> {output: logits [B, C]}, and further tensors [B, ...] by name.
 
-        Their means over the test images go into metrics.jsonl.
+        The means of the latter over the test images go into metrics.jsonl.
         """
         raise NotImplementedError
 
@@ -60,10 +62,10 @@ class Method:
             return 1.0
         return ramp_up(epoch, num_epochs, self.args.start_consistency, self.args.length)
 
-    def before_step(self, step: int) -> None:
-        """``Trainer.step`` calls this first. step: its number in the whole training, from 1."""
+    def before_step(self, step: int, step_of_epoch: int) -> None:
+        """``Trainer.step`` calls this first. Both numbers count from 1: in the whole training, and in the epoch."""
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, step_of_epoch: int) -> None:
         """``Trainer.step`` calls this after the optimizer. What it changes must be part of the model, to be saved."""
 
     def after_epoch(self, held_out: Iterable | None, autocast: AbstractContextManager, watch: Callable = iter) -> None:
@@ -98,8 +100,8 @@ class SingleNetwork(Method):
     def __init__(self, model: nn.Module, args: Namespace | None = None):
         self.model, self.args = model, args
 
-    def predict(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.model(images).unsqueeze(1), {}
+    def predict(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return {NETWORK: self.model(images)}, {}
 
     def network(self, output: str) -> nn.Module:
         return self.model
@@ -119,12 +121,8 @@ class Group(Method):
         self.outputs = ({LEADER: deployed} if deployed else {}) | students | {ENSEMBLE: "ensemble"}
         self.best = ENSEMBLE if args.choose_E else LEADER if deployed else MEAN
 
-    def measured(self, z: Tensor) -> Tensor:
-        """Logits of the students [B, m, C] -> of the outputs [B, m+1, C]."""
-        return torch.cat([z, z.mean(1, keepdim=True)], 1)
-
-    def predict(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.measured(self.model(images)), {}
+    def predict(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return group_outputs(self.model(images)), {}
 
     def network(self, output: str) -> nn.Module:
         return self.model.student(student_number(output))

@@ -23,6 +23,17 @@ def topk_correct(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([not_higher > C - k for k in (1, 5)], -1)
 
 
+def in_rows(logits: dict[str, Tensor], outputs: Iterable[str]) -> Tensor:
+    """Logits [B, C] by the name of their output -> [B, R, C], in the order of ``outputs``.
+
+    ValueError if the names are not those of ``outputs``.
+    """
+    outputs = list(outputs)
+    if logits.keys() != set(outputs):
+        raise ValueError(f"the method returns the outputs {list(logits)}, but its class names {outputs}")
+    return torch.stack([logits[output] for output in outputs], 1)
+
+
 def diversity(probabilities: Tensor) -> Tensor:
     """"dist" (paper, Figure 4): probabilities [B, m, C] -> scalar, summed over the images.
 

@@ -12,10 +12,11 @@ metrics in metrics.jsonl, test_best_metrics.json and TensorBoard. The names are 
     fused_test_accTop1  FUSED        a classifier of all students' features: FFL's fused one, PCL's peer ensemble
     ema0test_accTop1    ema(0)       PCL's first mean peer
     ema_test_accTop1    EMA_MEAN     the mean of the mean peers' accuracies (not an output of its own)
+    ema_ensemble_test_accTop1        EMA_ENSEMBLE: the ensemble of the mean peers
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 ENSEMBLE = NETWORK = ""
@@ -24,6 +25,7 @@ MEAN = "mean_"
 GATE = "gate_"
 FUSED = "fused_"
 EMA_MEAN = "ema_"
+EMA_ENSEMBLE = "ema_ensemble_"
 PHASES = ("train", "val", "test")
 TENSORBOARD_FOLDERS = {ENSEMBLE: ".", LEADER: "B"}  # where the curves of these outputs are, as in the original
 
@@ -36,6 +38,11 @@ def student(i: int) -> str:
 def ema(i: int) -> str:
     """The output of mean peer i: the exponential moving average of peer i."""
     return f"ema{i}"
+
+
+def group_outputs(z, name: Callable[[int], str] = student, ensemble: str = ENSEMBLE) -> dict:
+    """Logits z of m students [B, m, C] -> the logits of each [B, C], by ``name(i)``, and of their ensemble."""
+    return {name(i): z_i for i, z_i in enumerate(z.unbind(1))} | {ensemble: z.mean(1)}
 
 
 def student_number(output: str) -> int | None:

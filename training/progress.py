@@ -31,7 +31,7 @@ class Progress:
             return  # the sums are on the device: reading them makes the host wait
         means = self.trainer.means()
         images = sums.images * processes.world_size()
-        loss, accuracy = means["terms"][0], 100 * means["hits"][self.shown][0]
+        loss, accuracy = means["terms"]["total"], 100 * means["hits"][self.shown][0]
         text = f"loss {loss:.4f}  top-1 {accuracy:.2f} %  {images / sums.seconds:.0f} images/s"
         if self.bar is not None:
             self.bar.set_postfix_str(text)

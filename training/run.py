@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from typing import NoReturn
 
 from runtime import processes
 from runtime.device import pick_device, seed_everything, set_precision
@@ -48,15 +49,26 @@ class Run:
             self.lock = Lock(self.folder)
         return load_to_resume(path, self.args, self.method, self.folder)
 
+    def check_revision(self, revision: int) -> None:
+        """UserError if an older revision of the method began the run that is resumed (``Method.revision``)."""
+        recorded = self.recipe.setdefault("revision", 1 if self.checkpoint else revision)
+        if recorded != revision:
+            self.refuse(f"{self.folder} was begun by older code, whose {self.method} computed something else "
+                        "(CHANGELOG.md): train it anew, with --overwrite or another --version")
+
+    def refuse(self, sentence: str) -> NoReturn:
+        """Raise a UserError that all processes find, and one reports."""
+        error = UserError(sentence)
+        error.already_reported = not processes.is_main()
+        raise error
+
     def check_unchanged(self, **values: object) -> None:
         """Record what must be the same whenever the run is resumed. UserError if a value differs from the record."""
         for name, value in values.items():
             recorded = self.recipe.setdefault(name, value)
             if recorded != value:
-                error = UserError(f"{self.folder} was started with other {name} ({str(recorded)[:80]} there, "
-                                  f"{str(value)[:80]} here): resume it with the same {name}")
-                error.already_reported = not processes.is_main()
-                raise error
+                self.refuse(f"{self.folder} was started with other {name} ({str(recorded)[:80]} there, "
+                            f"{str(value)[:80]} here): resume it with the same {name}")
 
     def __enter__(self) -> "Run":
         """Make the folder, take its lock, open the log."""

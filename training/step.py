@@ -9,13 +9,12 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from losses import Terms
 from models import count_batches
 from runtime import processes
 from runtime.device import autocast
 from runtime.errors import UserError
 from training.method import Method
-from training.metrics import RunningSums, topk_correct
+from training.metrics import RunningSums, in_rows, topk_correct
 
 
 class Trainer:
@@ -40,6 +39,7 @@ class Trainer:
         self.loss = torch.compile(method.loss, mode=mode, dynamic=False) if compiled else method.loss
         self.method = method
         self.sums, self.checked_steps, self.uncounted = RunningSums(device), 0, 0
+        self.terms: list[str] = []  # the names of the loss's terms, known after a step
         self.earlier_steps = 0  # of the epochs before
 
     def autocast(self) -> torch.autocast:
@@ -57,26 +57,32 @@ class Trainer:
         images [B, 3, H, W] or views [B, V, 3, H, W], labels [B]: this process's part of the batch. share: B relative to
         an equal part.
         """
-        number = self.earlier_steps + self.sums.steps + 1
-        self.method.before_step(number)
+        of_epoch = self.sums.steps + 1
+        number = self.earlier_steps + of_epoch
+        self.method.before_step(number, of_epoch)
         with self.autocast():
             terms, logits = self.loss(self.replica, images, labels, weight)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(terms.total if share == 1 else terms.total * share).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.method.after_step(number)
+        self.method.after_step(number, of_epoch)
         self.uncounted += 1
         with torch.no_grad():
-            correct = topk_correct(logits, labels).sum(0)  # [R, 2]; checkpoints call it "hits"
-            self.sums.add(len(labels), terms=torch.stack(terms) * len(labels), hits=correct)
+            if self.sums.steps and list(terms) != self.terms:
+                raise UserError("this epoch was begun by older code, which did not record all terms of the loss: "
+                                "continue from a checkpoint that was saved at the end of an epoch, or train anew with "
+                                "--overwrite or --version")
+            self.terms = list(terms)
+            correct = topk_correct(in_rows(logits, self.method.outputs), labels).sum(0)  # [R, 2]; in files: "hits"
+            self.sums.add(len(labels), terms=torch.stack(list(terms.values())) * len(labels), hits=correct)
 
-    def means(self) -> dict[str, list]:
-        """The means of the sums. UserError if a term of the loss is not finite: its sum then stays so."""
+    def means(self) -> dict:
+        """The means of the sums; of the loss's terms by name. UserError if one is not finite: its sum then stays so."""
         means, steps = self.sums.means(), self.sums.steps
-        wrong = [name for name, value in zip(Terms._fields, means["terms"], strict=True) if not math.isfinite(value)]
-        if wrong:
-            terms = " and ".join(wrong[1:]) or "total (or the teacher's)"
+        means["terms"] = dict(zip(self.terms, means["terms"], strict=True))
+        if wrong := [name for name, value in means["terms"].items() if not math.isfinite(value)]:
+            terms = " and ".join(name for name in wrong if name != "total" or len(wrong) == 1)  # total is their sum
             raise self.diverged(f"the {terms} loss", f"steps {self.checked_steps + 1} and {steps}")
         self.checked_steps = steps
         return means
@@ -109,11 +115,12 @@ class Trainer:
         finite = torch.stack(torch._foreach_norm(numbers, math.inf)).isfinite().all()
         if processes.greatest(int(not finite))():
             raise self.diverged("a weight", "the last checkpoint and this one")
-        return {name: part.state_dict() for name, part in self.parts().items()}
+        return {name: part.state_dict() for name, part in self.parts().items()} | {"terms": self.terms}
 
     def load_state_dict(self, state: dict) -> None:
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
+        self.terms = state.get("terms", ["total", "true", "group"])  # older checkpoints do not name them
         self.checked_steps = self.sums.steps
 
     def parts(self) -> dict:

@@ -3,7 +3,7 @@
 import made_up
 import pytest
 
-from analysis import records
+from analysis import groups, records
 
 
 def test_best_and_last_epoch(tmp_path):
@@ -77,6 +77,16 @@ def test_a_run_with_wrong_metrics_is_left_out_with_the_reason(tmp_path, method, 
     folder = made_up.run(tmp_path, method, 0, epochs, **flags)
     runs, (note,) = records.find_runs([tmp_path])
     assert runs == [] and note.startswith(f"{folder} is left out") and reason in note
+
+
+def test_epochs_of_older_code_recorded_fewer_terms_of_the_loss(tmp_path):
+    """A run that older code began and newer code continued is read, and is in one group with a run of either."""
+    older = {"stu_test_accTop1": 70.0, "train_loss_true": 1.0}
+    made_up.run(tmp_path, "OKDDip", 0, [older, older | {"train_loss_teacher": 1.0}])
+    made_up.run(tmp_path, "OKDDip", 1, [older, older])
+    runs, notes = records.find_runs([tmp_path])
+    table, _ = groups.table_of_runs(runs)
+    assert notes == [] and list(table["group"]) == [0, 0]
 
 
 def test_a_damaged_line_is_named(tmp_path):

@@ -39,7 +39,7 @@ def test_peak_memory_of_a_step():
     class Linear(SingleNetwork):
         def loss(self, model, images, labels, weight):
             z = model(images)
-            return losses.Terms(z.sum(), z.sum(), z.sum()), z.unsqueeze(1)
+            return losses.Terms(total=z.sum(), true=z.sum(), group=z.sum()), {"": z}
 
     def plain_loss(model, images, labels):
         z = model(images)

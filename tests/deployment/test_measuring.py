@@ -18,7 +18,7 @@ from deployment.classifying import classify
 from deployment.measuring import calibration_and_class_sums, measure, name_calibration_and_classes
 from deployment.reading import read
 from runtime.errors import UserError
-from training.metrics import topk_correct
+from training.metrics import in_rows, topk_correct
 
 CPU = torch.device("cpu")
 
@@ -32,7 +32,7 @@ def logits_and_labels(folder):
     method = read(folder).method
     loader = data_loader.dataloader("DIGITS", 32)[1]
     with torch.no_grad():
-        batches = [(method.predict(images)[0], labels) for images, labels in loader]
+        batches = [(in_rows(method.predict(images)[0], method.outputs), labels) for images, labels in loader]
     return torch.cat([z for z, _ in batches]), torch.cat([y for _, y in batches])
 
 

@@ -1,4 +1,4 @@
-"""OKDPH's hybrid network: its weights, its gradient, what is shared after an epoch."""
+"""OKDPH's hybrid network: its weights, its gradient, its fusion with the networks."""
 
 import pytest
 import torch
@@ -12,10 +12,10 @@ VIEWS = torch.randn(4, M + 1, 3, 32, 32, generator=torch.Generator().manual_seed
 LABELS = torch.tensor([0, 4, 2, 2])
 
 
-def make(r, hybrid_copy=False):
+def make(r, hybrid_gradient=False):
     """Networks that differ, in float64, and mixing weights r."""
     torch.manual_seed(0)
-    model = models.OKDPH("resnet8", C, M, hybrid_copy).double()
+    model = models.OKDPH("resnet8", C, M, hybrid_gradient).double()
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if value.is_floating_point() and not name.startswith(("hybrid", "r")):
@@ -36,11 +36,11 @@ def test_all_begin_with_the_same_weights():
             assert value.equal(model.student(0).state_dict()[name])
 
 
-@pytest.mark.parametrize("hybrid_copy", [False, True])
-def test_the_hybrid_is_taken_anew_before_a_step(hybrid_copy):
+@pytest.mark.parametrize("hybrid_gradient", [False, True])
+def test_the_hybrid_is_taken_anew_before_a_step(hybrid_gradient):
     """Weights and statistics; the step itself then updates the statistics by its own view."""
     r = [0.5, 0.3, 0.2]
-    model = make(r, hybrid_copy)
+    model = make(r, hybrid_gradient)
     alone = models.create_model("resnet8", C).double()
     alone.load_state_dict({name: weighted_sum(model, name, r) if value.is_floating_point() else value
                            for name, value in model.hybrid.state_dict().items()})
@@ -54,7 +54,7 @@ def test_the_hybrid_is_taken_anew_before_a_step(hybrid_copy):
 
 def test_the_hybrid_s_gradient_reaches_every_network_r_times():
     r = [0.5, 0.3, 0.2]
-    model = make(r)
+    model = make(r, hybrid_gradient=True)
     alone = models.create_model("resnet8", C).double()
     alone.load_state_dict({name: weighted_sum(model, name, r) if value.is_floating_point() else value
                            for name, value in model.hybrid.state_dict().items()})
@@ -67,7 +67,7 @@ def test_the_hybrid_s_gradient_reaches_every_network_r_times():
 
 
 def test_a_copied_hybrid_gives_no_gradient():
-    model = make([0.5, 0.3, 0.2], hybrid_copy=True)
+    model = make([0.5, 0.3, 0.2])
     assert not model(VIEWS)[1].requires_grad
 
 
@@ -76,9 +76,21 @@ def test_the_hybrid_with_all_weight_on_one_network_is_this_network():
     model(VIEWS)
     for p, q in zip(model.hybrid.parameters(), model.student(0).parameters(), strict=True):
         assert p.equal(q)
+
+
+def test_evaluation_has_the_hybrid_of_the_weights_as_they_are():
+    """r_i = 1/m. The hybrid of the last step, which the fusion needs, stays. A deployed model gives the same logits."""
+    model = make([0.5, 0.3, 0.2])
+    model(VIEWS)
     model.eval()
-    model.take(model.r)
-    assert model.hybrid(VIEWS[:, 0]).allclose(model(VIEWS[:, 0])[0][:, 0], rtol=1e-9)
+    kept, alone = {k: v.clone() for k, v in model.hybrid.state_dict().items()}, models.create_model("resnet8", C)
+    alone.double().eval().load_state_dict({k: weighted_sum(model, k, [1 / M] * M) if v.is_floating_point() else v
+                                           for k, v in kept.items()})
+    found = model(VIEWS[:, 0])[1]
+    assert found.allclose(alone(VIEWS[:, 0]), rtol=1e-9)
+    assert all(value.equal(kept[name]) for name, value in model.hybrid.state_dict().items())
+    model.deploy()
+    assert model(VIEWS[:, 0])[1].equal(found) and model.hybrid(VIEWS[:, 0]).equal(found)
 
 
 def test_sharing_moves_each_network_towards_the_hybrid_of_the_last_step():
@@ -91,22 +103,6 @@ def test_sharing_moves_each_network_towards_the_hybrid_of_the_last_step():
         for name, value in model.student(i).state_dict().items():
             if value.is_floating_point():
                 assert value.allclose(gamma * hybrid[name] + (1 - gamma) * before[i][name], rtol=1e-12), name
-    for name, value in model.hybrid.state_dict().items():  # deployed: r_i = 1/m
-        if value.is_floating_point():
-            assert value.allclose(weighted_sum(model, name, [1 / M] * M), rtol=1e-9), name
-
-
-def test_sharing_twice_is_sharing_once():
-    """A run that was stopped during the evaluation, and resumed, shares again."""
-    model = make([0.5, 0.3, 0.2])
-    model(VIEWS)
-    model.share(0.5)
-    once = {k: v.clone() for k, v in model.state_dict().items()}
-    again = make([0.1, 0.1, 0.8])
-    again.load_state_dict(once)  # as from a checkpoint
-    for same in (model, again):
-        same.share(0.5)
-        assert all(value.equal(once[name]) for name, value in same.state_dict().items())
 
 
 def test_recomputing_a_densenet_gives_the_same_gradients():
@@ -114,7 +110,7 @@ def test_recomputing_a_densenet_gives_the_same_gradients():
     gradients, runs = [], []
     for efficient in (False, True):
         torch.manual_seed(0)
-        model = models.OKDPH("densenetd40k12", C, 2, efficient=efficient).double()
+        model = models.OKDPH("densenetd40k12", C, 2, hybrid_gradient=True, efficient=efficient).double()
         model.r.copy_(torch.tensor([0.7, 0.3]))
         with torch.no_grad():
             for i, p in enumerate(model.trunks[1].parameters()):

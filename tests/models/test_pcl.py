@@ -19,7 +19,6 @@ def make():
 
 
 def test_each_peer_sees_its_own_view():
-    """The trunk normalises all views together, each head its own. In evaluation mode the views do not touch."""
     model = make().eval()
     z, s, z_mean = model(VIEWS)
     for i in range(M):
@@ -32,11 +31,29 @@ def test_each_peer_sees_its_own_view():
     assert one_view[:, 2].allclose(model.peers.student(2)(VIEWS[:, 0]), atol=1e-5)
 
 
-def test_the_trunk_runs_once_on_all_views():
-    model, sizes = make(), []
-    model.peers.trunks[0].register_forward_hook(lambda module, inputs, output: sizes.append(inputs[0].shape[0]))
-    model(VIEWS)
-    assert sizes == [4 * M]
+def test_the_trunk_s_statistics_after_a_step():
+    """Each view is normalised by its own statistics, and each updates the running ones, in the order of the views."""
+    model = make().double()
+    for branches in (model.peers, model.mean):
+        norm = branches.trunks[0].bn1
+        norm.running_mean.fill_(0.5), norm.running_var.fill_(2.0)
+    seen = []
+    model.peers.trunks[0].conv1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    x = model.peers.trunk_outputs(VIEWS.double())
+    mean, var = torch.full((16,), 0.5, dtype=torch.float64), torch.full((16,), 2.0, dtype=torch.float64)
+    for view in seen:  # [4, 16, 32, 32]
+        pixels = view.transpose(0, 1).flatten(1)  # [16, 4 * 32 * 32]
+        mean, var = 0.9 * mean + 0.1 * pixels.mean(1), 0.9 * var + 0.1 * pixels.var(1)
+    assert len(seen) == len(x) == M
+    norm = model.peers.trunks[0].bn1
+    assert norm.running_mean.allclose(mean, rtol=1e-9) and norm.running_var.allclose(var, rtol=1e-9)
+    with torch.no_grad():
+        model.mean(VIEWS.double())
+    assert model.mean.trunks[0].bn1.running_var.allclose(var, rtol=1e-9)
+    alone = models.create_model("resnet8", C).double()
+    alone.trunk.load_state_dict(make().double().peers.trunks[0].state_dict())
+    for i in range(M):  # a trunk that sees this view alone gives the same
+        assert x[i].allclose(alone.trunk(VIEWS[:, i].double()), rtol=1e-9)
 
 
 def test_the_views_of_our_loaders_are_not_copied():
@@ -45,7 +62,8 @@ def test_the_views_of_our_loaders_are_not_copied():
     data = random_data(8)
     images, _ = next(iter(Cached(data.train, data, 8, torch.device("cpu"), augment=True, views=M)))
     model(images)
-    assert seen[0].data_ptr() == images.data_ptr() and seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert [view.data_ptr() for view in seen] == [images[:, i].data_ptr() for i in range(M)]
+    assert all(view.is_contiguous(memory_format=torch.channels_last) for view in seen)
 
 
 def test_the_mean_model_gets_no_gradient_and_keeps_its_own_statistics():
@@ -65,14 +83,13 @@ def test_the_mean_model_gets_no_gradient_and_keeps_its_own_statistics():
 
 
 def test_the_ensemble_alone_gives_every_peer_a_gradient():
-    """That of the formula: trunk on all views at once, heads on their own, one linear layer. In float64."""
+    """That of the formula: trunk and head on each view, one linear layer. In float64."""
     model, views = make().double(), VIEWS.double()
     weights = {name: p for name, p in model.named_parameters()
                if not name.startswith("mean.") and not re.fullmatch(r"peers\.heads\.\d\.fc\..*", name)}
     _, s, _ = model(views)
     found = torch.autograd.grad(s.square().sum(), weights.values())
-    x = model.peers.trunks[0](torch.cat([views[:, i] for i in range(M)]))
-    h = [head(x[4 * i:4 * i + 4])[0] for i, head in enumerate(model.peers.heads)]
+    h = [head(model.peers.trunks[0](views[:, i]))[0] for i, head in enumerate(model.peers.heads)]
     expected = sum(((sum(h[i] @ model.ensemble.weight[:, 64 * i:64 * i + 64].T for i in range(M))
                      + model.ensemble.bias) ** 2).flatten())
     for name, a, b in zip(weights, found, torch.autograd.grad(expected, weights.values()), strict=True):

@@ -25,6 +25,7 @@ from runtime import processes
 from runtime.errors import UserError
 from training import loop
 from training.evaluation import evaluate
+from training.metrics import in_rows
 from training.step import Trainer
 
 CPU = torch.device("cpu")
@@ -72,7 +73,7 @@ def steps_and_metrics(name, path, environment):
 
     def predict_and_keep(images):
         z, _ = predict(images.double())
-        kept.append(z)
+        kept.append(in_rows(z, method.outputs))
         return z, {}
 
     method.predict = lambda images: predict(images.double())

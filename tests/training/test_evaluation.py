@@ -26,7 +26,9 @@ class Given(Method):
     outputs = dict.fromkeys(["stu0", "stu1", "stu_", ""], "")
 
     def predict(self, images):
-        return images, {"extra": images[:, 0]}
+        # In another order than ``outputs``: names decide.
+        named = {name: images[:, r] for r, name in enumerate(self.outputs)}
+        return dict(reversed(named.items())), {"extra": images[:, 0]}
 
 
 def test_evaluation_weighs_images_not_batches():
@@ -47,3 +49,12 @@ def test_evaluation_weighs_images_not_batches():
     p = torch.softmax(loader.logits.double(), -1)
     assert found["dist"] == pytest.approx((p[:, 0] - p[:, 1]).norm(dim=-1).mean().item(), rel=1e-5)
     assert found["extra"] == pytest.approx(loader.logits[:, 0].double().mean(0).tolist(), rel=1e-5)
+
+
+def test_outputs_that_the_method_does_not_name():
+    class Other(Given):
+        def predict(self, images):
+            return {"stu0": images[:, 0], "stu1": images[:, 1]}, {}
+
+    with pytest.raises(ValueError, match=r"returns the outputs \['stu0', 'stu1'\], but its class names"):
+        evaluate(Other(), Fixed())

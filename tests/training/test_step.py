@@ -1,5 +1,6 @@
 import copy
 from argparse import Namespace
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from slow import count_correct
 
 import methods
 import models
-from losses import distillation, true_loss
+from losses import Terms, distillation, true_loss
 from runtime.checkpoints import digest
 from runtime.errors import UserError
 from training.step import Trainer, default_milestones, sgd
@@ -66,17 +67,17 @@ def test_the_means_of_an_epoch_weigh_images_not_batches():
     torch.manual_seed(0)
     method = make("OKDDip", num_branches=3)
     trainer = Trainer(method, 0.1, 5e-4, [10], CPU)
-    expected = {"terms": torch.zeros(3, dtype=torch.float64), "hits": torch.zeros(4, 2)}
+    expected = {"terms": dict.fromkeys(("total", "true", "group"), 0.0), "hits": torch.zeros(4, 2)}
     for n in (6, 2):
         images, labels = random_batch(n)
         with torch.no_grad():
             terms, z = method.loss(trainer.model, images, labels, 0.5)
-        expected["terms"] += n * torch.stack(terms).double()
-        expected["hits"] += torch.stack([torch.tensor(count_correct(z[:, r].tolist(), labels.tolist(), k)
-                                                      ) for r in range(4) for k in (1, 5)]).view(4, 2)
+        expected["terms"] = {k: v + n / 8 * terms[k].item() for k, v in expected["terms"].items()}
+        expected["hits"] += torch.tensor([[count_correct(z[output].tolist(), labels.tolist(), k) for k in (1, 5)]
+                                          for output in method.outputs])
         trainer.step(images, labels, 0.5)
     means = trainer.means()
-    assert means["terms"] == pytest.approx((expected["terms"] / 8).tolist(), rel=1e-5)
+    assert means["terms"] == pytest.approx(expected["terms"], rel=1e-5)
     assert means["hits"] == (expected["hits"] / 8).tolist()
 
 
@@ -130,7 +131,22 @@ def test_the_state_continues_a_training():
     for part in (whole, continued):
         del part["tally"]["seconds"]
     assert digest(continued) == digest(whole)
-    assert whole.keys() == {"state_dict", "optimizer", "scheduler", "scaler", "tally"}
+    assert whole.keys() == {"state_dict", "optimizer", "scheduler", "scaler", "tally", "terms"}
+
+
+def test_a_checkpoint_that_does_not_name_the_terms():
+    """Older code recorded three. Sums of an epoch go on if the loss has these, and are refused if it has more."""
+    for name, refused in (("OKDDip", False), ("OKDDip+KD", True)):
+        trainer = Trainer(make(name, num_branches=3), 0.1, 5e-4, [10], CPU)
+        trainer.step(*random_batch(4), 1.0)
+        state = copy.deepcopy(trainer.state_dict())
+        del state["terms"]
+        if refused:
+            trainer.method.teacher = lambda images: torch.ones(len(images), 10)
+        trainer.load_state_dict(state)
+        with pytest.raises(UserError, match="begun by older code") if refused else nullcontext():
+            trainer.step(*random_batch(4), 1.0)
+            assert list(trainer.means()["terms"]) == ["total", "true", "group"]
 
 
 def test_a_new_epoch_has_empty_sums():
@@ -258,8 +274,7 @@ def diverging(term):
         terms, logits = loss(*batch)
         steps.append(1)
         if len(steps) == 3:
-            infinite = getattr(terms, term) + float("inf")
-            terms = terms._replace(**{term: infinite, "total": terms.total + float("inf")})
+            terms |= {name: terms[name] + float("inf") for name in (term, "total")}
         return terms, logits
 
     method.loss = third_is_infinite
@@ -282,14 +297,14 @@ def test_divergence_names_epoch_steps_rate_and_term(term):
 
 
 @pytest.mark.parametrize(("terms", "named"), [
-    (["true", "total"], "true"), (["true", "group", "total"], "true and group"),
-    (["total"], "total [(]or the teacher's[)]")])
+    (["true", "total"], "true"), (["true", "group", "total"], "true and group"), (["total"], "total"),
+    (["teacher", "total"], "teacher")])
 def test_a_first_step_that_diverges_is_step_1(terms, named):
-    """Each term that is not finite is named. The teacher's has no place among the terms."""
+    """Each term that is not finite is named; the total only if it alone is not."""
     method = make()
     loss = method.loss
     nan = torch.tensor(float("nan"), requires_grad=True)
-    method.loss = lambda *batch: (loss(*batch)[0]._replace(**dict.fromkeys(terms, nan)), loss(*batch)[1])
+    method.loss = lambda *batch: (Terms(loss(*batch)[0] | dict.fromkeys(terms, nan)), loss(*batch)[1])
     trainer = Trainer(method, 0.1, 5e-4, [10], CPU)
     trainer.step(*random_batch(2), 1.0)
     with pytest.raises(UserError, match=f"the {named} loss is not finite, epoch 1, between steps 1 and 1,"):
