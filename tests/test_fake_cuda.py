@@ -48,14 +48,14 @@ KERNELS = {  # name of the run's folder -> flags besides those of methods.py, st
     "DML-pairwise": ("--type pairwise", 326, 147),
     "DML-detach_targets": ("--detach_targets", 294, 147),
     "FFL": ("", 560, 267),
-    "PCL": ("", 798, 492),
+    "PCL": ("", 1668, 492),
     "KDCL": ("", 964, 482),
-    "OKDPH": ("", 1632, 597),
+    "OKDPH": ("", 1104, 611),
     "FFL-N": ("--MulStu", 335, 156),
     "KDCL-naive": ("--target naive", 295, 146),
     "KDCL-minlogit": ("--target minlogit", 294, 146),
-    "OKDPH-dirichlet": ("--hybrid dirichlet", 504, 177),
-    "OKDPH-hybrid_gradient": ("--hybrid_gradient", 504, 177),
+    "OKDPH-dirichlet": ("--hybrid dirichlet", 348, 191),
+    "OKDPH-hybrid_gradient": ("--hybrid_gradient", 503, 191),
 }
 LOADING = (8, 4)  # kernels of Cached for a batch: in training, in evaluation
 VIEWS = 4  # more of them in training, if an image has several views

@@ -30,7 +30,9 @@ from training.step import Trainer
 
 CPU = torch.device("cpu")
 METHODS = {"OKDDip": {}, "OKDDip-detach_targets": {"detach_targets": True}, "ONE": {"num_branches": 3}, "KD": {},
-           "FFL": {}, "PCL": {}, "KDCL": {"target": "general", "val_size": 23}, "OKDPH": {"hybrid": "dirichlet"}}
+           "FFL": {}, "PCL": {}, "KDCL": {"target": "general", "val_size": 23},
+           "OKDPH-dirichlet": {"hybrid": "dirichlet", "interval": "5_batch"},
+           "OKDPH-hybrid_gradient": {"hybrid_gradient": True}}
 
 
 def make(name):
