@@ -30,8 +30,9 @@ def load_to_resume(path: Path, args: argparse.Namespace, method: str, folder: Pa
     if missing:
         raise UserError(f"{path} cannot be resumed: it has no {', '.join(missing)}")
     flags, recorded = {"method": method, **vars(args)}, LATER_FLAGS | checkpoint["flags"]
-    old = {name: value for name, value in checkpoint["flags"].items() if name not in flags}
-    if gone := [f"--{name}" for name, value in old.items() if value not in (None, False)]:
+    gone = [f"--{name}" for name, value in checkpoint["flags"].items()
+            if name not in flags and value not in (None, False)]
+    if gone and recorded["method"].partition("-")[0] == method.partition("-")[0]:  # another method has other flags
         raise UserError(f"{path} was started with {' and '.join(gone)}, which this code no longer has: train it anew, "
                         "with --overwrite or another --version")
     changed = [f"--{name} {recorded.get(name)} there, {value} here" for name, value in flags.items()

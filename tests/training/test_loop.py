@@ -108,12 +108,12 @@ def test_the_course_of_a_training(flags, tmp_path, monkeypatch):
 
 
 def test_a_method_is_told_the_number_of_each_step_before_and_after_it(flags, tmp_path, monkeypatch):
-    """Of the whole training, from 1. A stop within the second epoch does not change the numbers."""
+    """Of the whole training and of the epoch, from 1. A stop within the second epoch does not change the numbers."""
     told = []
 
     def tell(moment):
-        def note(self, step):
-            told.append((moment, step, next(self.model.parameters()).sum().item()))
+        def note(self, step, of_epoch):
+            told.append((moment, step, of_epoch, next(self.model.parameters()).sum().item()))
             if (moment, step) == ("after", 5) and len(told) == 10:
                 signal.raise_signal(signal.SIGTERM)
         return note
@@ -124,7 +124,8 @@ def test_a_method_is_told_the_number_of_each_step_before_and_after_it(flags, tmp
     with pytest.raises(SystemExit):
         train.main(argv)
     train.main(argv)
-    assert [note[:2] for note in told] == [(moment, step) for step in range(1, 7) for moment in ("before", "after")]
+    assert [note[:3] for note in told] == [(moment, step, (step - 1) % 3 + 1)
+                                           for step in range(1, 7) for moment in ("before", "after")]
     weights = [weight for *_, weight in told]
     assert weights[1:-1:2] == weights[2::2] and len(set(weights)) == 7
 
