@@ -40,9 +40,7 @@ def parse_args(argv: list[str] | None):
     g.add_argument("--gamma", default=0.5, type=share, help="share of the hybrid in the networks after each epoch")
     g.add_argument("--hybrid", default="mean", choices=("mean", "dirichlet"), help="r: 1/m, or drawn in each step")
     g.add_argument("--hybrid_copy", action="store_true", help="no gradient from the hybrid, as in the public code")
-    args = utils.parse(parser, argv)
-    utils.refuse_models(parser, args, "weights of different networks have no mean")
-    return args
+    return utils.parse(parser, argv)
 
 
 class OKDPH(Group):
