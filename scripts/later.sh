@@ -5,4 +5,5 @@
 . "$(dirname "$0")/runs.sh"
 DATASETS=${DATASETS:-CIFAR10 CIFAR100} MODELS=${MODELS:-resnet32 resnet110 vgg16 densenetd40k12 wide_resnet20_8}
 branches=3 vgg_dropout=0
-execute "$(runs DML CL-ILR ONE FFL OKDDip KDCL PCL OKDPH)"
+lines=$(runs ${METHODS:-DML CL-ILR ONE FFL OKDDip KDCL PCL OKDPH})
+execute "$lines"
