@@ -25,7 +25,7 @@ def parse_args(argv: list[str] | None):
     """The flags of this script. Wrong flags end the program with one line and exit code 2."""
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "deep mutual learning")
-    utils.group_flags(g, "networks", based_on="networks")
+    utils.group_flags(g, "networks", based_on="networks", mixed=True)
     g.add_argument("--type", default="ensemble", choices=("ensemble", "pairwise"),
                    help="a network learns from the mean of the others, or from each of them")
     g.add_argument("--detach_targets", action="store_true",

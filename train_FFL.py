@@ -28,9 +28,7 @@ def parse_args(argv: list[str] | None):
     g = utils.distillation_flags(parser, "FFL")
     utils.ramp_up_flags(g)
     utils.group_flags(g, "students (authors' code: 2)")
-    args = utils.parse(parser, argv)
-    utils.refuse_models(parser, args, "the fusion needs feature maps of one shape")
-    return args
+    return utils.parse(parser, argv)
 
 
 class FFL(Group):

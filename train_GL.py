@@ -18,6 +18,7 @@ import torch
 import models
 import utils
 from data_loader import dataloader
+from deployment.teacher import load_teacher
 from losses import okddip_loss
 from runtime.errors import warn
 from training.loop import fit
@@ -43,7 +44,6 @@ def parse_args(argv: list[str] | None):
                    help="all students are peers, and their ensemble is deployed (Tables 4 and 5)")
     utils.teacher_flags(g, None, "every student also learns from this pre-trained teacher (Table 6)")
     args = utils.parse(parser, argv)
-    utils.refuse_models(parser, args, "the attention needs features of one width")
     if args.T_model_path and not args.T_model:
         parser.error("argument --T_model_path: needs the name of the network. Add --T_model")
     if args.aggregation == "others" and args.num_branches == 2 and not args.no_leader:
@@ -91,7 +91,7 @@ class OKDDip(Method):
         return self.model.student(-1 if output == LEADER else student_number(output))
 
     def advice(self, last):
-        itself = last.get("attention_self", 0)  # not recorded by runs that ended before it was measured
+        itself = last.get("attention_self") or 0  # null if it was not finite; older runs did not measure it
         if itself <= 0.9 or len(last["attention"]) == 1:  # a lone peer has nobody else to attend to
             return None
         remedy = "--aggregation others" + ("" if self.args.detach_targets else " or --detach_targets")
@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     train_loader, test_loader = dataloader(**utils.data_options(args), device=run.device)
     method = OKDDip(args, train_loader.num_classes)
     if args.T_model:
-        method.teacher = models.load_teacher(args.T_model, train_loader.num_classes, utils.teacher_path(args))
+        method.teacher = load_teacher(args.T_model, train_loader.num_classes, utils.teacher_path(args))
     if args.num_branches == 2 and not args.no_leader:
         warn("--num_branches 2 leaves one peer, which can attend only to itself")
     fit(method, train_loader, test_loader, run)

@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None):
     """The flags of this script. Wrong flags end the program with one line and exit code 2."""
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "KDCL", temperature=2.0)
-    utils.group_flags(g, "networks", based_on="networks")
+    utils.group_flags(g, "networks", based_on="networks", mixed=True)
     g.add_argument("--target", default="mean", choices=(*models.TARGETS, "general"), help="how t is made")
     args = utils.parse(parser, argv)
     if args.target == "general" and not args.val_size:

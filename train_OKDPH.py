@@ -45,9 +45,7 @@ def parse_args(argv: list[str] | None):
     g.add_argument("--hybrid", default="mean", choices=("mean", "dirichlet"), help="r: 1/m, or drawn in each step")
     g.add_argument("--hybrid_gradient", action="store_true",
                    help="the gradient of CE(z_hybrid) flows through the hybrid's weights, as in the paper's equation")
-    args = utils.parse(parser, argv)
-    utils.refuse_models(parser, args, "weights of different networks have no mean")
-    return args
+    return utils.parse(parser, argv)
 
 
 class OKDPH(Group):

@@ -30,9 +30,7 @@ def parse_args(argv: list[str] | None):
     g = utils.distillation_flags(parser, "PCL")
     utils.ramp_up_flags(g)
     utils.group_flags(g, "peers (paper: 3)", based_on="branches")
-    args = utils.parse(parser, argv)
-    utils.refuse_models(parser, args, "the peers share the trunk of one network")
-    return args
+    return utils.parse(parser, argv)
 
 
 class PCL(Group):

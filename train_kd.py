@@ -9,9 +9,9 @@ Measured, test error of the last epoch in the small study (results/): 40.13 ± 1
 The teacher of that study is worse than its students (results/README.md).
 """
 
-import models
 import utils
 from data_loader import dataloader
+from deployment.teacher import load_teacher
 from losses import kd_loss
 from train import Baseline
 from training.loop import fit
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     run = Run(args, KD.name(args))
     train_loader, test_loader = dataloader(**utils.data_options(args), device=run.device)
     method = KD(args, train_loader.num_classes)
-    method.teacher = models.load_teacher(args.T_model, train_loader.num_classes, utils.teacher_path(args))
+    method.teacher = load_teacher(args.T_model, train_loader.num_classes, utils.teacher_path(args))
     fit(method, train_loader, test_loader, run)
 
 

@@ -30,7 +30,7 @@ def parse_args(argv: list[str] | None):
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "ONE, CL-ILR, individual branches")
     utils.ramp_up_flags(g)
-    utils.group_flags(g, "branches")
+    utils.group_flags(g, "branches", mixed=True)
     g.add_argument("--avg", action="store_true", help="CL: learn from the mean of the other branches, not from a gate")
     g.add_argument("--bpscale", action="store_true", help="CL-ILR: with --avg, divide the trunk's gradient by m")
     g.add_argument("--ind", action="store_true", help="individual branches, no distillation")
@@ -43,8 +43,6 @@ def parse_args(argv: list[str] | None):
         parser.error("argument --MulStu: --bpscale needs a shared trunk: whole networks share no trunk")
     if args.MulStu and not (args.avg or args.ind):
         parser.error("argument --MulStu: ONE's gate needs a shared trunk, add --ind or --avg")
-    if not args.MulStu:
-        utils.refuse_models(parser, args, "branches share the trunk of one network, add --MulStu to --ind or --avg")
     if args.batch_size < 2 * world_size() and not (args.avg or args.ind):
         parser.error("argument --batch_size: the BatchNorm in ONE's gate needs at least 2 images in each process")
     return args

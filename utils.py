@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from runtime.errors import Complete, UserError, first_words, one_line
+from runtime.errors import Complete, UserError, first_words, one_line, warn
 from runtime.rank import is_main, rank, world_size, wrong_variable
 
 
@@ -150,6 +150,16 @@ def number_of_branches(text: str) -> int:
     return value
 
 
+def gpu_number(text: str) -> int:
+    """An argparse type: the number of one GPU."""
+    if "," in text:  # the original takes a list
+        raise argparse.ArgumentTypeError(f"one number, not {text}: to train on several GPUs, start "
+                                         "torchrun --standalone --nproc_per_node=2 train....py, without --gpu_id")
+    return number(int, 0)(text)
+
+
+gpu_number.__name__ = "int"  # argparse says "invalid int value"
+
 # --- flags of every training script -----------------------------------------------------------------------------------
 
 
@@ -209,7 +219,7 @@ def run_flags(p: Parser) -> None:
                    help="on: all images stay on the device; off (imagenet: always): they are read one by one")
     g.add_argument("--num_workers", default=8, type=number(int, 0),
                    help="threads that decode image files; with --cache off, processes")
-    g.add_argument("--gpu_id", default=0, type=number(int, 0), help="which GPU, if there are several; under torchrun "
+    g.add_argument("--gpu_id", default=0, type=gpu_number, help="which GPU, if there are several; under torchrun "
                                                                     "each process has its own GPU, from 0")
     g.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: the GPU if there is one, else the CPU)")
     g.add_argument("--log_every", default=100, type=number(int, 1), help="update the progress every N steps")
@@ -234,15 +244,18 @@ def ramp_up_flags(g: argparse._ArgumentGroup) -> None:
     g.add_argument("--length", default=80.0, type=number(float, 0), help="epochs of the ramp-up; 0: none")
 
 
-def group_flags(g: argparse._ArgumentGroup, students: str, based_on: str = "") -> None:
+def group_flags(g: argparse._ArgumentGroup, students: str, based_on: str = "", mixed: bool = False) -> None:
     """The number of students, and whether they share a trunk. based_on: "branches" or "networks", if it is always so.
+
+    mixed: the students may be different networks (--models), because the method's targets are logits.
     """
     from models import NETWORKS
 
     g.add_argument("--num_branches", default=4, type=number_of_branches, help=f"m, the number of {students}")
-    g.add_argument("--models", nargs="+", choices=NETWORKS, metavar="NAME",
-                   help="a network for each student, instead of --model and --num_branches: for network-based groups "
-                        "whose targets are logits (DML, KDCL, Ind and CL with --MulStu)")
+    if mixed:
+        g.add_argument("--models", nargs="+", choices=NETWORKS, metavar="NAME",
+                       help="a network for each student, instead of --model and --num_branches"
+                            + ("" if based_on else " (with --MulStu and --ind or --avg)"))
     if not based_on:
         g.add_argument("--MulStu", action="store_true", help="network-based: whole networks instead of branches")
     g.add_argument("--choose_E", action="store_true", help="choose the best epoch by the ensemble (Table 4)")
@@ -253,8 +266,9 @@ def teacher_flags(g: argparse._ArgumentGroup, default: str | None, help: str) ->
     from models import NETWORKS
 
     g.add_argument("--T_model", default=default, choices=NETWORKS, metavar="NAME", help=help)
-    g.add_argument("--T_model_path", metavar="RUN", help="the teacher's run folder or checkpoint file (default: "
-                                                         "<save_dir>/<dataset>/<T_model>)")
+    g.add_argument("--T_model_path", metavar="RUN", help="the teacher: a run's folder (of a group, the network that is "
+                                                         "deployed), a checkpoint, or an exported .pth or "
+                                                         ".safetensors file (default: <save_dir>/<dataset>/<T_model>)")
 
 
 def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
@@ -277,10 +291,7 @@ def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
     if getattr(args, "models", None):
         several_networks(p, args, sys.argv[1:] if argv is None else argv)
     names = getattr(args, "models", None) or [args.model]
-    small = [name for name in names if name.startswith("vgg")]
-    if small and args.dataset == "imagenet":
-        flag = "--models" if len(names) > 1 else "--model"
-        p.error(f"argument {flag}: {small[0]} is made for images of 32x32, not for imagenet")
+    check_image_size(p, args, names)
     try:
         registry.find_each(names, **network_options(args))
     except ValueError as error:
@@ -288,20 +299,32 @@ def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def check_image_size(p: Parser, args: argparse.Namespace, names: list[str]) -> None:
+    """An error if a network cannot take the data set's images, a warning if it is made for larger ones."""
+    from models.imagenet import NETWORKS as LARGE
+
+    flag = {name: "--models" if len(names) > 1 else "--model" for name in names}
+    if getattr(args, "T_model", None):
+        flag.setdefault(args.T_model, "--T_model")
+    for name in flag:
+        if args.dataset == "imagenet" and name.startswith("vgg"):
+            p.error(f"argument {flag[name]}: {name} is made for images of 32x32, not for imagenet")
+        if args.dataset != "imagenet" and name in LARGE:
+            warn(f"the images of --dataset {args.dataset} are 32x32, and {flag[name]} {name} is made for 224x224: its "
+                 "last feature map is 1x1 here (--dataset imagenet crops your own large images to 224x224)")
+
+
 def several_networks(p: Parser, args: argparse.Namespace, words: list[str]) -> None:
     """--models: set --model, which names the run, and --num_branches to what it says. words: the command line."""
+    if not getattr(args, "MulStu", True):
+        p.error("argument --models: branches share the trunk of one network, use --model, or add --MulStu to --ind or "
+                "--avg")
     if len(set(args.models)) < 2:
         p.error("argument --models: names different networks, one for each student; for equal ones use --model and "
                 "--num_branches")
     for flag in {"--model", "--num_branches"} & {word.partition("=")[0] for word in words}:
         p.error(f"argument --models: names the {len(args.models)} students already, leave out {flag}")
     args.model, args.num_branches = "+".join(args.models), len(args.models)
-
-
-def refuse_models(p: Parser, args: argparse.Namespace, reason: str) -> None:
-    """An error if --models is given to a method that needs equal networks."""
-    if args.models:
-        p.error(f"argument --models: not for this method, {reason}; use --model")
 
 
 # --- from flags to arguments ------------------------------------------------------------------------------------------

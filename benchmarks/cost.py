@@ -1,6 +1,7 @@
 """The cost of the paper's tables: the operations of all their runs, counted, and the GPU hours.
 
     python benchmarks/cost.py
+    MODELS=resnet32 python benchmarks/cost.py table2     # variables as in scripts/runs.sh
 
 Counted are convolutions and matrix products: forward and backward passes of training steps, the teacher's forward
 passes in them, and forward passes of evaluations. A multiplication and an addition are two operations. The counting
@@ -43,9 +44,11 @@ DATA = {"CIFAR10": (50_000, 10_000, 10, 32), "CIFAR100": (50_000, 10_000, 100, 3
 
 
 def commands(script: str) -> list[str]:
-    """The command lines of a script."""
-    done = subprocess.run(["sh", ROOT / "scripts" / f"{script}.sh"], check=True, capture_output=True, text=True,
-                          env={"PATH": os.environ["PATH"], "DRY_RUN": "1", "PYTHON": sys.executable})
+    """The command lines of a script, with the variables of the environment. UserError if it refuses them."""
+    done = subprocess.run(["sh", ROOT / "scripts" / f"{script}.sh"], capture_output=True, text=True,
+                          env=os.environ | {"DRY_RUN": "1", "PYTHON": sys.executable})
+    if done.returncode:
+        raise UserError(done.stderr.strip().removeprefix("error: "))
     return done.stdout.splitlines()
 
 
@@ -67,6 +70,9 @@ def operations(command: str) -> float:
 def operations_of(command: str) -> float:
     """The same, of a command without the flags that do not change it."""
     cls, args = parse(command)
+    if args.dataset not in DATA:
+        raise UserError(f"the number of images of {args.dataset} is not known here: choose DATASETS from "
+                        f"{', '.join(DATA)}")
     images, test_images, classes, size = DATA[args.dataset]
     step, evaluation = per_image(cls, args, classes, size)
     return args.num_epochs * (images * step + test_images * evaluation)

@@ -24,7 +24,7 @@ def check_target(path: Path, overwrite: bool) -> None:
     """UserError if nothing can be written to ``path``. Called before any work is done."""
     if belongs_to_run(path):
         raise UserError(f"{path} belongs to a run, which would be lost: export under another name")
-    formats.need(*formats.format_of(path).packages)
+    formats.format_of(path).check()
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is not a folder: make it first, or export to another place")
     if path.is_dir():

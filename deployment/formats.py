@@ -3,7 +3,8 @@
     .pth           {'state_dict', 'model', 'classes', 'mean', 'std', 'digest'}; torch.load(weights_only=True) opens it
     .safetensors   the same weights; the other entries are in the file's metadata
     .onnx          for onnxruntime and others; the same metadata in metadata_props
-    .pt2           written by torch.export; the same metadata in its extra file metadata.json
+    .pt2           written by torch.export; the same metadata in its extra file metadata.json, and the version of torch
+                   that wrote it: PyTorch does not promise that another version can read the file
 
 A network takes images [B, 3, H, W], with any B. Their pixels are in 0..1, normalised by mean and std. It gives logits
 [B, C]. If metadata can only hold strings, lists are JSON. ``size`` is the height and width of the images. A file has it
@@ -22,6 +23,7 @@ import logging
 import math
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -159,11 +161,17 @@ def quiet() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
+def check_onnx() -> None:
+    """UserError if no .onnx file can be written here. The version comes first: packages do not help an old torch."""
+    if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
+        raise UserError(f".onnx files need torch 2.5 or newer, and this is {torch.__version__}: "
+                        "pip install --upgrade torch, or export a .safetensors file")
+    need("onnx", "onnxscript", "onnxruntime")
+
+
 def write_onnx(network: nn.Module, metadata: dict) -> bytes:
     """A graph from "images" to "logits", for any batch size."""
-    need("onnx", "onnxscript", "onnxruntime")
-    if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
-        raise UserError(f".onnx files need a newer torch than {torch.__version__}: pip install --upgrade torch")
+    check_onnx()
     images, shapes = example(metadata)
     with quiet():
         program = torch.onnx.export(network, (images,), dynamo=True, dynamic_shapes=shapes, input_names=["images"],
@@ -190,6 +198,11 @@ def read_onnx(path: Path) -> tuple[nn.Module, dict]:
     return ExternalModel(compute), from_strings(session.get_modelmeta().custom_metadata_map)
 
 
+def this_torch() -> dict[str, str]:
+    """The entry of .pt2 files that says which version of torch wrote them."""
+    return {"torch": str(torch.__version__)}
+
+
 def write_pt2(network: nn.Module, metadata: dict) -> bytes:
     """A program of torch.export, for any batch size."""
     images, shapes = example(metadata)
@@ -198,30 +211,51 @@ def write_pt2(network: nn.Module, metadata: dict) -> bytes:
         program = torch.export.export(network, (images,), dynamic_shapes=shapes)
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # it holds paths of this machine's files
-        torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
+        torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata | this_torch())})
     return buffer.getvalue()
 
 
 def read_pt2(path: Path) -> tuple[nn.Module, dict]:
-    """-> network, metadata of a .pt2 file."""
+    """-> network, metadata of a .pt2 file. UserError names both versions of torch if they may be the cause."""
     extra = {"metadata.json": ""}
-    with quiet():
-        network = torch.export.load(path, extra_files=extra).module()
+    try:
+        with quiet():
+            network = torch.export.load(path, extra_files=extra).module()
+    except Exception as error:  # torch.export has no exceptions of its own
+        written = torch_of_pt2(path)
+        if written in (None, torch.__version__):
+            raise
+        raise UserError(f"{path} was written by torch {written}, and this is {torch.__version__}, which does not read "
+                        f"it ({type(error).__name__}, {first_words(error)}): use that version, or export the run to "
+                        "a .safetensors or .onnx file") from error
     return ExternalModel(lambda images: network(images)), json.loads(extra["metadata.json"])
 
 
+def torch_of_pt2(path: Path) -> str | None:
+    """The version of torch that wrote a .pt2 file. None if the file is damaged. Files of earlier code do not say it."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            (name,) = (name for name in file.namelist() if name.endswith("/metadata.json"))
+            return json.loads(file.read(name)).get("torch", "of an unknown version")
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile):
+        return None
+
+
 class Format(NamedTuple):
-    """write(network, metadata) -> the file's content. read(path) -> network, metadata. packages: needed to write."""
+    """write(network, metadata) -> the file's content. read(path) -> network, metadata.
+
+    check(): UserError if nothing of this kind can be written here.
+    """
 
     write: Callable[[nn.Module, dict], bytes]
     read: Callable[[Path], tuple[nn.Module, dict]]
-    packages: tuple[str, ...] = ()
+    check: Callable[[], object] = lambda: None
 
 
 FORMATS = {
     ".pth": Format(write_pth, read_pth),
-    ".safetensors": Format(write_safetensors, read_safetensors, ("safetensors",)),
-    ".onnx": Format(write_onnx, read_onnx, ("onnx", "onnxscript", "onnxruntime")),
+    ".safetensors": Format(write_safetensors, read_safetensors, lambda: need("safetensors")),
+    ".onnx": Format(write_onnx, read_onnx, check_onnx),
     ".pt2": Format(write_pt2, read_pt2),
 }
 

@@ -18,11 +18,13 @@ from training.method import SingleNetwork
 MISFITS = (LookupError, AttributeError, TypeError, ValueError, RuntimeError)
 
 
-def read(path: str | Path, *, model: str | None = None, method: str | None = None, **flags: object) -> SavedModel:
+def read(path: str | Path, *, model: str | None = None, method: str | None = None, T_model: str | None = None,
+         **flags: object) -> SavedModel:
     """The model in a file, in evaluation mode on the CPU. path: a file, or a run's folder (its best.pth).
 
-    model, method: the network and the method, for files that do not name them. flags: they replace recorded flags;
-    None means not given. UserError if the file is missing, damaged, of an unknown kind, or contradicts model or method.
+    model, method: the network and the method, for files that do not name them. T_model: the same as model, for a
+    teacher; a file may contradict it. flags: they replace recorded flags; None means not given. UserError if the file
+    is missing, damaged, of an unknown kind, or contradicts model or method.
     """
     path = Path(path)
     path = path / "best.pth" if path.is_dir() else path
@@ -36,7 +38,8 @@ def read(path: str | Path, *, model: str | None = None, method: str | None = Non
         elif {"state_dict", "model", "classes", "mean", "std"} <= checkpoint.keys():
             saved = read_exported(path, model, method, given)
         else:
-            saved = read_weights(path, checkpoint.get("state_dict", checkpoint), model, method, given)
+            right = "network with --T_model" if T_model else "ones with --model and --method"
+            saved = read_weights(path, checkpoint.get("state_dict", checkpoint), model or T_model, method, given, right)
     saved.method.model.eval()
     return saved
 
@@ -81,11 +84,13 @@ def read_exported(path: Path, model: str | None, method: str | None, given: dict
 
 
 def read_weights(path: Path, weights: dict[str, Tensor], model: str | None, method: str | None,
-                 given: dict) -> SavedModel:
-    """A checkpoint of the authors' code, or bare weights of a network of ``create_model``."""
+                 given: dict, right: str) -> SavedModel:
+    """A checkpoint of the authors' code, or bare weights of a network of ``create_model``. right: for the error."""
     model = model or "resnet32"
+    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
+        raise UserError(f"{path} is not a checkpoint: its state_dict is not a dictionary of weights")
     try:
-        weights = {key.removeprefix("module."): value for key, value in weights.items()}
+        weights = models.without_prefixes(weights)
         recognised, group = authors.recognise(weights)
         method = method or recognised
         Kind, defaults = methods.find(method)
@@ -99,9 +104,9 @@ def read_weights(path: Path, weights: dict[str, Tensor], model: str | None, meth
     except MISFITS as error:
         if any(key.removeprefix("peers.").startswith("trunks.") for key in weights):
             raise UserError(f"{path} holds the bare weights of a group of this project, which do not name the method: "
-                            "evaluate the run's folder or its best.pth") from error
+                            "name the run's folder or its best.pth") from error
         raise UserError(f"{path} does not hold the weights of a {model}, or of a group of them, under the authors' "
-                        f"names ({first_words(error)}): name the right ones with --model and --method") from error
+                        f"names ({first_words(error)}): name the right {right}") from error
     mean, std = data_loader.normalisation(flags.dataset, flags.num_workers, flags.data_dir)
     return SavedModel(path, built, flags, authors.class_numbers(num_classes), mean, std, image_size(flags.dataset),
                       named=False)

@@ -14,12 +14,36 @@ from .architecture import Network
 from .registry import find_each
 
 
+def check_widths(network: Network) -> None:
+    """ValueError if the trunk or the head has another ``width`` than its output: attention and gate are made for it.
+
+    One image goes through them in evaluation mode, so no statistic and no random number changes. A network that does
+    not take images of 32x32 is not checked.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.no_grad():
+            x = network.trunk(torch.zeros(1, 3, 32, 32))
+            h, _ = network.head(x)
+    except RuntimeError:  # PyTorch's, if shapes do not fit
+        return
+    finally:
+        for module, training in modes:
+            module.training = training
+    found = {"trunk": (network.trunk.width, x.shape[1]), "head": (network.head.width, h.shape[1])}
+    for part, (width, channels) in found.items():
+        if width != channels:
+            raise ValueError(f"the {part} of {network.name} says that its width is {width}, but it returns {channels} "
+                             f"{'channels' if part == 'trunk' else 'features'}: set its width to {channels}")
+
+
 class Branches(nn.Module):
     """m students without interaction: the "individual" baseline (one shared trunk), or the networks of DML.
 
     name: the network of all students, or a list with the network of each; different ones only if network_based.
-    network_based: m trunks instead of one. options: see ``registry.find``. ValueError if m < 2, or if names and m or
-    network_based do not fit.
+    network_based: m trunks instead of one. options: see ``registry.find``. ValueError if m < 2, if names and m or
+    network_based do not fit, or if the width of a trunk or head is not that of its output.
     """
 
     def __init__(self, name: str | Sequence[str], num_classes: int, num_branches: int, network_based: bool = False,
@@ -38,6 +62,8 @@ class Branches(nn.Module):
         architectures = find_each(self.names, **options)
         self.trunks = nn.ModuleList(a.trunk() for a in (architectures if network_based else architectures[:1]))
         self.heads = nn.ModuleList(a.head(num_classes=num_classes) for a in architectures)
+        for i in {name: i for i, name in enumerate(self.names)}.values():  # one student of each network
+            check_widths(self.student(i))
         self.add_aggregation(trunk_width=self.trunks[0].width, width=self.heads[0].width)
         if mixed:
             for architecture, *parts in zip(architectures, self.trunks, self.heads, strict=True):

@@ -14,6 +14,12 @@ AGGREGATION = {  # our module -> theirs
 }
 
 
+def without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights without what wrappers put before a name: ``module.`` (DataParallel), ``_orig_mod.`` (compile).
+    """
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in weights.items()}
+
+
 def official_names(key: str, model: nn.Module) -> list[str]:
     """The names of our parameter ``key`` in the authors' checkpoints, the likeliest first.
 
@@ -41,13 +47,12 @@ def official_names(key: str, model: nn.Module) -> list[str]:
 def load_official_state_dict(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
     """Copy weights of the authors' code into ``model``, a network of ``create_model`` or a group.
 
-    state_dict: the weights, or the whole dictionary of a file with an entry ``state_dict``. A leading ``module.``
-    (DataParallel) is removed. Names that the model does not need are skipped. BatchNorm's batch counters may be
+    state_dict: the weights, or the whole dictionary of a file with an entry ``state_dict``. Prefixes of wrappers are
+    removed (``without_prefixes``). Names that the model does not need are skipped. BatchNorm's batch counters may be
     missing, as in the oldest files. ValueError if another weight is missing or has the wrong shape, or
     if the authors' code does not have the method.
     """
-    weights = state_dict.get("state_dict", state_dict)
-    weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    weights = without_prefixes(state_dict.get("state_dict", state_dict))
     ours = model.state_dict()
     for key, value in ours.items():
         names = official_names(key, model)

@@ -3,4 +3,5 @@
 # Variables and flags: see runs.sh.
 . "$(dirname "$0")/runs.sh"
 DATASETS=${DATASETS:-CIFAR100} MODELS=${MODELS:-resnet32}
-execute "$(for branches in ${BRANCHES:-3 4 5 6 7 8}; do runs OKDDip ONE CL-ILR; done)"
+lines=$(for branches in ${BRANCHES:-3 4 5 6 7 8}; do runs ${METHODS:-OKDDip ONE CL-ILR}; done)
+execute "$lines"

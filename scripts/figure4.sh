@@ -3,4 +3,5 @@
 # CIFAR-100, so all of them are runs of Table 2. Variables and flags: see runs.sh.
 . "$(dirname "$0")/runs.sh"
 DATASETS=${DATASETS:-CIFAR100} MODELS=${MODELS:-wide_resnet20_8}
-execute "$(runs OKDDip CL-ILR ONE Ind)"
+lines=$(runs ${METHODS:-OKDDip CL-ILR ONE Ind})
+execute "$lines"

@@ -23,5 +23,5 @@ okdph() {
         printf '%s\n' "$command"
     done
 }
-lines=$(runs DML CL-ILR ONE FFL OKDDip KDCL PCL OKDPH) || exit
+lines=$(runs ${METHODS:-DML CL-ILR ONE FFL OKDDip KDCL PCL OKDPH}) || exit
 execute "$(printf '%s\n' "$lines" | okdph)"

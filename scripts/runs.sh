@@ -6,11 +6,25 @@
 #   GPUS="0 1"             one run at a time on each;     DRY_RUN=1              print the commands, run nothing
 #                          "0 0 1 1": two on each
 #   MODELS, DATASETS       other networks, other data     LENGTH=80              epochs of the ramp-up
+#   METHODS="KD ONE"       other methods: names from methods.py, with more flags after colons, and +KD for a teacher:
+#                          "OKDDip:--aggregation:random OKDDip+KD"
 #   T_MODEL=resnet110      the teacher                    PYTHON=python          the Python that runs everything
 #
-# Flags of a script are added to every command. To continue after a stop, start the script again: finished runs are
-# skipped, interrupted runs continue. Runs that several tables need are made once.
+# Flags of a script are added to every command; --help prints this. To continue after a stop, start the script again:
+# finished runs are skipped, interrupted runs continue. Runs that several tables need are made once. The teachers of runs
+# are trained, too.
 set -eu
+
+# help: print the comment at the beginning of the script and of this file
+help() {
+    sed -n '1{/^#!/d;};/^#/!q;s/^# \{0,1\}//p' "$0"
+    echo
+    sed -n '/^#/!q;s/^# \{0,1\}//p' "$(dirname "$0")/runs.sh"
+}
+for word; do
+    case $word in -h | --help) help && exit ;; esac
+done
+
 CDPATH='' cd -- "$(dirname "$0")/.." > /dev/null  # relative paths begin at the repository's root
 SEEDS=${SEEDS:-0 1 2} DATA_DIR=${DATA_DIR:-./Data} T_MODEL=${T_MODEL:-resnet110}
 # Each length has its own folder. Otherwise a full training would continue a short trial, at its low learning rate.
@@ -38,8 +52,7 @@ quote() {
 }
 more_flags=$(quote "$@")
 
-# runs METHOD...: print the command line of each run. A METHOD is a name from methods.py and, if needed, more flags:
-# "OKDDip --no_leader", or with colons OKDDip:--no_leader. OKDDip+KD is OKDDip with a teacher.
+# runs METHOD...: print the command line of each run. A METHOD is written as in METHODS.
 runs() {
     commands=$(for method; do with_flags $(printf %s "$method" | tr : ' '); done) || exit 2
     [ -n "$commands" ] || return 0
@@ -76,15 +89,36 @@ line() {
     version=seed$seed
     case $command in
         *" --models "*) ;;  # names a network for each student
-        *) [ "${branches:-4}" = 4 ] || command="$command --num_branches $branches" version=m${branches}_$version
+        *) [ "${branches:-4}" = 4 ] || ! grep -q group_flags "${command%% *}" ||
+                command="$command --num_branches $branches" version=m${branches}_$version
             command="$command --model $model" ;;
     esac
     what="--dataset $dataset${EPOCHS:+ --num_epochs $EPOCHS}${recipe:-} --seed $seed --version $version"
     printf '%s\n' "python $command $what$(quote --data_dir "$DATA_DIR" --save_dir "$SAVE_DIR") --resume auto$more_flags"
 }
 
-# execute LINES: print the command lines, or run them. exec: a signal to the script reaches run_all.py
+# each_once LINES: print the lines, without those that have come before
+each_once() {
+    seen='
+'
+    printf '%s\n' "$1" | while read -r line; do
+        case $seen in *"
+$line
+"*) ;;
+            *) seen="$seen$line
+" && printf '%s\n' "$line" ;;
+        esac
+    done
+}
+
+# execute LINES: print the command lines, after those of the teachers, or run them. exec: a signal to the script reaches
+# run_all.py
 execute() {
+    case $1 in *" --T_model "*)
+        set -- "$(SEEDS=${teacher_seed:-$SEEDS} MODELS=$T_MODEL && runs baseline)
+$1" ;;
+    esac
+    set -- "$(each_once "$1")"
     if [ -z "$1" ]; then
         echo "error: no run: a variable that lists them (SEEDS, MODELS, DATASETS, METHODS, BRANCHES) is blank" >&2
         exit 2

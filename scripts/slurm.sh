@@ -10,6 +10,9 @@ set -eu
 fail() { echo "error: $1" >&2 && exit 2; }
 
 scripts=$(dirname "$0") script=${1:-} && script=${script##*/}
+for word; do
+    case $word in -h | --help) . "$scripts/runs.sh" ;; esac  # it prints the help
+done
 grep -qs '^\. .*/\(runs\|table2\)\.sh"$' "$scripts/$script" ||
     fail "scripts/$script is no script that lists runs: name one, such as table2.sh, and then sbatch's flags"
 shift

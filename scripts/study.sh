@@ -26,8 +26,4 @@ for method in ${METHODS:-$with_five_seeds $others}; do
     esac
 done
 lines=$(SEEDS=${seeds:-0 1 2 3 4} && runs $five && SEEDS=${seeds:-0 1 2} && runs $three) || exit
-case $lines in *" --T_model "*)
-    lines="$(SEEDS=0 MODELS=$T_MODEL && runs baseline)
-$lines" ;;
-esac
 execute "$lines"

@@ -6,4 +6,5 @@ DATASETS=${DATASETS:-imagenet} MODELS=${MODELS:-resnet34}
 recipe=" --batch_size 256 --wd 1e-4"
 [ -n "${EPOCHS:-}" ] || recipe="$recipe --schedule 30 60"
 EPOCHS=${EPOCHS:-90}
-execute "$(runs baseline DML CL-ILR ONE OKDDip-N OKDDip)"
+lines=$(runs ${METHODS:-baseline DML CL-ILR ONE OKDDip-N OKDDip})
+execute "$lines"

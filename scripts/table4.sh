@@ -3,4 +3,5 @@
 # shows their ensembles. OKDDip has no leader here. Variables and flags: see runs.sh.
 . "$(dirname "$0")/runs.sh"
 DATASETS=${DATASETS:-CIFAR100} MODELS=${MODELS:-vgg16 resnet32 resnet110}
-execute "$(runs CL-ILR ONE "OKDDip --no_leader" Ind)"
+lines=$(runs ${METHODS:-CL-ILR ONE OKDDip:--no_leader Ind})
+execute "$lines"

@@ -3,5 +3,6 @@
 # of two. Variables and flags: see runs.sh.
 . "$(dirname "$0")/runs.sh"
 DATASETS=${DATASETS:-CIFAR100} MODELS=${MODELS:-resnet32}
-execute "$(runs "OKDDip --aggregation random" "OKDDip --aggregation entropy" "OKDDip --aggregation mean" \
-    "OKDDip --aggregation symmetric" "OKDDip --no_leader" OKDDip)"
+lines=$(runs ${METHODS:-OKDDip:--aggregation:random OKDDip:--aggregation:entropy OKDDip:--aggregation:mean \
+    OKDDip:--aggregation:symmetric OKDDip:--no_leader OKDDip})
+execute "$lines"

@@ -3,5 +3,5 @@
 # Variables and flags: see runs.sh.
 . "$(dirname "$0")/runs.sh"
 DATASETS=${DATASETS:-CIFAR10 CIFAR100} MODELS=${MODELS:-resnet32}
-execute "$(MODELS=$T_MODEL && runs baseline)
-$(runs KD OKDDip OKDDip+KD)"
+lines=$(runs ${METHODS:-KD OKDDip OKDDip+KD})
+execute "$lines"

@@ -29,8 +29,8 @@ class Prepared:
         script = importlib.import_module((entry or methods.FAMILIES[methods.family(name)]).module)
         with patch.context() as for_a_while:
             for_a_while.setattr(script, "fit", lambda *given: inputs.extend(given))
-            for_a_while.setattr(models, "load_teacher", lambda network, classes, path:
-                                models.create_model(network, classes).eval().requires_grad_(False))
+            for_a_while.setattr(script, "load_teacher", lambda network, classes, path:
+                                models.create_model(network, classes).eval().requires_grad_(False), raising=False)
             for_a_while.setitem(data_loader.DATASETS, "DIGITS", lambda root: compare.random_data(*images, seed=0))
             script.main(["--dataset", "DIGITS", "--batch_size", "8", *(entry.flags if entry else "").split(), *flags])
         self.method, self.train_loader, self.test_loader, self.run = inputs

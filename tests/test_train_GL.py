@@ -1,6 +1,7 @@
 """The experiments of the paper behind flags of train_GL.py, run on the digits."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ import train
 import train_DML
 import train_GL
 import train_one
-from runtime.errors import UserError
+from analysis.records import find_runs
+from runtime.errors import Complete, UserError
 from training import loop
 
 TINY = ["--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "64", "--num_epochs", "1", "--device", "cpu"]
@@ -150,12 +152,13 @@ def test_attention_and_diversity_are_drawn(tmp_path):
     (0.91, [], "--aggregation others or --detach_targets changes this"),
     (0.91, ["--detach_targets"], "--aggregation others changes this"),
     (0.9, [], None),
+    (None, [], None),  # not a finite number
     (1.0, ["--num_branches", "2"], None)])  # a lone peer
 def test_peers_that_attend_to_themselves(itself, flags, said):
     """A warning that gives alpha_aa and the flags which change it."""
     method = train_GL.OKDDip(train_GL.parse_args([*TINY, *flags]), 10)
     p = method.args.num_branches - 1
-    advice = method.advice({"attention_self": itself, "attention": [[1 / p] * p] * p})
+    advice = method.advice({"attention_self": itself, "attention": [[itself and 1 / p] * p] * p})
     assert (advice is None) == (said is None)
     assert advice is None or said in advice and "is 0.91" in advice
 
@@ -168,6 +171,29 @@ def test_a_run_ends_with_the_warning(tmp_path, monkeypatch):
     assert record["attention_self"] == pytest.approx(0.96)
     *_, table, last = (folder / "train.log").read_text().splitlines()
     assert table.startswith("diversity") and "warning: the peers attend to themselves" in last and "0.96" in last
+
+
+def test_a_run_whose_outputs_are_not_finite_in_the_end(tmp_path, monkeypatch, capsys):
+    """All steps were fine, the test is not. The run ends and can be evaluated; a report leaves it out."""
+    attend = models.OKDDip.attend
+
+    def not_finite(self, images):
+        return [part * float("nan") for part in attend(self, images)]
+
+    monkeypatch.setattr(models.OKDDip, "attend", lambda self, images: (attend if self.training else not_finite)(
+        self, images))
+    folder, record = run(train_GL, tmp_path)
+    assert record["attention_self"] is record["dist"] is record["test_loss"] is None
+    assert record["attention"] == [[None] * 3] * 3
+    assert "recorded as null" in (folder / "train.log").read_text() and (folder / "summary.json").exists()
+    capsys.readouterr()
+    evaluate.main([str(folder), "--device", "cpu"])
+    evaluate.main([str(folder), "--device", "cpu", "--json"])
+    assert '"attention_self": null' in capsys.readouterr().out
+    with pytest.raises(Complete):
+        train_GL.main([*TINY, "--resume", str(folder)])
+    (left_out,) = find_runs([tmp_path])[1]
+    assert re.search("is left out: (its attention|attention_self|dist)", left_out)
 
 
 def test_counters_of_batches_are_right(tmp_path):

@@ -283,12 +283,13 @@ def test_every_student_sees_its_own_view(script, views, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("script", "flags", "said"), [
     (train_KDCL, ["--target", "general"], "add --val_size"),
-    (train_GL, ["--models", "resnet8", "resnet14"], "--models: not for this method, the attention"),
-    (train_one, ["--models", "resnet8", "resnet14", "--ind"], "--models: not for this method, branches share"),
-    (train_one, ["--models", "resnet8", "resnet14"], "--models: not for this method, branches share"),
-    (train_FFL, ["--models", "resnet8", "resnet14"], "--models: not for this method, the fusion"),
-    (train_PCL, ["--models", "resnet8", "resnet14"], "--models: not for this method, the peers share"),
-    (train_OKDPH, ["--models", "resnet8", "resnet14"], "--models: not for this method, weights"),
+    *((script, ["--models", "resnet8", "resnet14"], "unrecognized arguments: --models resnet8 resnet14")
+      for script in (train, train_kd, train_GL, train_FFL, train_PCL, train_OKDPH)),
+    (train_one, ["--models", "resnet8", "resnet14", "--ind"], "--models: branches share the trunk of one network"),
+    (train_one, ["--models", "resnet8", "resnet14"], "--models: branches share the trunk of one network"),
+    (train_one, ["--models", "resnet8", "resnet14", "--model", "vgg16"], "use --model, or add --MulStu to --ind or"),
+    (train_one, ["--models", "resnet8", "resnet14", "--MulStu"], "add --ind or --avg"),
+    (train_one, ["--models", "resnet8", "vgg16", "--MulStu", "--ind", "--model", "vgg16"], "leave out --model "),
     (train_DML, ["--models", "resnet8"], "different networks"),
     (train_DML, ["--models", "resnet8", "resnet9"], "invalid choice: 'resnet9'"),
     (train_DML, ["--models", "resnet8", "resnet14", "--num_branches", "3"], "leave out --num_branches"),

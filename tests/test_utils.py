@@ -54,6 +54,10 @@ REFUSED = [
     ("train", "--efficient", "--efficient is for densenet"),
     ("train", "--model vgg16 --dropout 1", "less than 1"),
     ("train", "--model vgg16 --dataset imagenet", "made for images of 32x32"),
+    ("train_kd", "--T_model vgg16 --dataset imagenet", "--T_model: vgg16 is made for images of 32x32"),
+    ("train_GL", "--gpu_id 0,1", "one number, not 0,1: .* torchrun --standalone --nproc_per_node=2 "),
+    ("train_GL", "--gpu_id -1", "--gpu_id: must be at least 0, not -1"),
+    ("train_GL", "--gpu_id gpu", "invalid int value: 'gpu'"),
     ("train", "--decoder fast --dataset DIGITS", "fast is for the large images of --dataset imagenet, not for DIGITS"),
     ("train", "--decoder cv2", "cv2"),
     ("train_GL", "--aggregation median", "median"),
@@ -82,6 +86,22 @@ def test_a_mistake_is_one_line(name, flags, said, tmp_path, monkeypatch, capsys)
     assert end.value.code == 2 and out == ""
     assert err.startswith("error: ") and err.count("\n") == 1 and re.search(said, err)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "flags", "warned"), [
+    ("train", "--model resnet18 --dataset folder", ["--model resnet18"]),
+    ("train_GL", "--model resnet50 --dataset CIFAR100", ["--model resnet50"]),
+    ("train_kd", "--model resnet8 --T_model resnet34 --dataset DIGITS", ["--T_model resnet34"]),
+    ("train_DML", "--models resnet34 resnet8 resnet18", ["--models resnet34", "--models resnet18"]),
+    ("train_kd", "--model resnet18 --T_model resnet34 --dataset imagenet", []),
+    ("train_GL", "--dataset folder", [])])
+def test_networks_for_large_images_warn_about_small_ones(name, flags, warned, capsys):
+    MAIN[name].parse_args(flags.split())
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(warned)
+    for line, flag in zip(lines, warned, strict=True):
+        assert re.fullmatch(f"warning: the images of .* are 32x32, and {flag} is made for 224x224: its last feature "
+                            "map is 1x1 .*", line)
 
 
 @pytest.mark.parametrize(("flags", "said"), [

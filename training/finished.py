@@ -14,7 +14,8 @@ from runtime.errors import UserError
 from training.lock import Lock
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("*.py", "loading/*.py", "models/*.py", "runtime/*.py", "training/*.py")  # what a training imports
+# What a training imports.
+CODE = ("*.py", "deployment/*.py", "loading/*.py", "models/*.py", "runtime/*.py", "training/*.py")
 
 
 def code_digest() -> str:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save it, end."""
+"""Ctrl-C, SIGTERM and SIGHUP: finish the step, save it, end."""
 
 import signal
 import threading
@@ -11,16 +11,17 @@ REPEAT = 5  # seconds; torchrun forwards signals, so within this time a second o
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM came, and the step during which it came is complete."""
+    """One of the signals came, and the step during which it came is complete."""
 
     def __init__(self, number: int):
         self.number = number
 
 
 class Signals:
-    """A context in which SIGINT and SIGTERM are noted; ``watch`` raises Interrupted between two steps.
+    """A context in which SIGINT, SIGTERM and SIGHUP are noted; ``watch`` raises Interrupted between two steps.
 
-    A second signal ends the process at once, as it would without this class.
+    SIGHUP, which a closed terminal sends, is left alone if the process ignores it, as under nohup. A second signal ends
+    the process at once, as it would without this class.
     """
 
     number = 0
@@ -30,7 +31,7 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():  # Python allows signal handlers in no other thread
-            self.old = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self.old = {number: signal.signal(number, self.note) for number in signals_to_note()}
         return self
 
     def __exit__(self, kind: type | None, *_) -> None:
@@ -65,3 +66,10 @@ class Signals:
             number, self.agreed = self.agreed(), processes.greatest(self.number)
         if number:
             raise Interrupted(number)
+
+
+def signals_to_note() -> list[int]:
+    """SIGINT, SIGTERM, and SIGHUP unless it is ignored. Windows has no SIGHUP."""
+    hangup = getattr(signal, "SIGHUP", None)
+    taken = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([hangup] if taken else [])]

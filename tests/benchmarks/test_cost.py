@@ -40,6 +40,16 @@ def test_the_table(script):
     assert float(five[4]) == pytest.approx(float(five[3]) * 1e18 / 4e12 / 3600, rel=0.3)
 
 
+def test_variables_of_the_environment(script):
+    """As for the scripts: other networks, seeds, methods. A wrong one is one line."""
+    done = script("benchmarks/cost.py", "table2", MODELS="resnet8", SEEDS="0 1", METHODS="baseline DML", EPOCHS="2")
+    cells = [cell.strip() for cell in done.stdout.splitlines()[-1].split("|")[1:-1]]
+    assert cells[:3] == ["table2.sh", "4", "4"] and cells[3] == "0.0", done.stderr
+    for name, value, said in (("METHODS", "OKDip", "unknown method OKDip"), ("DATASETS", "DIGITS", "images of DIGITS")):
+        done = script("benchmarks/cost.py", "table2", **{name: value})
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_hours_of_measured_gpus(tmp_path, monkeypatch, capsys):
     """A column for each; the rate of each network, and the slowest one for those that were not measured."""
     for name, rates in (("A", {"resnet8": 1e10, "vgg16": 5e9}), ("B", {"vgg16": 2e10})):

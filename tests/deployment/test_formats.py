@@ -1,8 +1,10 @@
 """Exported files: opened elsewhere, without this project's reader, they give the run's logits."""
 
 import json
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -127,7 +129,10 @@ def test_all_kinds_hold_the_same_metadata(files, found, runs):
                 "std": list(saved["std"])}
     for ending in ENDINGS:
         about = found[str(files["OKDDip", ending])]["about"]
-        assert (ending == ".pt2") or len(about.pop("digest")) == 64
+        if ending == ".pt2":
+            assert about.pop("torch") == torch.__version__
+        else:
+            assert len(about.pop("digest")) == 64
         assert about == expected
         network = formats.load(files["OKDDip", ending])
         assert not network.training and network.size == 32
@@ -189,12 +194,34 @@ def test_a_changed_weight_is_noticed_and_an_old_file_has_no_digest(ending, files
 
 
 def test_training_imports_none_of_these_packages():
-    code = "import sys, train_GL; print({'onnx', 'onnxruntime', 'safetensors', 'deployment'} & sys.modules.keys())"
+    code = "import sys, train_GL; print({'onnx', 'onnxruntime', 'safetensors'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
 
 
-def test_a_torch_that_is_too_old_is_named(runs, tmp_path, monkeypatch):
+def test_a_torch_that_is_too_old_is_named_before_packages(runs, tmp_path, monkeypatch):
+    """torch.onnx.export of torch 2.4."""
     monkeypatch.setattr(torch.onnx, "export", lambda model, args, dynamo=False: None)
-    with pytest.raises(UserError, match="newer torch"):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match=f"need torch 2.5 or newer, and this is {re.escape(torch.__version__)}"):
         exported(runs / "resnet8", tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize(("written", "said"), [
+    ("2.5.1", "written by torch 2.5.1"), (None, "torch of an unknown version"), (torch.__version__, "is damaged")])
+def test_a_program_that_this_torch_cannot_read(written, said, files, tmp_path):
+    """A file whose format is newer than this torch: the message names both versions, if they differ."""
+    path = tmp_path / "x.pt2"
+    with zipfile.ZipFile(files["OKDDip", ".pt2"]) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith(("/model.json", "/metadata.json")):
+                about = json.loads(content)
+                if "schema_version" in about:
+                    about["schema_version"]["major"] = 999
+                about["torch"] = written
+                content = json.dumps({k: v for k, v in about.items() if v is not None}).encode()
+            new.writestr(name, content)
+    with pytest.raises(UserError, match=said) as refused:
+        formats.load(path)
+    assert "damaged" in said or f"this is {torch.__version__}" in str(refused.value)

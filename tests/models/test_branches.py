@@ -1,10 +1,13 @@
 """Groups of students: shapes, gradients, targets, and each student as a plain network."""
 
+from functools import partial
+
 import pytest
 import torch
 
 import losses
 import models
+from models import registry, resnet
 
 B, C = 4, 10
 IMAGES = torch.randn(B, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -191,3 +194,46 @@ def test_each_student_needs_a_view(network_based):
     group = models.Branches("resnet8", 10, 4, network_based)
     with pytest.raises(ValueError, match="4 students need as many views of an image, not 2"):
         group(torch.randn(8, 2, 3, 32, 32))
+
+
+class WrongHead(resnet.Head):
+    """It says that it has one feature more than it returns."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.width += 1
+
+
+class WrongTrunk(resnet.Trunk):
+    """The same with its channels."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.width += 1
+
+
+@pytest.mark.parametrize(("part", "wrong", "said"), [
+    ("head", WrongHead, "head of own says that its width is 65, but it returns 64 features"),
+    ("trunk", WrongTrunk, "trunk of own says that its width is 33, but it returns 32 channels")])
+@pytest.mark.parametrize("build", [models.OKDDip, models.ONE, models.PCL, models.FFL, models.KDCL])
+def test_a_wrong_width_is_named_when_the_group_is_made(part, wrong, said, build, monkeypatch):
+    right = registry.NETWORKS["resnet8"]
+    made = getattr(right, part)
+    assert isinstance(made, partial)
+    own = right._replace(**{part: partial(wrong, *made.args, **made.keywords)})
+    monkeypatch.setitem(registry.NETWORKS, "own", own)
+    with pytest.raises(ValueError, match=said):
+        build("own", C, 3)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "vgg16", "densenetd40k12", "resnet18"])
+def test_the_check_of_widths_changes_nothing(name, monkeypatch):
+    """Not the initial weights, not BatchNorm's statistics, not the random numbers after it."""
+    def made():
+        torch.manual_seed(0)
+        return models.Branches(name, C, 2).state_dict(), torch.rand(3)
+
+    checked, after = made()
+    monkeypatch.setattr(models.branches, "check_widths", lambda network: None)
+    plain, plain_after = made()
+    assert after.equal(plain_after) and all(value.equal(checked[key]) for key, value in plain.items())

@@ -166,8 +166,42 @@ def test_nothing_to_run_is_an_error(shell, script, variable, dry):
     assert done.returncode == 2 and done.stdout == "" and variable in done.stderr
 
 
-def test_unknown_method(shell):
-    done = shell("study", METHODS="OKDip")
+@pytest.mark.parametrize("script", RUNS)
+def test_methods_are_chosen_in_every_script(listed, script):
+    """Once each, also where the group sizes differ; a teacher is trained for its students, before them."""
+    one = {"SEEDS": "0", "MODELS": "resnet20", "DATASETS": "CIFAR10"}
+    commands = listed(script, METHODS="baseline KD OKDDip+KD:--aggregation:random", **one)
+    assert [c[0] for c in commands if c[0] != "train_GL.py"] == ["train.py", "train.py", "train_kd.py"]
+    place = f"{flag(commands[0], '--dataset')}/{flag(commands[0], '--model')}_{flag(commands[0], '--version')}"
+    students = [c for c in commands if "--T_model_path" in c]
+    assert students and all(flag(c, "--T_model_path").endswith(place) for c in students)
+    assert all(flag(c, "--aggregation") == "random" for c in commands if c[0] == "train_GL.py")
+    for script, *flags in commands:
+        importlib.import_module(script.removesuffix(".py")).parse_args(flags)
+
+
+def test_a_teacher_that_is_also_a_baseline_is_listed_once(listed):
+    commands = listed("table6", METHODS="baseline KD", MODELS="resnet20 resnet110", SEEDS="0", DATASETS="CIFAR10")
+    assert [(c[0], flag(c, "--model")) for c in commands] == [
+        ("train.py", "resnet110"), ("train.py", "resnet20"), ("train_kd.py", "resnet20"), ("train_kd.py", "resnet110")]
+
+
+@pytest.mark.parametrize("script", [*RUNS, "slurm"])
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["--amp", "bf16", "--help"]])
+def test_help_of_a_script(shell, script, words):
+    """Its own comment and that of runs.sh, in which every variable is."""
+    done = shell(script, *words)
+    assert done.returncode == 0 and done.stderr == ""
+    own, common = done.stdout.split("\n\nThe other scripts source this file.")
+    first = (ROOT / "scripts" / f"{script}.sh").read_text().splitlines()[1]
+    assert own.startswith(first.removeprefix("# ")) and "#" not in done.stdout.replace("    # different", "")
+    for variable in ("SEEDS", "EPOCHS", "METHODS", "MODELS", "DATASETS", "LENGTH", "T_MODEL", "DRY_RUN", "GPUS"):
+        assert variable in common
+
+
+@pytest.mark.parametrize("script", ["study", "table2", "figure3"])
+def test_unknown_method(shell, script):
+    done = shell(script, METHODS="OKDip")
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: unknown method OKDip: known are baseline, KD")
 
@@ -186,6 +220,29 @@ def test_groups_of_different_networks(listed):
     found = [(script, importlib.import_module(script.removesuffix(".py")).parse_args(flags).model)
              for script, *flags in listed("study", METHODS=methods, SEEDS="0")]
     assert found == [("train_KDCL.py", "resnet8+vgg16"), ("train_one.py", "resnet8+resnet14")]
+
+
+def test_a_clone_with_line_ends_of_windows(listed, tmp_path):
+    """git clone -c core.autocrlf=true: shells read no CRLF."""
+    def git(where, *words):
+        subprocess.run(["git", "-C", where, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True,
+                       capture_output=True)
+
+    origin = tmp_path / "origin"
+    for part in ("scripts", "runtime", "results/weights"):
+        shutil.copytree(ROOT / part, origin / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in [ROOT / ".gitattributes", *ROOT.glob("*.py")]:
+        shutil.copy(path, origin)
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        git(origin, *words)
+    git(tmp_path, "clone", "-q", "-c", "core.autocrlf=true", origin, "clone")
+    for path in (tmp_path / "clone").rglob("*.sh"):
+        assert b"\r" not in path.read_bytes(), path
+    weights = "results/weights/okddip_resnet20.safetensors"
+    assert (tmp_path / "clone" / weights).read_bytes() == (ROOT / weights).read_bytes()
+    done = subprocess.run(["sh", "clone/scripts/table5.sh"], cwd=tmp_path, capture_output=True, text=True, check=True,
+                          env=os.environ | {"DRY_RUN": "1", "PYTHON": sys.executable, "SAVE_DIR": f"{tmp_path}/runs"})
+    assert [shlex.split(line)[1:] for line in done.stdout.splitlines()] == listed("table5")
 
 
 def test_without_python_the_commands_are_still_printed(shell, listed, tmp_path):

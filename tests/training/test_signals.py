@@ -1,9 +1,13 @@
-"""Ctrl-C and SIGTERM stop real processes; nothing is lost."""
+"""Ctrl-C, SIGTERM and SIGHUP stop real processes; nothing is lost."""
 
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 from kill import WORKERS, make_images
 from processes import Training, assert_same_run, load
 
@@ -13,7 +17,7 @@ import train_GL
 
 @pytest.mark.parametrize(("number", "workers", "aggregation"), [
     (signal.SIGTERM, 0, "attention"), (signal.SIGINT, 0, "random"), (signal.SIGTERM, 2, "attention"),
-    (signal.SIGINT, 2, "attention")])
+    (signal.SIGINT, 2, "attention"), (signal.SIGHUP, 0, "attention")])
 def test_a_signal_stops_during_an_epoch_and_loses_nothing(number, workers, aggregation, flags, tmp_path):
     """Sent to the process or, where there are workers, to all of them."""
     images = make_images(tmp_path / "images", per_class=48)  # epochs long enough to stop in
@@ -57,6 +61,34 @@ def test_a_signal_stops_during_an_evaluation(flags, whole, tmp_path, monkeypatch
     train_GL.main([*flags, "--resume", str(folder)])
     assert "continues after 0 epochs and 3 steps\n" in (folder / "train.log").read_text()
     assert_same_run(folder, whole)
+
+
+def test_nohup_ignores_sighup(flags, tmp_path):
+    """What is ignored at the start stays ignored: the training reaches its end."""
+    code = "import utils, train_GL; utils.command(train_GL.main)"
+    flags = [*map(str, flags), "--num_epochs", "2", "--log_every", "1", "--save_dir", str(tmp_path)]
+    process = subprocess.Popen(["nohup", sys.executable, "-c", code, *flags], stdout=subprocess.PIPE, cwd=ROOT,
+                               stderr=subprocess.STDOUT, text=True)
+    for line in process.stdout:
+        if "epoch 1/2  step 1/3" in line:
+            process.send_signal(signal.SIGHUP)
+            break
+    assert "done: best epoch" in process.communicate(timeout=120)[0] and process.returncode == 0
+
+
+def test_sighup_stops_all_processes_of_torchrun(flags, tmp_path):
+    """Even under nohup, because torchrun passes the signal on: each process has its step saved."""
+    words = ["nohup", sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+             ROOT / "train_GL.py", *flags, "--log_every", "1", "--num_epochs", "300", "--save_dir", tmp_path]
+    process = subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               env=os.environ | {"OMP_NUM_THREADS": "1"})
+    for line in process.stdout:
+        if "epoch 2/300  step 1/3" in line:
+            process.send_signal(signal.SIGHUP)
+            break
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode != 0 and "stopped by signal 1 after step" in said, said
+    assert len(load(tmp_path / "folder" / "OKDDip" / "resnet8")["history"]) >= 1
 
 
 def test_a_second_signal_ends_at_once(flags, begun):
