@@ -91,6 +91,8 @@ def log_header(run: Run, trainer: Trainer, train_loader, test_loader, parameters
              f"{test_loader.num_images} test images, {parameters['weights']:,} weights, on {run.device}")
     log.info(f"learning rate {args.lr:g}, divided by 10 after each of the epochs {parameters['milestones']}, "
              f"of {args.num_epochs} in all")
+    if train_loader.held_out is not None:
+        log.info(f"{train_loader.held_out.num_images} held-out images choose the best epoch")
     if run.history or trainer.sums.steps:
         log.info(f"continues after {len(run.history)} epochs and {trainer.sums.steps} steps")
 
