@@ -134,6 +134,21 @@ def test_a_training_with_val_is_measured_on_test(image_folder, tmp_path, capsys)
     assert result["images"] == 4 and result["figures"]["test_loss"] == summary["best"]["test_loss"]
 
 
+@pytest.mark.parametrize("first", ["val", "elsewhere"])
+def test_a_run_is_not_resumed_if_val_came_or_went(image_folder, tmp_path, first):
+    root = with_val(image_folder)
+    flags = ["--model", "resnet8", "--dataset", "folder", "--data_dir", str(root), "--batch_size", "8", "--device",
+             "cpu", "--save_dir", str(tmp_path), "--num_workers", "0", "--resume", "auto", "--num_epochs"]
+    places = [root / "val", root / "elsewhere"]
+    if first == "elsewhere":
+        places[0].rename(places[1])
+        places.reverse()
+    train.main([*flags, "1"])
+    places[0].rename(places[1])
+    with pytest.raises(UserError, match="resnet8 cannot be resumed: a folder val/ beside test/ has come or gone"):
+        train.main([*flags, "2"])
+
+
 @pytest.mark.parametrize(("name", "options"), [("folder", {}), ("folder", {"cache": False}), ("imagenet", {})])
 def test_images_of_a_single_value_get_a_warning(image_folder, capsys, name, options):
     root = image_folder(train=3, test=2)
