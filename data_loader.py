@@ -22,11 +22,13 @@ from torch import Tensor
 from torchvision import datasets
 
 from loading.augmentation import DECODERS, Normalise, prepare_large
+from loading.damaged import each, first_of
 from loading.data import Data, Split
-from loading.images import channel_statistics, decode, in_memory
+from loading.folders import class_folders
+from loading.images import channel_statistics, constant, decode, in_memory
 from loading.loaders import Cached, Loader, Streamed
 from runtime import processes
-from runtime.errors import UserError
+from runtime.errors import UserError, warn
 
 __all__ = ["CONSTANTS", "DATASETS", "DECODERS", "Cached", "Data", "Loader", "Normalise", "Split", "Streamed",
            "dataloader", "load_image", "normalisation", "sample_images", "test_images"]
@@ -71,55 +73,15 @@ def digits(root: str, test_only: bool = False) -> Data:
 
 
 def folder(root: str, test_only: bool = False) -> Data:
-    """Your own images: <root>/train/<class>/* and <root>/test/<class>/* (or val/), resized to 32x32."""
-    return Data(*class_folders(root, "folder", ("test", "val"), test_only))
+    """Your own images, resized to 32x32: <root>/train/<class>/* and test/<class>/* or val/ or both (class_folders)."""
+    splits = class_folders(root, "folder", ("test", "val"), test_only)
+    return Data(splits.train, splits.test, splits.classes, held_out=splits.held_out)
 
 
 def imagenet(root: str, test_only: bool = False) -> Data:
-    """ImageNet as it is usually unpacked: <root>/train/<class>/* and <root>/val/<class>/*."""
-    return Data(*class_folders(root, "imagenet", ("val",), test_only), *CONSTANTS["imagenet"], large=True)
-
-
-def class_folders(root: str, name: str, test_names: tuple[str, ...],
-                  test_only: bool) -> tuple[Split | None, Split, list[str]]:
-    """-> the files of <root>/train, the files of the first folder of ``test_names`` that exists, the class names.
-
-    UserError if a folder is missing, or if classes are too few, empty or not the same in both.
-    """
-    train_dir = Path(root, "train")
-    test_dir = next((Path(root, n) for n in test_names if Path(root, n).is_dir()), Path(root, test_names[0]))
-    directories = [test_dir] if test_only else [train_dir, test_dir]
-    for directory in directories:
-        if not directory.is_dir():
-            needed = " or ".join(f"{n}/<class>/*" for n in test_names)
-            needed = needed if test_only else f"train/<class>/* and {needed}"
-            raise UserError(f"{directory} does not exist: --dataset {name} needs a --data_dir with {needed} below it; "
-                            "--dataset DIGITS needs no files")
-        refuse_circles(directory)
-    try:
-        # Not Path(path).name, which takes longer than the listing itself.
-        found = [datasets.ImageFolder(directory, is_valid_file=lambda path: not os.path.basename(path).startswith("."))
-                 for directory in directories]
-    except OSError as error:
-        raise UserError(f"{root}: {error}") from error
-    classes = found[0].classes
-    if classes != found[-1].classes:
-        differing = ", ".join(sorted(set(classes) ^ set(found[-1].classes)))
-        raise UserError(f"{train_dir} and {test_dir} must hold the same classes; only one of them has {differing}")
-    if len(classes) < 2:
-        raise UserError(f"{directories[0]} holds one class, {classes[0]}: classification needs at least two")
-    # Paths as bytes in one array: workers share its memory. Of a list, each worker would soon have its own copy.
-    *train, test = (Split(np.array([os.fsencode(path) for path, _ in f.samples]), np.array(f.targets, dtype=np.int64))
-                    for f in found)
-    return train[0] if train else None, test, classes
-
-
-def refuse_circles(directory: Path) -> None:
-    """UserError if a link below ``directory`` leads to a folder above itself: its images would be found endlessly."""
-    for folder, names, _ in os.walk(directory, followlinks=True):
-        for link in (Path(folder, name) for name in names):
-            if link.is_symlink() and link.resolve() in {above.resolve() for above in link.absolute().parents}:
-                raise UserError(f"{link} is a link to a folder above itself ({link.resolve()}): remove the link")
+    """ImageNet as it is usually unpacked: <root>/train/<class>/* and val/<class>/* or test/ or both (class_folders)."""
+    splits = class_folders(root, "imagenet", ("val", "test"), test_only)
+    return Data(splits.train, splits.test, splits.classes, *CONSTANTS["imagenet"], large=True, held_out=splits.held_out)
 
 
 DATASETS: dict[str, Callable[..., Data]] = {  # name -> function(root, test_only=False)
@@ -134,20 +96,24 @@ DATASETS: dict[str, Callable[..., Data]] = {  # name -> function(root, test_only
 # --- sizes: --train_size, --val_size
 
 
-def hold_out(split: Split, size: int, seed: int) -> tuple[Split, Split]:
+def hold_out(split: Split, size: int, seed: int, names: Sequence[str]) -> tuple[Split, Split]:
     """-> the images to train on, and ``size`` held-out images: stratified, and chosen by the seed alone.
 
-    UserError if the size does not fit.
+    names: of the classes. UserError if the size does not fit, or if a class has one image.
     """
     from sklearn.model_selection import train_test_split
 
-    n, classes = len(split.labels), len(np.unique(split.labels))
+    found, counts = np.unique(split.labels, return_counts=True)
+    n, classes = len(split.labels), len(found)
     if not classes <= size < n:
         raise UserError(f"--val_size must lie between the {classes} classes and the {n} training images, not {size}")
-    try:
-        rows = train_test_split(np.arange(n), test_size=size, random_state=seed % 2**32, stratify=split.labels)
-    except ValueError as error:  # a class with too few images
-        raise UserError(f"--val_size {size} cannot be held out in proportion to the classes: {error}") from error
+    if single := [names[label] for label in found[counts == 1]]:
+        raise UserError(f"--val_size {size} holds out images of each class, but there is only one training image of "
+                        f"{first_of(single)}: add images, remove such classes, or leave out --val_size")
+    if n - size < classes:
+        raise UserError(f"--val_size {size} leaves {n - size} training images for {classes} classes: it must be at "
+                        f"most {n - classes}")
+    rows = train_test_split(np.arange(n), test_size=size, random_state=seed % 2**32, stratify=split.labels)
     rest, held_out = (split.take(np.sort(r)) for r in rows)
     return rest, held_out
 
@@ -166,21 +132,23 @@ def proportional(split: Split, size: int, seed: int = 0) -> tuple[Split, Split]:
     return split.take(np.sort(order[:size])), split.take(np.sort(order[size:]))
 
 
-def divide(split: Split, train_size: int, val_size: int, seed: int) -> tuple[Split, Split | None]:
-    """-> the images to train on (train_size 0: all others), and the held-out ones (None if val_size is 0).
+def divide(data: Data, train_size: int, val_size: int, seed: int) -> tuple[Split, Split | None]:
+    """-> the images to train on (train_size 0: all others), and the held-out ones: the data set's own, or val_size
+    others. None if there are none.
 
     With a train_size, the training images are the same for every seed, and the seed chooses the held-out ones from the
     rest. UserError if a size does not fit.
     """
+    split = data.train
     if not train_size:
-        return hold_out(split, val_size, seed) if val_size else (split, None)
+        return hold_out(split, val_size, seed, data.classes) if val_size else (split, data.held_out)
     n, classes = len(split.labels), len(np.unique(split.labels))
     if not classes <= train_size <= n:
         raise UserError(f"--train_size must lie between the {classes} classes and the {n} training images, not "
                         f"{train_size}")
     train, rest = proportional(split, train_size)
     if not val_size:
-        return train, None
+        return train, data.held_out
     if not classes <= val_size <= len(rest.labels):
         raise UserError(f"--val_size must be at least the {classes} classes and at most the {len(rest.labels)} "
                         f"training images that --train_size {train_size} leaves, not {val_size}")
@@ -197,7 +165,8 @@ def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root
 
     num_workers: threads that decode image files; if images are streamed, processes.
     cache: keep all images on the device. Without it, and always for imagenet, they are streamed.
-    val_size: training images to hold out, stratified. train_loader.held_out is their loader, without augmentation.
+    val_size: training images to hold out, stratified, if the data set has no held-out images of its own.
+        train_loader.held_out is the loader of the held-out images, without augmentation.
     train_size: training images to train on, stratified, the same for every seed (0: all that are not held out).
     views: with more than one, train_loader augments each image so often, each time with another crop and flip: images
         [B, views, 3, H, W]. Evaluation has one view.
@@ -210,8 +179,8 @@ def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root
     check_decoder(decoder, data_name)
 
     def load() -> tuple[Loader, Loader]:
-        data = read_data(data_name, root, cache, num_workers)
-        train, held_out = divide(data.train, train_size, val_size, seed)
+        data = read_data(data_name, root, cache, num_workers, val_size)
+        train, held_out = divide(data, train_size, val_size, seed)
         smallest = min(len(split.labels) for split in (data.test, held_out) if split)
         check_batch_size(data_name, batch_size, len(train.labels), smallest)
         streamed = partial(Streamed, num_workers=num_workers, decoder=decoder)
@@ -235,17 +204,34 @@ def check_decoder(decoder: str, data_name: str) -> None:
         raise UserError("--decoder fast needs a package that is not installed: pip install simplejpeg")
 
 
-def read_data(data_name: str, root: str, cache: bool, num_workers: int) -> Data:
-    """The data set with its mean and std. If it will be cached, its files are decoded. UserError if that fails."""
+def read_data(data_name: str, root: str, cache: bool, num_workers: int, val_size: int) -> Data:
+    """The data set with its mean and std. If it will be cached, its files are decoded.
+
+    UserError if that fails, or if there is a val_size but the data set has held-out images of its own.
+    """
     if data_name not in DATASETS:
         raise UserError(f"unknown dataset {data_name!r}; known are {', '.join(DATASETS)}")
     data = DATASETS[data_name](root)
+    if data.held_out and val_size:
+        raise UserError(f"--val_size {val_size} and {Path(root, 'val')} both hold out images to choose the best epoch: "
+                        "leave out --val_size, or rename the folder")
+    splits = {"train": data.train, "held_out": data.held_out, "test": data.test}
     if cache and not data.large:
-        data = data._replace(train=in_memory(data.train, num_workers), test=in_memory(data.test, num_workers))
+        splits = dict(zip(splits, each(lambda split: split and in_memory(split, num_workers), splits.values()),
+                          strict=True))
+        data = data._replace(**splits)
+    warn_if_constant(data_name, {"training": data.train, "held-out": data.held_out, "test": data.test})
     if not data.mean:  # measured on all training images: a network's constants do not depend on the sizes
         mean, std = channel_statistics(data.train, num_workers)
         data = data._replace(mean=mean, std=std)
     return data
+
+
+def warn_if_constant(data_name: str, splits: dict[str, Split | None]) -> None:
+    """A warning if, in a split, each image has a single value. splits: by their names."""
+    if names := [name for name, split in splits.items() if split and constant(split.images)]:
+        warn(f"each of the {' and '.join(names)} images of {data_name} has a single value in all its pixels: look at "
+             "the files, they may be empty or saved with numbers of another range")
 
 
 def check_batch_size(data_name: str, batch_size: int, num_train: int, num_evaluated: int) -> None:
@@ -279,9 +265,12 @@ def test_images(data_name: str, batch_size: int = 128, num_workers: int = 8, roo
     data, device = DATASETS[data_name](root, test_only=True), torch.device(device)
     data = data._replace(mean=tuple(mean), std=tuple(std))
     batch_size = evaluation_batch(batch_size, data, device)
-    if data.large or not cache:
-        return Streamed(data.test, data, batch_size, device, num_workers=num_workers, decoder=decoder)
-    return Cached(in_memory(data.test, num_workers), data, batch_size, device)
+    streamed = data.large or not cache
+    test = data.test if streamed else in_memory(data.test, num_workers)
+    warn_if_constant(data_name, {"test": test})
+    if streamed:
+        return Streamed(test, data, batch_size, device, num_workers=num_workers, decoder=decoder)
+    return Cached(test, data, batch_size, device)
 
 
 def normalisation(data_name: str, num_workers: int = 8, root: str = "./Data") -> tuple[tuple, tuple]:

@@ -28,6 +28,7 @@ from deployment.formats import FORMATS
 from deployment.measuring import measure
 from deployment.reading import read
 from deployment.saved_model import SavedModel
+from loading.damaged import DamagedFiles
 from runtime.device import pick_device
 from runtime.errors import UserError
 from runtime.files import as_json
@@ -44,8 +45,8 @@ def parse_args(argv: list[str] | None) -> Namespace:
     g = g.add_mutually_exclusive_group()
     g.add_argument("--export", type=Path, metavar="FILE",
                    help=f"write only the network that is deployed; the ending chooses the format: {', '.join(FORMATS)}")
-    g.add_argument("--images", nargs="+", metavar="IMAGE", help="print the classes of these image files, with "
-                                                                "probabilities")
+    g.add_argument("--images", nargs="+", metavar="IMAGE",
+                   help="print the classes of these image files, and of those in these folders, with probabilities")
     g = p.add_argument_group("which network, and how much is printed")
     g.add_argument("--branch", type=utils.number(int, 0), metavar="I",
                    help="student I of a group, counted from 0 (default: the leader; without a leader, --images "
@@ -86,7 +87,10 @@ def device_of(saved: SavedModel, args: Namespace) -> torch.device:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, export or classify, and print. UserError if the file, the data or a flag is wrong."""
+    """Measure, export or classify, and print. UserError if the file, the data or a flag is wrong.
+
+    Of several images some of which cannot be read, the others are printed before the error.
+    """
     args = parse_args(argv)
     if world_size() > 1:
         raise UserError("evaluate.py works in one process: start it without torchrun")
@@ -102,6 +106,8 @@ def main(argv: list[str] | None = None) -> None:
     else:
         result, text = measure(saved, device_of(saved, args), args.branch), printing.table
     utils.write_result(as_json(result).decode() if args.json else text(result) + "\n")
+    if result.get("unreadable"):
+        raise DamagedFiles(result["unreadable"])
 
 
 if __name__ == "__main__":

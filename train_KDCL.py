@@ -26,11 +26,14 @@ import utils
 from data_loader import dataloader
 from losses import full_precision, kdcl_loss
 from models.kdcl import error_products
+from runtime.errors import UserError
 from training.evaluation import evaluate
 from training.loop import fit
 from training.method import Group
 from training.outputs import group_outputs
 from training.run import Run
+
+NEEDS_HELD_OUT = "argument --target: general measures its weights on held-out images, add --val_size N"
 
 
 def parse_args(argv: list[str] | None):
@@ -40,8 +43,8 @@ def parse_args(argv: list[str] | None):
     utils.group_flags(g, "networks", based_on="networks", mixed=True)
     g.add_argument("--target", default="mean", choices=(*models.TARGETS, "general"), help="how t is made")
     args = utils.parse(parser, argv)
-    if args.target == "general" and not args.val_size:
-        parser.error("argument --target: general measures its weights on held-out images, add --val_size N")
+    if args.target == "general" and not args.val_size and args.dataset not in ("folder", "imagenet"):
+        parser.error(NEEDS_HELD_OUT)
     return args
 
 
@@ -82,6 +85,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     run = Run(args, KDCL.name(args))
     train_loader, test_loader = dataloader(**utils.data_options(args), views=KDCL.views(args), device=run.device)
+    if args.target == "general" and train_loader.held_out is None:  # class folders may have their own, in val/
+        raise UserError(NEEDS_HELD_OUT)
     method = KDCL(args, train_loader.num_classes)
     fit(method, train_loader, test_loader, run)
 

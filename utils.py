@@ -172,8 +172,8 @@ def recipe_flags(p: Parser) -> None:
     g.add_argument("--model", default="resnet32", choices=NETWORKS, metavar="NAME",
                    help=f"network: {', '.join(NETWORKS)}")
     g.add_argument("--dataset", default="CIFAR10", choices=DATASETS, metavar="NAME",
-                   help=f"{', '.join(DATASETS)} (folder: <data_dir>/train/<class>/*, and test/ or val/ next to it; "
-                        "imagenet: train/<class>/* and val/<class>/*)")
+                   help=f"{', '.join(DATASETS)} (folder and imagenet: <data_dir>/train/<class>/*, and test/ or val/ "
+                        "next to it; of both, val/ chooses the best epoch)")
     g.add_argument("--train_size", default=0, type=number(int, 0), metavar="N",
                    help="train on N training images, stratified, the same for every --seed (0: all not held out)")
     g.add_argument("--val_size", default=0, type=number(int, 0), metavar="N",

@@ -38,7 +38,8 @@ class RecordedRun(NamedTuple):
         The best epoch is that of the highest accuracy on the held-out images, or on the test images if none were held
         out. Of several epochs with that accuracy, the last one is the best.
         """
-        accuracy = metric(output, "val" if self.flags["val_size"] else "test", "accTop1")
+        held_out = metric(output, "val", "accTop1")  # of --val_size, or of the data set's own val/
+        accuracy = held_out if held_out in self.history[-1] else metric(output, "test", "accTop1")
         record = self.history[-1] if epoch == "last" else max(self.history, key=lambda r: (r[accuracy], r["epoch"]))
         return 100 - record[metric(output, "test", "accTop1")], record["epoch"]
 

@@ -1,11 +1,14 @@
 """Classify image files."""
 
+import os
 from collections.abc import Sequence
 
 import torch
 
 import data_loader
 from deployment.saved_model import SavedModel
+from loading.damaged import DamagedFiles, attempt
+from loading.folders import image_files, warn_of_other_files
 from losses import full_precision
 from runtime.errors import UserError
 from training.outputs import ENSEMBLE
@@ -17,16 +20,25 @@ def classify(saved: SavedModel, files: Sequence[str], device: torch.device, bran
     """The ``top`` most probable classes of each image file, as ``evaluate.py --images --json`` prints them.
 
     branch: the student that answers; None: the leader, in a group without a leader the ensemble. The images are
-    prepared like test images. UserError if a file is not an image, or the logits are not finite.
+    prepared like test images. Of a folder, the images in it and below it are taken, sorted. "unreadable" has a sentence
+    about each file that is missing or not an image. UserError if all are, or if the logits are not finite.
     """
+    found, unreadable = attempt(images_of, files)
+    files = [file for images, _ in found for file in images]
+    warn_of_other_files([file for _, others in found for file in others])
     output = saved.deployed_output(branch)
     output = ENSEMBLE if output is None else output
     saved.move(device)
     normalise = data_loader.Normalise(saved.mean, saved.std, device)
     batch_size, results = saved.flags.batch_size, []
     for first in range(0, len(files), batch_size):
-        batch = files[first:first + batch_size]
-        pixels = torch.stack([data_loader.load_image(file, saved.size == 224) for file in batch])
+        loaded, problems = attempt(lambda file: (file, data_loader.load_image(file, saved.size == 224)),
+                                   files[first:first + batch_size])
+        unreadable += problems
+        if not loaded:
+            continue
+        batch, pixels = zip(*loaded, strict=True)
+        pixels = torch.stack(pixels)
         with saved.autocast(device):
             logits = saved.logits(normalise(pixels.to(device)), output)
         if not logits.isfinite().all():
@@ -36,4 +48,20 @@ def classify(saved: SavedModel, files: Sequence[str], device: torch.device, bran
         for file, probabilities, classes in zip(batch, best.values.tolist(), best.indices.tolist(), strict=True):
             results.append({"file": file, "top": [{"class": saved.classes[c], "probability": p}
                                                   for c, p in zip(classes, probabilities, strict=True)]})
-    return {"file": str(saved.path), "network": saved.method.outputs[output], "images": results}
+    if not results:
+        raise DamagedFiles(unreadable)
+    return {"file": str(saved.path), "network": saved.method.outputs[output], "images": results,
+            "unreadable": unreadable}
+
+
+def images_of(path: str) -> tuple[list[str], list[str]]:
+    """-> the images that a name stands for: a file for itself, a folder for those below it; and its other files.
+
+    UserError if there are none.
+    """
+    if not os.path.isdir(path):
+        return [path], []
+    images, others = image_files(path)
+    if not images:
+        raise UserError(f"{path} holds no image")
+    return sorted(images), others

@@ -25,6 +25,7 @@ class Data(NamedTuple):
     """A data set.
 
     train: None if only the test images were asked for.
+    held_out: images of the data set's own that choose the best epoch, if it has any.
     mean, std: of each channel, for pixels between 0 and 1. Empty: they are measured on the training images.
     flip: a mirrored image keeps its class.
     large: images are 224x224, prepared as ImageNet's, and always streamed.
@@ -37,3 +38,4 @@ class Data(NamedTuple):
     std: tuple[float, ...] = ()
     flip: bool = True
     large: bool = False
+    held_out: Split | None = None

@@ -2,15 +2,16 @@
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
+from loading.damaged import DamagedFiles, each
 from loading.data import Split
 from loading.workers import usable_workers
 from runtime.errors import UserError, first_words
@@ -19,23 +20,45 @@ SIZE = 32
 
 
 def read(path: bytes) -> Image.Image:
-    """An image file -> RGB image. UserError with the file's name if it does not decode."""
+    """An image file -> RGB image. UserError with the file's name if it is missing or does not decode."""
+    name = os.fsdecode(path)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe could wait forever
+        if not stat.S_ISREG(os.stat(name).st_mode):  # reading a pipe could wait forever
             raise ValueError("it is not a file, but a pipe, a socket, a device or a folder")
-        with Image.open(os.fsdecode(path)) as image:
+        with Image.open(name) as image:
             ImageOps.exif_transpose(image, in_place=True)  # cameras store the rotation and do not rotate the pixels
             if image.mode == "F":
                 raise ValueError("its pixels are floating-point numbers of unknown range, save it with 8 bits")
-            if image.mode.startswith("I"):  # 16-bit grey: convert would clip it
-                image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+            if image.mode.startswith("I"):  # grey with more than 8 bits: convert would clip it
+                image = eight_bits(image)
             if image.mode != "RGB":
                 return image.convert("RGB")
             image.load()  # not convert, which copies an RGB image
             return image
+    except FileNotFoundError as error:
+        raise UserError(missing(name)) from error
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions for broken files
-        reason = first_words(error)
-        raise UserError(f"{os.fsdecode(path)} does not decode as an image: {reason}") from error
+        reason = getattr(error, "strerror", None) or first_words(error)
+        problem = "cannot be read" if isinstance(error, PermissionError) else "does not decode as an image"
+        raise UserError(f"{name} {problem}: {reason}") from error
+
+
+def missing(path: str | os.PathLike) -> str:
+    """A sentence about a file or folder that does not exist. Of a link, it names where the link leads."""
+    link = f"is a link to {os.path.realpath(path)}, which " if os.path.islink(path) else ""
+    return f"{path} {link}does not exist"
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Grey with 12 or 16 bits -> the upper 8. ValueError if the pixels have 32 bits or a sign: their range is unknown.
+
+    Mode "I" has 32 bits, but of PNG files (in older Pillow) and PPM files it holds numbers from 0 to 65535. Pillow
+    scales 12 bits to 16, but not those of TIFF files.
+    """
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+        raise ValueError("its pixels are integers of 32 bits or with a sign, of unknown range, save it with 8 bits")
+    twelve = getattr(image, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE) == (12,)
+    return Image.fromarray((np.asarray(image) // (16 if twelve else 256)).astype(np.uint8))
 
 
 def read_fast(path: bytes) -> Image.Image | np.ndarray:
@@ -65,20 +88,23 @@ def map_blocks(function: Callable[[np.ndarray], np.ndarray], split: Split, num_w
     """Apply ``function`` to each block of up to 256 images, uint8 [256, 32, 32, 3], in ``num_workers`` threads.
 
     Files are decoded block by block. So a split in files is measured without all of its images in memory.
+    DamagedFiles if some do not decode: all files are read, to know all of these.
     """
-    def work(block: np.ndarray) -> np.ndarray:
-        return function(np.stack([decode(path) for path in block]) if split.in_files else block)
+    def work(block: np.ndarray) -> np.ndarray | DamagedFiles:
+        try:
+            return function(np.stack(each(decode, block)) if split.in_files else block)
+        except DamagedFiles as damaged:
+            return damaged
 
     with ThreadPoolExecutor(max(1, usable_workers(num_workers))) as pool:
-        try:
-            return list(pool.map(work, np.split(split.images, range(256, len(split.images), 256))))
-        except UserError:
-            pool.shutdown(cancel_futures=True)
-            raise
+        results = list(pool.map(work, np.split(split.images, range(256, len(split.images), 256))))
+    if problems := [p for result in results if isinstance(result, DamagedFiles) for p in result.problems]:
+        raise DamagedFiles(problems)
+    return results
 
 
 def in_memory(split: Split, num_workers: int) -> Split:
-    """The split with its files decoded by ``num_workers`` threads. UserError if one does not decode."""
+    """The split with its files decoded by ``num_workers`` threads. DamagedFiles if some do not decode."""
     if not split.in_files:
         return split
     return Split(np.concatenate(map_blocks(np.asarray, split, num_workers)), split.labels)
@@ -97,3 +123,11 @@ def channel_statistics(split: Split, num_workers: int = 0) -> tuple[tuple[float,
     mean = share @ levels  # [3]
     std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1)).clip(1 / 255)  # not 0 for a constant channel
     return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())
+
+
+def constant(images: Iterable[np.ndarray | bytes]) -> bool:
+    """Whether each image has a single value. Usually the first one shows that it is not so; the others are not read."""
+    try:
+        return all(np.ptp(decode(image) if isinstance(image, bytes) else image) == 0 for image in images)
+    except UserError:  # it is reported when the file's batch is read
+        return False

@@ -20,7 +20,7 @@ class Loader:
 
     augment: each epoch has a new order, new crops and new flips. Without it the images come in order, unchanged.
     views: how often each image is augmented. With several views, images are [B, V, 3, H, W].
-    held_out: the loader of the training images that are held out (--val_size), if there are any.
+    held_out: the loader of the held-out images (of --val_size, or the data set's own), if there are any.
     """
 
     def __init__(self, split: Split, data: Data, batch_size: int, device: torch.device, seed: int = 0,

@@ -6,9 +6,11 @@ import signal
 from collections.abc import Callable, Iterator
 from threading import Thread
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from loading.damaged import each
 from loading.data import Split
 from runtime.errors import UserError
 
@@ -37,7 +39,8 @@ class BatchKeys:
 class Batches(Dataset):
     """The data set of a DataLoader: the keys of a batch -> views uint8 [V, B, H, W, 3], labels int64 [B].
 
-    A UserError is returned as its text. If it were raised here, DataLoader would add a traceback to it.
+    An error, which names all damaged files of the batch, is returned as its text. If it were raised here, DataLoader
+    would add a traceback to it.
     """
 
     def __init__(self, split: Split, prepare: Callable[..., Tensor]):
@@ -45,12 +48,15 @@ class Batches(Dataset):
 
     def __getitem__(self, keys: list[tuple]) -> tuple[Tensor, Tensor] | str:
         try:
-            views, labels = default_collate([
-                (self.prepare(self.split.images[index], *parameters), self.split.labels[index])
-                for index, *parameters in keys])
+            views, labels = default_collate(each(self.image, keys))
             return views.transpose(0, 1).contiguous(), labels  # [B, V, H, W, 3] -> [V, B, H, W, 3]
         except UserError as error:
             return str(error)
+
+    def image(self, key: tuple) -> tuple[Tensor, np.int64]:
+        """The key of an image -> its views uint8 [V, H, W, 3], its label."""
+        index, *parameters = key
+        return self.prepare(self.split.images[index], *parameters), self.split.labels[index]
 
 
 def leave_signals_to_the_parent(worker: int) -> None:

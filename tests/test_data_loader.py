@@ -1,8 +1,10 @@
 """Data sets, their sizes, and the loaders of ``dataloader``."""
 
+import json
 import multiprocessing
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -19,6 +21,7 @@ from sklearn.model_selection import train_test_split
 from torchvision import datasets
 
 import data_loader
+import evaluate
 import train
 from data_loader import CONSTANTS, Cached, Split, dataloader
 from runtime.errors import UserError
@@ -58,8 +61,8 @@ def test_folder(image_folder):
     assert train.std == pytest.approx(pixels.std((0, 1, 2)), abs=1e-4)
 
 
-def test_files_of_any_ending_are_images(image_folder):
-    """The content decides, not the name. Hidden files are skipped."""
+def test_files_of_many_formats_are_images(image_folder):
+    """Also without an ending. Hidden files are skipped."""
     root = image_folder()
     before = dataloader("folder", 4, 0, root)[0].num_images
     picture = Image.open(root / "train" / "red" / "0.jpg")
@@ -71,10 +74,96 @@ def test_files_of_any_ending_are_images(image_folder):
     assert dataloader("folder", 4, 0, root)[0].num_images == before + 3
 
 
-def test_folder_takes_val_if_there_is_no_test(image_folder):
-    root = image_folder()
+@pytest.mark.parametrize("name", ["folder", "imagenet"])
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_val_or_test_alone_tests(image_folder, name, part):
+    root = image_folder(train=4, test=3)
+    (root / "test").rename(root / part)
+    train, test = dataloader(name, 2, 0, root)
+    assert (test.num_images, train.held_out) == (6, None)
+
+
+def with_val(image_folder, train=8, val=3, test=2):
+    """-> class folders with train/, val/ and test/."""
+    root = image_folder(train=train, test=val)
     (root / "test").rename(root / "val")
-    assert dataloader("folder", 8, 0, root)[1].num_images == 14
+    for name in ("blue", "red"):
+        (root / "test" / name).mkdir(parents=True)
+        for i in range(test):
+            Image.effect_noise((36, 40), 50 + i).convert("RGB").save(root / "test" / name / f"{i}.png")
+    return root
+
+
+def pixels_of(folder):
+    files = [file for name in ("blue", "red") for file in sorted((folder / name).iterdir())]
+    return torch.stack([data_loader.load_image(str(file), False) for file in files])
+
+
+@pytest.mark.parametrize("train_size", [0, 6])
+def test_val_is_held_out_if_there_is_a_test(image_folder, train_size):
+    """It is not augmented, and not touched by --train_size. An evaluation alone takes test/."""
+    root = with_val(image_folder)
+    cached, streamed = (dataloader("folder", 4, 0, root, train_size=train_size, cache=cache) for cache in (True, False))
+    train, test = cached
+    assert (train.num_images, train.held_out.num_images, test.num_images) == (train_size or 16, 6, 4)
+    assert train.held_out.images.equal(pixels_of(root / "val")) and test.images.equal(pixels_of(root / "test"))
+    assert train.held_out.labels.tolist() == [0] * 3 + [1] * 3
+    assert same_batches(train.held_out, streamed[0].held_out) and same_batches(test, streamed[1])
+    assert data_loader.test_images("folder", 4, 0, root, mean=train.mean, std=train.std).images.equal(test.images)
+    large, large_test = dataloader("imagenet", 4, 0, root, train_size=train_size)
+    assert (large.held_out.num_images, large_test.num_images) == (6, 4)
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet"])
+def test_val_and_val_size_exclude_each_other(image_folder, name):
+    with pytest.raises(UserError, match="--val_size 4 and .*/val both hold out images .*: leave out --val_size"):
+        dataloader(name, 4, 0, with_val(image_folder), val_size=4)
+
+
+def test_a_training_with_val_is_measured_on_test(image_folder, tmp_path, capsys):
+    """The command line: val/ chooses the best epoch, evaluate.py gives the metrics of test/."""
+    root = with_val(image_folder)
+    train.main(["--model", "resnet8", "--dataset", "folder", "--data_dir", str(root), "--batch_size", "8", "--device",
+                "cpu", "--num_epochs", "2", "--save_dir", str(tmp_path), "--num_workers", "0"])
+    summary = json.loads((tmp_path / "folder" / "resnet8" / "summary.json").read_text())
+    assert summary["chosen_by"] == "val_accTop1" and "val_loss" in summary["best"]
+    assert "6 held-out images choose the best epoch" in (tmp_path / "folder" / "resnet8" / "train.log").read_text()
+    capsys.readouterr()
+    evaluate.main([str(tmp_path / "folder" / "resnet8"), "--json", "--device", "cpu"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["images"] == 4 and result["figures"]["test_loss"] == summary["best"]["test_loss"]
+
+
+@pytest.mark.parametrize("first", ["val", "elsewhere"])
+def test_a_run_is_not_resumed_if_val_came_or_went(image_folder, tmp_path, first):
+    root = with_val(image_folder)
+    flags = ["--model", "resnet8", "--dataset", "folder", "--data_dir", str(root), "--batch_size", "8", "--device",
+             "cpu", "--save_dir", str(tmp_path), "--num_workers", "0", "--resume", "auto", "--num_epochs"]
+    places = [root / "val", root / "elsewhere"]
+    if first == "elsewhere":
+        places[0].rename(places[1])
+        places.reverse()
+    train.main([*flags, "1"])
+    places[0].rename(places[1])
+    with pytest.raises(UserError, match="resnet8 cannot be resumed: a folder val/ beside test/ has come or gone"):
+        train.main([*flags, "2"])
+
+
+@pytest.mark.parametrize(("name", "options"), [("folder", {}), ("folder", {"cache": False}), ("imagenet", {})])
+def test_images_of_a_single_value_get_a_warning(image_folder, capsys, name, options):
+    root = image_folder(train=3, test=2)
+    dataloader(name, 2, 0, root, **options)
+    assert capsys.readouterr().err == ""
+    for i, file in enumerate(sorted((root / "test").rglob("*.*"))):
+        Image.new("L", (40, 36), i).save(file)
+    mean, std = dataloader(name, 2, 0, root, **options)[0].mean, (0.2, 0.2, 0.2)
+    assert re.fullmatch(f"warning: each of the test images of {name} has a single value .*\n", capsys.readouterr().err)
+    data_loader.test_images(name, 2, 0, root, mean=mean, std=std, **options)
+    assert "warning: each of the test images" in capsys.readouterr().err
+    for file in (root / "train").rglob("*.*"):
+        Image.new("L", (40, 36)).save(file)
+    dataloader(name, 2, 0, root, **options)
+    assert "each of the training and test images" in capsys.readouterr().err
 
 
 def test_a_training_without_cache_ends_in_the_same_weights(tmp_path, monkeypatch):
@@ -133,11 +222,20 @@ def test_one_held_out_image_of_each_class_is_enough(image_folder, train_size):
 
 @pytest.mark.parametrize(("size", "message"), [
     (1, "between the 2 classes and the 40 training images, not 1"), (40, "not 40"), (400, "not 400"), (-3, "not -3"),
-    (39, "--val_size 39 cannot be held out.*1.*2")])
+    (39, "--val_size 39 leaves 1 training images for 2 classes: it must be at most 38")])
 @pytest.mark.parametrize("cache", [True, False])
 def test_val_size_must_fit(image_folder, size, message, cache):
     with pytest.raises(UserError, match=message):
         dataloader("folder", 8, 0, image_folder(), val_size=size, cache=cache)
+
+
+def test_val_size_needs_two_images_of_each_class(image_folder):
+    root = image_folder()
+    for file in sorted((root / "train" / "red").iterdir())[1:]:
+        file.unlink()
+    with pytest.raises(UserError, match="one training image of red: add images.*leave out --val_size") as error:
+        dataloader("folder", 8, 0, root, val_size=5)
+    assert "blue" not in str(error.value)
 
 
 def test_a_batch_must_fit_what_is_not_held_out(image_folder):
@@ -252,6 +350,33 @@ def test_bad_folders_are_named(image_folder, change, named):
     assert "\n" not in str(error.value)
 
 
+def test_damaged_files_of_all_splits_are_named_in_one_error(image_folder, monkeypatch):
+    """Up to ten, and their number. Each file is read once."""
+    root, read = image_folder(train=300, test=4, size=(4, 4)), []
+    damaged = [root / part / "red" / f"{i}.png" for part, numbers in (("train", range(1, 20, 2)), ("test", (1, 3)))
+               for i in numbers]
+    (root / "train" / "blue" / "0.jpg").unlink()
+    (root / "train" / "blue" / "0.jpg").symlink_to(root / "lost" / "0.jpg")
+    for file in damaged:
+        file.write_bytes(b"nothing")
+    opened = Image.open
+    monkeypatch.setattr(Image, "open", lambda path: (read.append(path), opened(path))[1])
+    with pytest.raises(UserError) as error:
+        dataloader("folder", 8, 2, root)
+    message = str(error.value)
+    link = f"{root}/train/blue/0.jpg is a link to {root}/lost/0.jpg, which does not exist; "
+    assert message.startswith("13 image files or folders cannot be used: " + link) and message.endswith("; 3 more")
+    assert message.count("does not decode as an image") == 9 and "\n" not in message
+    assert len(read) == len(set(read)) == 607
+    for file in damaged[1:10]:
+        file.unlink()
+    (root / "train" / "blue" / "0.jpg").unlink()
+    with pytest.raises(UserError) as error:
+        dataloader("folder", 8, 2, root)
+    message = str(error.value)
+    assert message.startswith("3 image") and all(str(damaged[i]) in message for i in (0, 10, 11))
+
+
 @pytest.mark.parametrize("cache", [True, False])
 def test_test_images_need_no_training_images(image_folder, cache):
     root = image_folder()
@@ -298,14 +423,13 @@ def test_links_to_other_folders_are_followed(image_folder):
 
 
 @pytest.mark.parametrize(("change", "named"), [
-    ("no val", "val does not exist.*--dataset imagenet.*val/<class>"), ("test", "val does not exist"),
-    ("classes", "n02")])
+    ("no val", "val does not exist.*--dataset imagenet.*val/<class>.* or test/<class>"), ("classes", "n02")])
 def test_bad_imagenet_folders_are_named(tmp_path, change, named):
     root = make_imagenet(tmp_path)
     if change == "classes":
         (root / "val" / IMAGENET_CLASSES[0]).rename(root / "val" / "n02")
     else:
-        (root / "val").rename(root / ("test" if change == "test" else "other"))
+        (root / "val").rename(root / "other")
     with pytest.raises(UserError, match=named):
         dataloader("imagenet", 4, 0, root)
 

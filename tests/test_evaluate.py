@@ -110,6 +110,50 @@ def test_images(runs, evaluated, tmp_path, capsys):
     assert len(tops) == 3 and all(re.fullmatch(r" +\d+\.\d\d %  \d", top) for top in tops)
 
 
+@pytest.fixture
+def digit_files(tmp_path):
+    """Digits as files in a folder, in folders below it and in hidden ones, beside files that are no images."""
+    images = data_loader.digits("").test.images
+    for i, name in enumerate(["b.png", "a/2.PNG", "a/1.jpg", ".hidden.png", ".cache/x.png", "a/.cache/x.png"]):
+        (tmp_path / "digits" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[i]).save(tmp_path / "digits" / name)
+    (tmp_path / "digits" / "Thumbs.db").write_text("no image")
+    (tmp_path / "digits" / "a" / "labels.csv").write_text("no image")
+    return tmp_path / "digits"
+
+
+def test_images_of_a_folder(runs, digit_files, capsys):
+    flags = ["--json", "--device", "cpu", "--images"]
+    names = [str(digit_files / name) for name in ("a/1.jpg", "a/2.PNG", "b.png")]
+    evaluate.main([str(runs / "resnet8"), *flags, *names])
+    one_by_one = json.loads(capsys.readouterr().out)
+    evaluate.main([str(runs / "resnet8"), *flags, str(digit_files)])
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == one_by_one and [image["file"] for image in one_by_one["images"]] == names
+    assert re.fullmatch(r"warning: 2 files that are no images by their names are left out, .*\n", printed.err)
+
+
+@pytest.mark.parametrize("batch_size", ["2", "128"])
+def test_good_images_are_classified_beside_damaged_ones(runs, digit_files, script, batch_size):
+    """As a process: the answers on standard output, the damaged files on standard error, exit code 2."""
+    damaged = [digit_files / f"{i}.png" for i in range(11)]
+    for file in damaged:
+        file.write_text("no image")
+    (digit_files / "a" / "lost.png").symlink_to("nowhere.png")
+    names = [digit_files / "b.png", "no.png", digit_files / "a", digit_files, digit_files / "a" / ".cache" / "x.png"]
+    done = script("evaluate.py", runs / "resnet8", "--json", "--device", "cpu", "--batch_size", batch_size, "--images",
+                  *names)
+    result, (warning, error) = json.loads(done.stdout), done.stderr.splitlines()
+    expected = ["b.png", "a/1.jpg", "a/2.PNG", "a/1.jpg", "a/2.PNG", "b.png", "a/.cache/x.png"]
+    assert [image["file"] for image in result["images"]] == [str(digit_files / name) for name in expected]
+    assert all(len(image["top"]) == 5 for image in result["images"]) and len(result["unreadable"]) == 14
+    lost = f"{digit_files}/a/lost.png is a link to {digit_files}/a/nowhere.png, which does not exist"
+    assert done.returncode == 2 and warning.startswith("warning: 3 files")
+    first = f"no.png does not exist; {lost}; {damaged[0]} does not decode as an image: "
+    assert error.startswith(f"error: 14 image files or folders cannot be used: {first}")
+    assert error.endswith("; 4 more") and "Traceback" not in done.stderr
+
+
 # --- checkpoints under the authors' parameter names
 
 
@@ -166,6 +210,10 @@ def make_files(kind, runs, group, file):
         file.write_bytes(content)
     elif kind == "not an image":
         (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
+    elif kind == "empty folder":
+        (tmp_path / "empty" / ".cache").mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "empty" / ".cache" / "x.png")
+        (tmp_path / "empty" / "x.txt").write_text("no image")
     elif kind == "other network":
         torch.save(models.create_model("resnet14", 10).state_dict(), file)
     elif kind == "there already":
@@ -212,6 +260,7 @@ def wrong(kind, runs, tmp_path):
         "no leader": [group, "--export", tmp_path / "x.onnx"],
         "not an image": [group, "--images", tmp_path / "broken.png"],
         "no image": [group, "--images", tmp_path / "none.png"],
+        "empty folder": [group, "--images", tmp_path / "empty"],
         "other network": [file, "--model", "resnet8"],
         "the run itself": [group, "--branch", "0", "--export", group / "best.pth", "--overwrite"],
         "exported with one mean": [file, "--images", tmp_path / "black.png"],
@@ -244,7 +293,8 @@ def wrong(kind, runs, tmp_path):
     ("no such folder", "no is not a folder"), ("there already", "there.onnx is there already.*--overwrite"),
     ("branch out of range", "branches 0 to 3, not 4"), ("branch of one network", "holds one network"),
     ("no leader", "group without a leader.*--branch"), ("not an image", "broken.png does not decode"),
-    ("no image", "none.png does not decode"), ("other network", "not hold the weights of a resnet8.*--model"),
+    ("no image", "none.png does not exist"), ("empty folder", "empty holds no image"),
+    ("other network", "not hold the weights of a resnet8.*--model"),
     ("says what it is", "its model is resnet8: leave out --model resnet14"), ("other data", "images of 32x32"),
     ("exported", "name it with --data_dir"), ("two things", "--images: not allowed with")])
 def test_errors(kind, message, runs, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """From the flags to the loss: what each script hands to the epoch loop, against the losses called directly."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ import train_KDCL
 import train_OKDPH
 import train_one
 import train_PCL
+from runtime.errors import UserError
 from training import step
 
 X, LABELS, W = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2, 3, 9]), 0.3
@@ -279,6 +282,19 @@ def test_every_student_sees_its_own_view(script, views, monkeypatch, tmp_path):
         next(iter(loader))[0].shape for loader in (train, test)))
     script.main([*DATA, "--save_dir", str(tmp_path), "--batch_size", "16"])
     assert shapes == [(16, views, 3, 32, 32) if views > 1 else (16, 3, 32, 32), (16, 3, 32, 32)]
+
+
+def test_kdcl_general_takes_the_held_out_images_of_class_folders(image_folder, tmp_path, monkeypatch):
+    """Those in val/, if there is a test/, too."""
+    root, held_out = image_folder(train=4, test=3), []
+    monkeypatch.setattr(train_KDCL, "fit", lambda method, train, test, run: held_out.append(train.held_out.num_images))
+    argv = ["--model", "resnet8", "--dataset", "folder", "--data_dir", str(root), "--save_dir", str(tmp_path),
+            "--num_branches", "2", "--target", "general", "--batch_size", "4", "--device", "cpu"]
+    with pytest.raises(UserError, match="add --val_size"):
+        train_KDCL.main(argv)
+    shutil.copytree(root / "test", root / "val")
+    train_KDCL.main(argv)
+    assert held_out == [6]
 
 
 @pytest.mark.parametrize(("script", "flags", "said"), [

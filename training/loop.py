@@ -5,6 +5,7 @@ import sys
 import torch
 
 from runtime import processes
+from runtime.errors import UserError
 from runtime.files import without_nan
 from training.checkpoint import Checkpoints
 from training.evaluation import evaluate
@@ -34,6 +35,9 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> None:
     if train_loader.held_out is not None:
         evaluated = {"val": train_loader.held_out, "test": test_loader}
     chosen_by = metric(method.best, next(iter(evaluated)), "accTop1")
+    if history and (metric(method.best, "val", "accTop1") in history[-1]) != ("val" in evaluated):
+        raise UserError(f"{run.folder} cannot be resumed: a folder val/ beside test/ has come or gone since its first "
+                        "epoch, so its best epoch would be chosen on other images. Bring the folder back, or rename it")
     with Signals() as signals, run:
         parameters, fixed = describe(run, trainer, train_loader, milestones)
         checkpoints = Checkpoints(run.folder, trainer, history, chosen_by, fixed)
@@ -92,6 +96,8 @@ def log_header(run: Run, trainer: Trainer, train_loader, test_loader, parameters
              f"{test_loader.num_images} test images, {parameters['weights']:,} weights, on {run.device}")
     log.info(f"learning rate {args.lr:g}, divided by 10 after each of the epochs {parameters['milestones']}, "
              f"of {args.num_epochs} in all")
+    if train_loader.held_out is not None:
+        log.info(f"{train_loader.held_out.num_images} held-out images choose the best epoch")
     if run.history or trainer.sums.steps:
         log.info(f"continues after {len(run.history)} epochs and {trainer.sums.steps} steps")
 

@@ -14,9 +14,11 @@ def test_best_and_last_epoch(tmp_path):
     assert found.error("best", "") == (40, 4)
 
 
-def test_held_out_images_choose_the_best_epoch(tmp_path):
+@pytest.mark.parametrize("val_size", [100, 0])
+def test_held_out_images_choose_the_best_epoch(tmp_path, val_size):
+    """Those of --val_size, or those in val/."""
     epochs = [{"val_accTop1": 80.0, "test_accTop1": 70.0}, {"val_accTop1": 79.0, "test_accTop1": 75.0}]
-    made_up.run(tmp_path, "baseline", 0, epochs, val_size=100)
+    made_up.run(tmp_path, "baseline", 0, epochs, val_size=val_size)
     (found,), _ = records.find_runs([tmp_path])
     assert found.error("best", "") == (30, 1) and found.error("last", "") == (25, 2)
 

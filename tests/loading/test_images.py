@@ -1,10 +1,11 @@
 import os
 import socket
+import struct
 
 import numpy as np
 import pytest
 from image_data import random_data
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from data_loader import dataloader
 from loading.images import channel_statistics, decode, read, read_fast
@@ -75,14 +76,79 @@ def test_16_bits_of_grey_are_scaled_not_clipped(tmp_path):
     Image.fromarray(deep).save(tmp_path / "deep.png")
     grey = decode(os.fsencode(tmp_path / "deep.png"))
     assert (grey == (deep // 256)[..., None]).all()
-    Image.fromarray(np.full((32, 32), 70000, dtype=np.int32)).save(tmp_path / "deeper.tiff")
-    assert (decode(os.fsencode(tmp_path / "deeper.tiff")) == 255).all()
+
+
+def tiff(order, bits, signed, data):
+    """A TIFF file with one row of grey pixels."""
+    fields = [(256, 8 * len(data) // bits), (257, 1), (258, bits), (262, 1), (273, 200), (278, 1), (279, len(data)),
+              (339, 2 if signed else 1)]
+    directory = b"".join(struct.pack(f"{order}HHI", tag, 4, 1) + struct.pack(f"{order}I", value)
+                         for tag, value in fields)
+    header = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
+    return (header + struct.pack(f"{order}H", len(fields)) + directory).ljust(200, b"\0") + data
+
+
+LEVELS = [0, 1000, 30000, 65535]  # of 16 bits
+DEEP = {  # file -> its content: LEVELS
+    "little.tiff": tiff("<", 16, False, struct.pack("<4H", *LEVELS)),
+    "big.tiff": tiff(">", 16, False, struct.pack(">4H", *LEVELS)),
+    "twelve.tiff": tiff("<", 12, False, b"\x00\x00\x3e\x75\x3f\xff"),  # 0, 0x03e, 0x753, 0xfff
+    "x.pgm": b"P5 4 1 65535\n" + struct.pack(">4H", *LEVELS),
+    "ascii.pgm": b"P2 4 1 65535\n0 1000 30000 65535\n",
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_more_than_8_bits_of_grey_are_scaled(tmp_path, name):
+    """Little and big end first, 12 bits, and mode "I" with 16 bits."""
+    (tmp_path / name).write_bytes(DEEP[name])
+    assert np.array(read(os.fsencode(tmp_path / name)))[0].tolist() == [[level // 256] * 3 for level in LEVELS]
+
+
+def test_16_bit_png_files_are_scaled_in_older_pillow_too(tmp_path, monkeypatch):
+    """It opened them in mode "I"."""
+    monkeypatch.setitem(PngImagePlugin._MODES, (16, 0), ("I", "I;16B"))
+    Image.fromarray(np.array([LEVELS], dtype=np.uint16)).save(tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.mode == "I"
+    assert np.array(read(os.fsencode(tmp_path / "x.png")))[0].tolist() == [[level // 256] * 3 for level in LEVELS]
+
+
+UNKNOWN_RANGE = {  # file -> its content, 4 grey pixels from 0 to 200
+    "little.tiff": tiff("<", 32, True, struct.pack("<4i", 0, 50, 100, 200)),
+    "big.tiff": tiff(">", 32, True, struct.pack(">4i", 0, 50, 100, 200)),
+    "unsigned.tiff": tiff("<", 32, False, struct.pack("<4I", 0, 50, 100, 200)),
+    "signed.tiff": tiff("<", 16, True, struct.pack("<4h", 0, 50, 100, 200)),
+    "x.fits": b"".join(line.ljust(80) for line in (
+        b"SIMPLE  =                    T", b"BITPIX  =                   32", b"NAXIS   =                    2",
+        b"NAXIS1  =                    4", b"NAXIS2  =                    1", b"END",
+        )).ljust(2880) + struct.pack(">4i", 0, 50, 100, 200).ljust(2880, b"\0"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN_RANGE)
+def test_integers_of_unknown_range_are_refused(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(UNKNOWN_RANGE[name])
+    with pytest.raises(UserError, match=f"{name} .* integers of 32 bits or with a sign, of unknown range, save it"):
+        read(os.fsencode(path))
 
 
 def test_pixels_of_unknown_range_are_refused(tmp_path):
-    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "x.tiff")
-    with pytest.raises(UserError, match="x.tiff .* floating-point numbers of unknown range"):
-        read(os.fsencode(tmp_path / "x.tiff"))
+    for numbers, said in ((np.float32, "floating-point numbers"), (np.int32, "integers of 32 bits")):
+        Image.fromarray(np.ones((4, 4), dtype=numbers)).save(tmp_path / "x.tiff")
+        with pytest.raises(UserError, match=f"x.tiff .* {said}.* of unknown range"):
+            read(os.fsencode(tmp_path / "x.tiff"))
+
+
+@pytest.mark.parametrize("reader", [read, read_fast])
+def test_a_missing_file_is_not_called_damaged(tmp_path, reader):
+    (tmp_path / "link.jpg").symlink_to("lost.jpg")
+    (tmp_path / "itself.jpg").symlink_to("itself.jpg")
+    for name, said in (("no.jpg", "no.jpg does not exist"), ("itself.jpg", "itself.jpg .*: Too many levels .* links"),
+                       ("link.jpg", f"link.jpg is a link to {tmp_path}/lost.jpg, which does not exist")):
+        with pytest.raises(UserError, match=f"^{tmp_path}/{said}$"):
+            reader(os.fsencode(tmp_path / name))
 
 
 def test_channel_statistics():

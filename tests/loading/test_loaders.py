@@ -165,6 +165,15 @@ def test_corrupt_files_are_named(root, part, workers):
     assert "\n" not in message and "Traceback" not in message
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_corrupt_files_of_a_batch_are_named(root, workers):
+    first, second = (truncate(root / "val" / IMAGENET_CLASSES[0] / f"{i}.JPEG") for i in (0, 2))
+    truncate(root / "val" / IMAGENET_CLASSES[1] / "2.JPEG")  # of the next batch
+    message = error_of(imagenet(root, workers)[1])
+    assert message.startswith(f"2 image files or folders cannot be used: {first} does not decode as an image: ")
+    assert f"; {second} does not decode" in message and message.count("JPEG does not") == 2 and "\n" not in message
+
+
 def test_a_training_with_a_corrupt_file_ends_with_one_line(root, script):
     file = truncate(root / "train" / IMAGENET_CLASSES[0] / "2.JPEG")
     done = script("train.py", "--model", "resnet18", "--dataset", "imagenet", "--data_dir", root, "--batch_size", "4",
