@@ -95,7 +95,8 @@ def two_epochs(prepared):
         with Signals() as signals:
             for _ in train_steps(trainer, loader, weight, signals):
                 pass
-        found.append(trainer.means() | evaluate(prepared.method, prepared.test_loader))
+        means = trainer.means()
+        found.append(means.pop("terms") | means | evaluate(prepared.method, prepared.test_loader))
         trainer.next_epoch()
     return found, [p.detach().cpu() for p in trainer.model.parameters()]
 
