@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.aggregation import others_mean
-
 DISTILLATION = ("KL", "CE")
 
 
@@ -158,7 +156,8 @@ def dml_loss(branches: Tensor, labels: Tensor, temperature: float = 3.0, loss: s
     if pairwise:
         L_group = from_each_other(taught_by, branches, temperature, loss) / (m - 1)
     else:
-        L_group = distillation(others_mean(taught_by), branches, temperature, loss)
+        t = (taught_by.sum(1, keepdim=True) - taught_by) / (m - 1)  # [B, m, C]
+        L_group = distillation(t, branches, temperature, loss)
     return Terms(total=L_true + L_group, true=L_true, group=L_group)
 
 
