@@ -90,7 +90,7 @@ def okddip_loss(peers: Tensor, targets: Tensor, leader: Tensor | None, labels: T
 
     L_true  = sum_a CE(z_a, y) + CE(z_leader, y)
     L_group = sum_a T^2 KL(t_a || z_a) + T^2 KL(mean_a z_a || z_leader)
-    L       = L_true + alpha w(e) L_group
+    L       = L_true + alpha w(e) L_group   (+ alpha L_teacher)
 
     leader None: only the terms of the peers. peers and targets are then [B, m, C].
     teacher [B, C]: adds alpha L_teacher, L_teacher = sum_z T^2 KL(teacher || z) over all students, without ramp-up
