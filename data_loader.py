@@ -228,9 +228,9 @@ def read_data(data_name: str, root: str, cache: bool, num_workers: int, val_size
 
 
 def warn_if_constant(data_name: str, splits: dict[str, Split | None]) -> None:
-    """A warning if, in a split, each image has a single value. splits: by their names."""
+    """A warning if, in a split, each image has one colour. splits: by their names."""
     if names := [name for name, split in splits.items() if split and constant(split.images)]:
-        warn(f"each of the {' and '.join(names)} images of {data_name} has a single value in all its pixels: look at "
+        warn(f"each of the {' and '.join(names)} images of {data_name} has one colour in all its pixels: look at "
              "the files, they may be empty or saved with numbers of another range")
 
 

@@ -72,7 +72,7 @@ def parse_args(argv: list[str] | None) -> Namespace:
                         "images to 256)")
     g.add_argument("--num_workers", type=utils.number(int, 0),
                    help="threads or processes that decode image files (default: as in the run; else 8)")
-    g.add_argument("--gpu_id", default=0, type=utils.number(int, 0), help="which GPU, if there are several")
+    g.add_argument("--gpu_id", default=0, type=utils.gpu_number, help="which GPU, if there are several")
     g.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: the GPU if there is one, else the CPU; "
                                     "--export, .onnx and .pt2 always use the CPU)")
     args = p.parse_args(argv)

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.aggregation import others_mean
-
 DISTILLATION = ("KL", "CE")
 
 
@@ -92,7 +90,7 @@ def okddip_loss(peers: Tensor, targets: Tensor, leader: Tensor | None, labels: T
 
     L_true  = sum_a CE(z_a, y) + CE(z_leader, y)
     L_group = sum_a T^2 KL(t_a || z_a) + T^2 KL(mean_a z_a || z_leader)
-    L       = L_true + alpha w(e) L_group
+    L       = L_true + alpha w(e) L_group   (+ alpha L_teacher)
 
     leader None: only the terms of the peers. peers and targets are then [B, m, C].
     teacher [B, C]: adds alpha L_teacher, L_teacher = sum_z T^2 KL(teacher || z) over all students, without ramp-up
@@ -158,7 +156,8 @@ def dml_loss(branches: Tensor, labels: Tensor, temperature: float = 3.0, loss: s
     if pairwise:
         L_group = from_each_other(taught_by, branches, temperature, loss) / (m - 1)
     else:
-        L_group = distillation(others_mean(taught_by), branches, temperature, loss)
+        t = (taught_by.sum(1, keepdim=True) - taught_by) / (m - 1)  # [B, m, C]
+        L_group = distillation(t, branches, temperature, loss)
     return Terms(total=L_true + L_group, true=L_true, group=L_group)
 
 

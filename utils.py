@@ -153,8 +153,9 @@ def number_of_branches(text: str) -> int:
 def gpu_number(text: str) -> int:
     """An argparse type: the number of one GPU."""
     if "," in text:  # the original takes a list
-        raise argparse.ArgumentTypeError(f"one number, not {text}: to train on several GPUs, start "
-                                         "torchrun --standalone --nproc_per_node=2 train....py, without --gpu_id")
+        several = f"torchrun --standalone --nproc_per_node={len(text.split(','))} train_GL.py"
+        raise argparse.ArgumentTypeError(f"one number, not {text}: a training uses several GPUs if torchrun starts it, "
+                                         f"as in {several}, without --gpu_id")
     return number(int, 0)(text)
 
 

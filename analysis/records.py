@@ -138,6 +138,8 @@ def check_metrics(folder: Path, flags: dict, history: list[dict]) -> None:
         problem = "an accuracy is not a number from 0 to 100"
     elif not all(is_number(record.get("dist", 0), 0) for record in history):
         problem = "dist, its diversity, is not a finite number"
+    elif any(None in row for record in history for row in rows_of(record.get("attention"))):
+        problem = "its attention has weights that are not finite numbers: the training diverged"
     elif not all(is_attention(record.get("attention", [[1]])) for record in history):
         problem = "its attention is not a square of weights"
     elif not all(is_number(record.get("attention_self", 0), 0, 1.001) for record in history):
@@ -149,6 +151,11 @@ def check_metrics(folder: Path, flags: dict, history: list[dict]) -> None:
 def is_number(value: object, low: float, high: float = math.inf) -> bool:
     """Whether the value is a finite number from low to high."""
     return isinstance(value, int | float) and math.isfinite(value) and low <= value <= high
+
+
+def rows_of(attention: object) -> list[list]:
+    """The rows of a recorded attention matrix; none if it is something else."""
+    return [row for row in attention if isinstance(row, list)] if isinstance(attention, list) else []
 
 
 def is_attention(value: object) -> bool:

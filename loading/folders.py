@@ -6,30 +6,42 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from loading.damaged import DamagedFiles, each, first_of
 from loading.data import Split
 from loading.images import missing
 from runtime.errors import UserError, warn
 
+NOT_READ = {"PDF", "PALM", "MPEG", "GRIB", "HDF5", "BUFR"}  # Pillow knows these formats, but cannot read them
+MORE_ENDINGS = {".heic", ".heif", ".avif", ".jxl"}  # images, which Pillow may not read: an error, not left out
+# What systems put beside the files of a user: archives of macOS, thumbnails of a NAS, the recycle bin of Windows.
+SYSTEM = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+
 
 @cache
 def endings() -> set[str]:
-    """The file name endings of the formats that Pillow reads, in lower case."""
-    return {ending for ending, kind in Image.registered_extensions().items()
-            if kind not in ("PDF", "PALM")}  # Pillow can only write them
+    """The file name endings of image formats, in lower case."""
+    return MORE_ENDINGS | {ending for ending, kind in Image.registered_extensions().items() if kind not in NOT_READ}
 
 
-def is_image(name: str) -> bool:
-    """Whether a file should be an image, by its name: the ending is one of ``endings``, or it has none."""
-    ending = os.path.splitext(name)[1].lower()
-    return not ending or ending in endings()
+def is_image(path: str) -> bool:
+    """Whether a file should be an image: by its ending (``endings``), and without one by its first bytes."""
+    ending = os.path.splitext(path)[1].lower()
+    if ending:
+        return ending in endings()
+    try:
+        with Image.open(path):
+            return True
+    except UnidentifiedImageError:
+        return False
+    except OSError:  # a link that leads nowhere: it is named when it is read
+        return True
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder is hidden. File managers and notebooks keep copies of images in such folders."""
-    return name.startswith(".")
+    """Whether a file or folder is hidden, or the system's. They may hold copies of images."""
+    return name.startswith(".") or name in SYSTEM
 
 
 def image_files(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
@@ -46,7 +58,8 @@ def image_files(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
     images, others = [], []
     for path, files in sorted(found):  # torchvision's order
         for file in files:
-            (images if is_image(file) else others).append(os.path.join(path, file))
+            file = os.path.join(path, file)
+            (images if is_image(file) else others).append(file)
     return images, others
 
 

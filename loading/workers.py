@@ -60,12 +60,14 @@ class Batches(Dataset):
 
 
 def leave_signals_to_the_parent(worker: int) -> None:
-    """Let a worker ignore Ctrl-C, and SIGTERM unless its parent sends it.
+    """Let a worker ignore Ctrl-C and a closed terminal, and SIGTERM unless its parent sends it.
 
-    Ctrl-C and a batch system's SIGTERM reach every process of a job. The training then finishes its step, and may need
-    its workers for it. They end when the training ends or when it terminates them.
+    Ctrl-C, a closed terminal's SIGHUP and a batch system's SIGTERM reach every process of a job. The training then
+    finishes its step, and may need its workers for it. They end when the training ends or when it terminates them.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         Thread(target=exit_when_the_parent_says, daemon=True).start()

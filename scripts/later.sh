@@ -11,9 +11,10 @@ okdph() {
     while IFS= read -r command; do
         case ${command#python train_OKDPH.py*--model } in
             "$command") set -- ;;  # another method
-            "vgg16 --dataset CIFAR10"*) set -- 0.3 0.3 1 1_epoch ;;
+            "vgg16 --dataset CIFAR10 "* | "vgg16 --dataset CIFAR100 "*) set -- 0.3 0.3 1 1_epoch ;;
             "resnet32 --dataset CIFAR10 "* | "wide_resnet20_8 --dataset CIFAR10 "*) set -- 0.8 0.8 0.5 1_epoch ;;
-            "densenetd40k12 --dataset CIFAR10 "* | "resnet110 --dataset CIFAR10"*) set -- 0.8 0.8 0.5 5_batch ;;
+            "densenetd40k12 --dataset CIFAR10 "* | "resnet110 --dataset CIFAR10 "* | "resnet110 --dataset CIFAR100 "*)
+                set -- 0.8 0.8 0.5 5_batch ;;
             "resnet32 --dataset CIFAR100 "*) set -- 1 0.5 1 5_batch ;;
             "densenetd40k12 --dataset CIFAR100 "*) set -- 1 0.5 0.5 5_batch ;;
             "wide_resnet20_8 --dataset CIFAR100 "*) set -- 0.5 0.5 0.5 5_batch ;;

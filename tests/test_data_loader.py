@@ -24,6 +24,7 @@ import data_loader
 import evaluate
 import train
 from data_loader import CONSTANTS, Cached, Split, dataloader
+from runtime.checkpoints import serialise
 from runtime.errors import UserError
 
 
@@ -145,8 +146,16 @@ def test_a_run_is_not_resumed_if_val_came_or_went(image_folder, tmp_path, first)
         places.reverse()
     train.main([*flags, "1"])
     places[0].rename(places[1])
-    with pytest.raises(UserError, match="resnet8 cannot be resumed: a folder val/ beside test/ has come or gone"):
+    numbers = "6 there, 0 here" if first == "val" else "0 there, 6 here"
+    with pytest.raises(UserError, match=f"resnet8 was started with other number of held-out images [(]{numbers}[)]"):
         train.main([*flags, "2"])
+    path = tmp_path / "folder" / "resnet8" / "last.pth"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["digest"], checkpoint["recipe"]["number of held-out images"]  # as older code, which did not use val/
+    path.write_bytes(serialise(checkpoint))
+    if first == "elsewhere":
+        with pytest.raises(UserError, match="resnet8 cannot be resumed with the folder val/ in .*: .* Move val/ away"):
+            train.main([*flags, "2"])
 
 
 @pytest.mark.parametrize(("name", "options"), [("folder", {}), ("folder", {"cache": False}), ("imagenet", {})])
@@ -155,9 +164,9 @@ def test_images_of_a_single_value_get_a_warning(image_folder, capsys, name, opti
     dataloader(name, 2, 0, root, **options)
     assert capsys.readouterr().err == ""
     for i, file in enumerate(sorted((root / "test").rglob("*.*"))):
-        Image.new("L", (40, 36), i).save(file)
+        Image.new("RGB", (40, 36), (i, 9, 200)).save(file)
     mean, std = dataloader(name, 2, 0, root, **options)[0].mean, (0.2, 0.2, 0.2)
-    assert re.fullmatch(f"warning: each of the test images of {name} has a single value .*\n", capsys.readouterr().err)
+    assert re.fullmatch(f"warning: each of the test images of {name} has one colour .*\n", capsys.readouterr().err)
     data_loader.test_images(name, 2, 0, root, mean=mean, std=std, **options)
     assert "warning: each of the test images" in capsys.readouterr().err
     for file in (root / "train").rglob("*.*"):

@@ -232,6 +232,11 @@ def test_kdcl(target, handed_over):
     assert method.best == "mean_" and method.ramp_up(0, 20) == 1
 
 
+def test_kdcl_general_needs_held_out_images(handed_over):
+    with pytest.raises(UserError, match="--target general measures its weights on held-out images: add --val_size N"):
+        handed_over(train_KDCL, "--target", "general")
+
+
 def test_kdcl_general_weighs_by_the_held_out_images(handed_over):
     """v anew after an epoch: that of the errors on the held-out images, 1/m before."""
     method, _ = handed_over(train_KDCL, "--num_branches", "2", "--target", "general", "--val_size", "100")
@@ -298,7 +303,6 @@ def test_kdcl_general_takes_the_held_out_images_of_class_folders(image_folder, t
 
 
 @pytest.mark.parametrize(("script", "flags", "said"), [
-    (train_KDCL, ["--target", "general"], "add --val_size"),
     *((script, ["--models", "resnet8", "resnet14"], "unrecognized arguments: --models resnet8 resnet14")
       for script in (train, train_kd, train_GL, train_FFL, train_PCL, train_OKDPH)),
     (train_one, ["--models", "resnet8", "resnet14", "--ind"], "--models: branches share the trunk of one network"),

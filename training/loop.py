@@ -5,7 +5,6 @@ import sys
 import torch
 
 from runtime import processes
-from runtime.errors import UserError
 from runtime.files import without_nan
 from training.checkpoint import Checkpoints
 from training.evaluation import evaluate
@@ -23,8 +22,8 @@ from training.step import Trainer, default_milestones
 def fit(method: Method, train_loader, test_loader, run: Run) -> None:
     """Train ``method``, from the start or from the run's checkpoint.
 
-    The loaders are those of ``data_loader.dataloader``. After SIGINT or SIGTERM the current step is finished and saved;
-    the exit code is 128 + the signal's number.
+    The loaders are those of ``data_loader.dataloader``. After SIGINT, SIGTERM or SIGHUP the current step is finished
+    and saved; the exit code is 128 + the signal's number.
     """
     args, history = run.args, run.history
     milestones = args.schedule or default_milestones(run.num_epochs)
@@ -35,9 +34,9 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> None:
     if train_loader.held_out is not None:
         evaluated = {"val": train_loader.held_out, "test": test_loader}
     chosen_by = metric(method.best, next(iter(evaluated)), "accTop1")
-    if history and (metric(method.best, "val", "accTop1") in history[-1]) != ("val" in evaluated):
-        raise UserError(f"{run.folder} cannot be resumed: a folder val/ beside test/ has come or gone since its first "
-                        "epoch, so its best epoch would be chosen on other images. Bring the folder back, or rename it")
+    if history and chosen_by not in history[-1]:  # older code did not use a folder val/ beside test/
+        run.refuse(f"{run.folder} cannot be resumed with the folder val/ in {args.data_dir}: its epochs were measured "
+                   "without it. Move val/ away to continue this run, or train anew with --version")
     with Signals() as signals, run:
         parameters, fixed = describe(run, trainer, train_loader, milestones)
         checkpoints = Checkpoints(run.folder, trainer, history, chosen_by, fixed)
@@ -72,7 +71,9 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> None:
 
 def data_identity(train_loader, test_loader) -> dict:
     """Values that identify the data. They must be the same when a run is resumed."""
-    return {"classes": train_loader.classes, "images": [train_loader.num_images, test_loader.num_images],
+    held_out = 0 if train_loader.held_out is None else train_loader.held_out.num_images
+    return {"number of held-out images": held_out, "classes": train_loader.classes,
+            "images": [train_loader.num_images, test_loader.num_images],
             "normalisation": [list(train_loader.mean), list(train_loader.std)]}
 
 

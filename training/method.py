@@ -69,8 +69,8 @@ class Method:
         """``Trainer.step`` calls this after the optimizer. What it changes must be part of the model, to be saved."""
 
     def after_epoch(self, held_out: Iterable | None, autocast: AbstractContextManager, watch: Callable = iter) -> None:
-        """Called between the training and the evaluation of an epoch. held_out: the loader of --val_size, or None.
-        watch: as in ``evaluate``.
+        """Called between the training and the evaluation of an epoch. held_out: the loader of the held-out images, or
+        None. watch: as in ``evaluate``.
 
         A run that is stopped during the evaluation and resumed calls it again: the second call must change nothing.
         """

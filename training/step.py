@@ -62,6 +62,7 @@ class Trainer:
         self.method.before_step(number, of_epoch)
         with self.autocast():
             terms, logits = self.loss(self.replica, images, labels, weight)
+        self.name_terms(list(terms))
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(terms.total if share == 1 else terms.total * share).backward()
         self.scaler.step(self.optimizer)
@@ -69,13 +70,17 @@ class Trainer:
         self.method.after_step(number, of_epoch)
         self.uncounted += 1
         with torch.no_grad():
-            if self.sums.steps and list(terms) != self.terms:
-                raise UserError("this epoch was begun by older code, which did not record all terms of the loss: "
-                                "continue from a checkpoint that was saved at the end of an epoch, or train anew with "
-                                "--overwrite or --version")
-            self.terms = list(terms)
             correct = topk_correct(in_rows(logits, self.method.outputs), labels).sum(0)  # [R, 2]; in files: "hits"
             self.sums.add(len(labels), terms=torch.stack(list(terms.values())) * len(labels), hits=correct)
+
+    def name_terms(self, terms: list[str]) -> None:
+        """Keep the names of the loss's terms. UserError if the sums of a resumed epoch have others."""
+        if self.sums.steps and terms != self.terms:
+            error = UserError("this epoch was begun by older code, which did not record all terms of the loss: go on "
+                              "from a checkpoint of the end of an epoch, or train anew with --overwrite or --version")
+            error.already_reported = not processes.is_main()
+            raise error
+        self.terms = terms
 
     def means(self) -> dict:
         """The means of the sums; of the loss's terms by name. UserError if one is not finite: its sum then stays so."""

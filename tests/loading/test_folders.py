@@ -40,7 +40,7 @@ def test_hidden_folders_are_left_out(tmp_path, name, capsys):
     root = in_classes(tmp_path / ".cache" / "data", "1.png", "deep/er/2.png")  # the data itself may be in a hidden one
     for part in ("train", "test"):
         put(root / part, ".ipynb_checkpoints/1-checkpoint.png", "a/.cache/1.png", "a/deep/.cache/more/1.png",
-            "b/.ipynb_checkpoints/x.png", "b/._1.png")
+            "b/.ipynb_checkpoints/x.png", "b/._1.png", "__MACOSX/a/1.png", "a/@eaDir/thumbnail.png", "lost+found/1.png")
         (root / part / "a" / ".cache" / "link").symlink_to("../..")
         (root / part / ".lost").symlink_to("nowhere")
     train, test = dataloader(name, 2, 0, root)
@@ -75,20 +75,21 @@ def test_files_that_are_no_images_by_their_names_are_left_out(tmp_path, name, ca
     """Tiny ImageNet's layout, and what operating systems and people leave in folders. They are counted in one line."""
     root = in_classes(tmp_path, "images/1.JPEG", "images/2.jpg", "3.TiFf", "no ending")
     for part, other in (("train", "a/a_boxes.txt"), ("train", "b/b_boxes.txt"), ("train", "b/Thumbs.db"),
-                        ("test", "b/deep/labels.csv"), ("test", "a/about.pdf")):
+                        ("test", "b/deep/labels.csv"), ("test", "a/about.pdf"), ("train", "b/README"),
+                        ("train", "a/features.h5")):
         (root / part / other).parent.mkdir(exist_ok=True)
         (root / part / other).write_text("no image")
     train, test = dataloader(name, 2, 0, root)
     assert (train.num_images, test.num_images) == (8, 8) and len(list(train)) == 4
     text = "warning: {} that are no images by their names are left out, for example {}\n"
-    assert capsys.readouterr().err == text.format("5 files", root / "train" / "a" / "a_boxes.txt")
+    assert capsys.readouterr().err == text.format("7 files", root / "train" / "a" / "a_boxes.txt")
     (root / "test" / "a" / "about.pdf").unlink()
     images_to_test(name, 2, 0, root, mean=train.mean, std=train.std)
     assert capsys.readouterr().err == ("warning: 1 file that is no image by its name is left out, for example "
                                        f"{root}/test/b/deep/labels.csv\n")
 
 
-@pytest.mark.parametrize("name", ["x.png", "X.JPEG", "x", "x.tif", "x.webp"])
+@pytest.mark.parametrize("name", ["x.png", "X.JPEG", "x.heic", "x.tif", "x.webp"])
 def test_a_file_that_should_be_an_image_must_be_one(tmp_path, name):
     root = in_classes(tmp_path, "1.png")
     (root / "test" / "b" / name).write_text("no image")

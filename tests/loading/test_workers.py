@@ -47,6 +47,7 @@ def test_a_signal_to_the_job_does_not_end_a_worker(loader):
     (worker,) = multiprocessing.active_children()
     send_from_another_process(signal.SIGTERM, worker.pid)
     send_from_another_process(signal.SIGINT, worker.pid)
+    send_from_another_process(signal.SIGHUP, worker.pid)
     assert len(list(batches)) == 9 and worker.is_alive()
 
 

@@ -1,9 +1,13 @@
 """What all networks have in common: weights, shapes, options."""
 
 import math
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 from network_data import assert_std, random_images
 from torch import nn
 
@@ -80,3 +84,17 @@ def test_options_of_other_networks_are_refused(name, options, message):
 def test_unknown_option_is_refused():
     with pytest.raises(TypeError, match="drop"):
         models.create_model("vgg16", 10, drop=0.5)
+
+
+COPIED = """
+import torch, models, losses
+images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+losses.okddip_loss(*models.OKDDip("resnet8", 10, 3)(images), labels).total.backward()
+losses.dml_loss(models.Branches("resnet8", 10, 2, True)(images), labels).total.backward()
+"""
+
+
+def test_models_and_losses_work_when_they_alone_are_copied(tmp_path):
+    shutil.copytree(ROOT / "models", tmp_path / "models")
+    shutil.copy(ROOT / "losses.py", tmp_path)
+    subprocess.run([sys.executable, "-c", COPIED], cwd=tmp_path, check=True)
