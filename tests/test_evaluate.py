@@ -315,3 +315,9 @@ def test_help(capsys):
     with pytest.raises(SystemExit) as end:
         evaluate.main(["--help"])
     assert end.value.code == 0 and "python evaluate.py leader.onnx --images a.png b.jpg" in capsys.readouterr().out
+
+
+def test_a_list_of_gpus_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(["run", "--gpu_id", "0,1"])
+    assert "--gpu_id: one number, not 0,1: a training uses several GPUs if torchrun" in capsys.readouterr().err

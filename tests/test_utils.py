@@ -57,7 +57,6 @@ REFUSED = [
     ("train_kd", "--T_model vgg16 --dataset imagenet", "--T_model: vgg16 is made for images of 32x32"),
     ("train_GL", "--gpu_id 0,1", "one number, not 0,1: .* torchrun --standalone --nproc_per_node=2 .* without"),
     ("train_GL", "--gpu_id 0,1,2", "one number, not 0,1,2: .* torchrun --standalone --nproc_per_node=3 "),
-    ("evaluate", "x --gpu_id 0,1", "--gpu_id: one number, not 0,1: "),
     ("train_GL", "--gpu_id -1", "--gpu_id: must be at least 0, not -1"),
     ("train_GL", "--gpu_id gpu", "invalid int value: 'gpu'"),
     ("train", "--decoder fast --dataset DIGITS", "fast is for the large images of --dataset imagenet, not for DIGITS"),
@@ -187,6 +186,8 @@ def test_every_flag_is_read(name, flags, tmp_path, monkeypatch):
             return super().__getattribute__(name)
 
     def parse_and_record(self, argv):
+        if "again" not in argv:  # the defaults of another method, to read the teacher's file
+            return parse_args(self, argv)
         args = parse_args(self, argv, Recorded())
         read.clear()  # what argparse itself has read
         return args
