@@ -31,12 +31,6 @@ def parser(description: str) -> argparse.ArgumentParser:
     return p
 
 
-def precision_flags(p: argparse.ArgumentParser) -> None:
-    """--amp and --tf32, as in the training scripts."""
-    p.add_argument("--amp", default="off", choices=("off", "bf16", "fp16"), help="networks in half precision")
-    p.add_argument("--tf32", action="store_true", help="TF32 in convolutions and matrix products")
-
-
 def start(args: argparse.Namespace) -> torch.device:
     """Set seed and precision, print the machine; -> the device."""
     seed_everything(args.seed)
@@ -64,9 +58,6 @@ def random_data(train: int, test: int, seed: int) -> Data:
     return Data(split(train), split(test), classes, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 
-# --- time -----------------------------------------------------------------------------------------------------------
-
-
 def synchronise(device: torch.device) -> None:
     """Wait until the GPU has finished its work."""
     if device.type == "cuda":
@@ -91,14 +82,11 @@ def in_turns(contenders: dict[str, Callable[[], object]], rounds: int, device: t
 
 
 def ratio(of: list[float], to: list[float]) -> str:
-    """Median, minimum and maximum of the ratios of all rounds."""
+    """Median, minimum and maximum of the ratios of all rounds; 1 if both are the same list."""
     if of is to:
         return "1"
     ratios = [a / b for a, b in zip(of, to, strict=True)]
     return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} .. {max(ratios):.3f})"
-
-
-# --- memory ---------------------------------------------------------------------------------------------------------
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> int:
@@ -131,9 +119,6 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
-# --- output ---------------------------------------------------------------------------------------------------------
-
-
 def table(header: tuple[str, ...], *rows: tuple[str, ...]) -> str:
     """The first column is aligned to the left, the others to the right."""
     return tabulate(rows, header, "plain", colalign=("left", *["right"] * (len(header) - 1)), disable_numparse=True)
@@ -143,12 +128,11 @@ def mebibytes(size: int) -> str:
     return f"{size / 2**20:.1f}"
 
 
-def must_agree(what: str, ours: float, plain: float, relative: float, absolute: float = 0.0) -> None:
-    """End the benchmark if two versions do not compute the same number."""
-    if not math.isclose(ours, plain, rel_tol=relative, abs_tol=absolute):
-        sys.exit(f"error: {what} {ours:.6g}, and {plain:.6g} in the plain version")
+def must_agree(what: str, found: dict[str, float], expected: dict[str, float], relative: float) -> None:
+    """End the benchmark if a version has not the numbers that another one has under the same names.
 
-
-def tolerance(args: argparse.Namespace) -> float:
-    """The relative difference that rounding may cause: float32 has 24 bits, TF32 and half precision 8 to 11."""
-    return 1e-3 if args.amp == "off" and not args.tf32 else 3e-2
+    relative: the difference that rounding may cause. In a sum of log-probabilities it may also cause 3e-6.
+    """
+    for name, value in expected.items():
+        if not math.isclose(found[name], value, rel_tol=relative, abs_tol=3e-6):
+            sys.exit(f"error: {what}: {name} is {found[name]:.6g}, not {value:.6g}")

@@ -11,17 +11,16 @@ Measured (two CPU cores, torch 2.14.1): plain 10,652 images/s; cached 147,737, 1
 1.86 times. With --large, one worker: plain 267; --decoder pil 320, 1.19 times; --decoder fast 389, 1.45 times.
 """
 
-import multiprocessing
-import os
 import statistics
 import sys
-from collections.abc import Callable, Iterable
-from io import BytesIO
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # silences the profiler; read when torch is imported
 
 import numpy as np
 import torch
@@ -32,7 +31,7 @@ from torchvision import datasets, transforms
 
 import utils
 from benchmarks import compare
-from data_loader import CONSTANTS, DECODERS, Cached, Data, Loader, Split, Streamed, dataloader
+from data_loader import CONSTANTS, DECODERS, Cached, Loader, Split, Streamed, dataloader
 
 
 class Images(Dataset):
@@ -48,33 +47,37 @@ class Images(Dataset):
         return self.transform(Image.fromarray(self.split.images[i])), int(self.split.labels[i])
 
 
-def pil_pipeline(data: Data, batch_size: int, workers: int, device: torch.device) -> DataLoader:
-    transform = transforms.Compose([
-        transforms.RandomCrop(32, padding=4),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize(data.mean, data.std),
-    ])
-    return DataLoader(Images(data.train, transform), batch_size, shuffle=True, num_workers=workers,
-                      persistent_workers=workers > 0, pin_memory=device.type == "cuda")
+def plain(images: Callable[[Callable], Dataset], crop: Callable, mean: Sequence, std: Sequence, args: Namespace,
+          device: torch.device) -> DataLoader:
+    """torchvision's usual transforms. images: transform -> the data set."""
+    transform = transforms.Compose([crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+                                    transforms.Normalize(mean, std)])
+    return DataLoader(images(transform), args.batch_size, shuffle=True, num_workers=args.workers,
+                      persistent_workers=args.workers > 0, pin_memory=device.type == "cuda")
 
 
-# --- large images
+def small(args: Namespace, device: torch.device) -> dict[str, Loader | DataLoader]:
+    """Loaders of images as in CIFAR-10."""
+    data = compare.random_data(args.images, 0, args.seed)
+    part = Split(*(a[: args.plain_images] for a in data.train))
+    loaders = {"plain (PIL)": plain(partial(Images, part), transforms.RandomCrop(32, padding=4), data.mean, data.std,
+                                    args, device)}
+    for views in sorted({1, args.views}):
+        more, options = f", {views} views" if views > 1 else "", {"augment": True, "views": views}
+        loaders[f"cached{more}"] = Cached(data.train, data, args.batch_size, device, args.seed, **options)
+        loaders[f"streamed{more}"] = Streamed(part, data, args.batch_size, device, args.seed,
+                                              num_workers=args.workers, **options)
+    return loaders
 
 
-def photograph(rng: np.random.Generator, width: int, height: int) -> bytes:
-    """A JPEG file of random colours with the 1/f spectrum of photographs: 115 kB at 500x375, about as in ImageNet."""
+def photograph(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    """Random colours with the 1/f spectrum of photographs. As JPEG 115 kB at 500x375, about as in ImageNet."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     frequency[0, 0] = 1  # instead of 0: the mean
-
-    def field() -> np.ndarray:
-        values = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((height, width))) / frequency, (height, width))
-        return (values - values.mean()) / values.std()
-
-    brightness, file = 128 + 55 * field(), BytesIO()
-    pixels = np.stack([brightness + 14 * field() for _ in range(3)], -1)
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
-    return file.getvalue()
+    fields = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((4, height, width))) / frequency, (height, width))
+    brightness, *colours = (fields - fields.mean((1, 2), keepdims=True)) / fields.std((1, 2), keepdims=True)
+    pixels = 128 + 55 * brightness[..., None] + 14 * np.stack(colours, -1)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def make_files(root: Path, count: int, seed: int) -> None:
@@ -82,82 +85,34 @@ def make_files(root: Path, count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     sizes = [(500, 375)] * 5 + [(375, 500)] * 2 + [(500, 333)]
     photographs = [photograph(rng, *sizes[i % len(sizes)]) for i in range(min(count, 32))]
-    for part, number in (("train", count), ("val", 2)):
-        for i in range(number):
-            place = root / part / f"class {i % 2}" / f"{i}.jpg"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(photographs[i % len(photographs)])
+    for part, i in [("train", i) for i in range(count)] + [("val", 0), ("val", 1)]:
+        place = root / part / f"class {i % 2}" / f"{i}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        photographs[i % len(photographs)].save(place, quality=90)
 
 
-def large_pipeline(root: Path, batch_size: int, workers: int, device: torch.device) -> DataLoader:
-    """torchvision's usual transforms for ImageNet."""
-    transform = transforms.Compose([
-        transforms.RandomResizedCrop(224),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize(*CONSTANTS["imagenet"]),
-    ])
-    return DataLoader(datasets.ImageFolder(root / "train", transform), batch_size, shuffle=True, num_workers=workers,
-                      persistent_workers=workers > 0, pin_memory=device.type == "cuda")
-
-
-def compete_large(args, root: Path, device: torch.device) -> dict[str, list[float]]:
-    """-> the seconds that an image takes in each epoch: plain, with each decoder, and without normalising."""
+def large(args: Namespace, root: Path, device: torch.device) -> dict[str, Loader | DataLoader]:
+    """Loaders of JPEG files as in ImageNet: plain, with each decoder, and without normalising."""
     make_files(root, args.large, args.seed)
-
-    def ours(decoder: str) -> Loader:
-        return dataloader("imagenet", args.batch_size, args.workers, str(root), seed=args.seed, device=device,
-                          decoder=decoder)[0]
-
-    loaders = {"plain": large_pipeline(root, args.batch_size, args.workers, device)}
-    loaders |= {decoder: ours(decoder) for decoder in DECODERS} | {"fast, uint8": ours("fast")}
+    loaders = {"plain (PIL)": plain(partial(datasets.ImageFolder, root / "train"), transforms.RandomResizedCrop(224),
+                                    *CONSTANTS["imagenet"], args, device)}
+    for name in (*DECODERS, "fast, uint8"):
+        loaders[name], _ = dataloader("imagenet", args.batch_size, args.workers, str(root), seed=args.seed,
+                                      device=device, decoder=name.partition(",")[0])
     loaders["fast, uint8"].normalise = lambda images: images  # as on a machine whose GPU normalises
-    epochs = {name: Epochs(loader, device) for name, loader in loaders.items()}
-    seconds = compare.in_turns(epochs, args.repeats, device)
-    return {name: [s / args.large for s in seconds[name]] for name in epochs}
+    return loaders
 
 
-def main_large(args, device: torch.device) -> None:
-    """The table of --large."""
-    with TemporaryDirectory() as root:
-        per_image = compete_large(args, Path(root), device)
-    print(f"medians of {args.repeats} epochs of {args.large:,} JPEG files, {args.workers} workers")
-    print(compare.table(("decoder", "images/s", "times as fast as plain", "times as fast as pil"), *(
-        (name, f"{1 / statistics.median(per_image[name]):,.0f}", compare.ratio(per_image["plain"], per_image[name]),
-         compare.ratio(per_image["pil"], per_image[name])) for name in per_image)))
+def load(loader: Loader | DataLoader, epochs: Iterator[int], device: torch.device) -> None:
+    """Load the next epoch, and move every batch to the device."""
+    if isinstance(loader, Loader):
+        loader.set_epoch(next(epochs))
+    for batch in loader:
+        for tensor in batch:
+            tensor.to(device, non_blocking=True)
 
 
-# --- timing
-
-
-class Epochs:
-    """Each call loads the next epoch, and moves every batch to the device."""
-
-    def __init__(self, loader: Iterable, device: torch.device):
-        self.loader, self.device, self.epoch, self.images = loader, device, 0, 0
-        others = set(multiprocessing.active_children())
-        self()  # starts the workers
-        self.workers = [child.pid for child in set(multiprocessing.active_children()) - others]
-
-    def __call__(self) -> None:
-        if isinstance(self.loader, Loader):
-            self.loader.set_epoch(self.epoch)
-        self.epoch, self.images = self.epoch + 1, 0
-        for images, labels in self.loader:
-            images, labels = (t.to(self.device, non_blocking=True) for t in (images, labels))
-            self.images += len(labels)
-
-
-def private_memory(pid: int) -> int:
-    """Bytes of memory that a process does not share (Linux; 0 on other systems)."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
-
-
-def parse_args(argv: list[str] | None):
+def parse_args(argv: list[str] | None) -> Namespace:
     p = compare.parser(__doc__)
     p.add_argument("--images", default=50000, type=utils.number(int, 2), help="images in an epoch of cached")
     p.add_argument("--plain_images", default=10000, type=utils.number(int, 2),
@@ -170,40 +125,21 @@ def parse_args(argv: list[str] | None):
     return p.parse_args(argv)
 
 
-def compete(args, device: torch.device) -> tuple[dict[str, Epochs], dict[str, int], dict[str, list[float]]]:
-    """-> the loaders, the bytes of the images that each keeps, and the seconds that an image takes in each epoch."""
-    data = compare.random_data(args.images, 0, args.seed)
-    part = data._replace(train=Split(*(a[: args.plain_images] for a in data.train)))
-
-    loaders, size = {"plain (PIL)": pil_pipeline(part, args.batch_size, args.workers, device)}, part.train.images.nbytes
-    kept = {"plain (PIL)": size}
-    for views in sorted({1, args.views}):
-        more, options = f", {views} views" if views > 1 else "", {"augment": True, "views": views}
-        cached = Cached(data.train, data, args.batch_size, device, args.seed, **options)
-        loaders[f"cached{more}"], kept[f"cached{more}"] = cached, cached.images.nbytes
-        loaders[f"streamed{more}"], kept[f"streamed{more}"] = Streamed(
-            part.train, data, args.batch_size, device, args.seed, num_workers=args.workers, **options), size
-    epochs = {name: Epochs(loader, device) for name, loader in loaders.items()}
-    seconds = compare.in_turns(epochs, args.repeats, device)
-    return epochs, kept, {name: [s / epochs[name].images for s in seconds[name]] for name in epochs}
-
-
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     device = compare.start(args)
-    if args.large:
-        main_large(args, device)
-        return
-    epochs, kept, per_image = compete(args, device)
-    print(f"medians of {args.repeats} epochs of {args.images:,} images "
-          f"(plain and streamed: {min(args.images, args.plain_images):,} images, {args.workers} workers)")
-    header = "", "images/s", "times as fast as plain", "data MiB", "peak MiB without data", "workers MiB"
-    print(compare.table(header, *(
+    with TemporaryDirectory() as root:
+        loaders = large(args, Path(root), device) if args.large else small(args, device)
+        epochs = {name: partial(load, loader, count(), device) for name, loader in loaders.items()}
+        compare.in_turns(epochs, 1, device)  # starts the workers
+        seconds = compare.in_turns(epochs, args.repeats, device)
+    images = {name: loader.num_images if isinstance(loader, Loader) else len(loader.dataset)
+              for name, loader in loaders.items()}
+    per_image = {name: [s / images[name] for s in seconds[name]] for name in loaders}
+    print(f"medians of {args.repeats} epochs, {args.workers} workers")
+    print(compare.table(("", "images/s", "times as fast as plain", "images in an epoch"), *(
         (name, f"{1 / statistics.median(per_image[name]):,.0f}",
-         compare.ratio(per_image["plain (PIL)"], per_image[name]), compare.mebibytes(kept[name]),
-         compare.mebibytes(compare.peak_memory(epoch, device)),
-         compare.mebibytes(sum(map(private_memory, epoch.workers))))
-        for name, epoch in epochs.items())))
+         compare.ratio(per_image["plain (PIL)"], per_image[name]), f"{images[name]:,}") for name in loaders)))
 
 
 if __name__ == "__main__":

@@ -1,24 +1,27 @@
-"""The time and memory of a training step: ours against a plain version of the same step.
+"""The time and memory of a training step: every method, and a plain version of six of them.
 
     python benchmarks/step.py                                            # OKDDip, resnet32, batches of 128
     python benchmarks/step.py --method ONE --model vgg16 --compile
+    python benchmarks/step.py --method all                               # every method beside OKDDip
 
-Ours is a method of methods.py and its Trainer. Plain is what most people write first: NCHW, PyTorch's BatchNorm and
-default SGD; loops over the students in attention, cross-entropy and divergence; top-k by ``topk``; every metric read
-from the device at once. Both start from the same weights, and every term of their first losses must agree.
+Ours is a method of methods.py and its Trainer. A step includes what a method does before and after it: PCL's moving
+average, the hybrid of OKDPH. KD's teacher is a network of the same kind. Plain is what most people write first: NCHW,
+PyTorch's BatchNorm and default SGD; loops over the students in attention, cross-entropy and divergence; top-k by
+``topk``; every metric read from the device at once. All versions start from the same weights, and every term of their
+first losses must be that of the plain version on the CPU in float32.
 
-Measured (two CPU cores, torch 2.14.1, --compile): plain 715 ms; ours 577 ms, 1.24 times as fast; compiled 576 ms, 1.24.
-Peak 447.7, 447.7 and 441.8 MiB. Ours: forward 208 ms, backward 384 ms, optimizer 2.8 ms, metrics 0.6 ms.
+Measured (two CPU cores, torch 2.14.1, --compile): plain 715 ms, 1.24 times as long as ours; ours 577 ms, compiled 576
+ms. Peak 447.7, 447.7 and 441.8 MiB.
 """
 
 import copy
 import os
 import statistics
 import sys
-import time
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
+from itertools import cycle
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -32,16 +35,19 @@ import losses
 import models
 import utils
 from benchmarks import compare
+from benchmarks.cost import DATA
+from methods import METHODS
 from models.aggregation import Gate
 from models.architecture import BatchNorm
 from runtime.device import autocast
 from training.method import Method
 from training.step import Trainer
 
-CLASSES, LR, WD, T = 10, 0.1, 5e-4, 3.0
+LR, WD, T = 0.1, 5e-4, 3.0
 EPOCH, NUM_EPOCHS = 40, 300  # w(e) = 0.29 in methods with a ramp-up: the losses agree only if both versions use it
 TERMS = ("total", "true", "group")
-WARM_UP = 3  # steps; on a GPU, torch.compile traces in the first and records in the second
+WARM_UP = 2  # steps after the first; on a GPU, torch.compile traces in the first and records in the second
+Batch = tuple[Tensor, Tensor, float | Tensor]  # what a step takes: images, labels, weight of the group's loss
 
 
 # --- plain losses: model, images, labels -> L_true, L_group, [logits of each output, ...] ----------------------------
@@ -59,9 +65,11 @@ def others(z: list[Tensor], i: int) -> Tensor:
     return mean([z_j for j, z_j in enumerate(z) if j != i])
 
 
-def heads(model: nn.Module, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    h, z = zip(*(head(x) for head in model.heads), strict=True)
-    return list(h), [losses.full_precision(z_i) for z_i in z]
+def students(model: nn.Module, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """-> the features of each trunk (one, or one for each student), embeddings and logits of each student."""
+    x = [trunk(images) for trunk in model.trunks]
+    h, z = zip(*(head(x_i) for head, x_i in zip(model.heads, cycle(x), strict=False)), strict=True)
+    return x, list(h), [losses.full_precision(z_i) for z_i in z]
 
 
 def cross_entropies(z: list[Tensor], labels: Tensor) -> Tensor:
@@ -69,7 +77,7 @@ def cross_entropies(z: list[Tensor], labels: Tensor) -> Tensor:
 
 
 def plain_okddip(model, images, labels):
-    h, z = heads(model, model.trunks[0](images))
+    _, h, z = students(model, images)
     peers, leader = z[:-1], z[-1]
     L, E = ([W(h_a) for h_a in h[:-1]] for W in (model.aggregation.W_L, model.aggregation.W_E))
     targets = []
@@ -81,28 +89,22 @@ def plain_okddip(model, images, labels):
 
 
 def plain_one(model, images, labels):
-    x = model.trunks[0](images)
-    _, z = heads(model, x)
-    pooled = F.adaptive_avg_pool2d(x, 1).flatten(1)
+    x, _, z = students(model, images)
+    pooled = F.adaptive_avg_pool2d(x[0], 1).flatten(1)
     g = torch.softmax(F.relu(model.gate.norm(model.gate.linear(pooled))), 1)  # [B, m]
     e = sum(g[:, i : i + 1] * z_i for i, z_i in enumerate(z))
     return cross_entropies([*z, e], labels), sum(kl(e, z_i) for z_i in z), [*z, mean(z), e]
 
 
-def plain_cl_ilr(model, images, labels):
-    x = model.trunks[0](images)
-    x.register_hook(lambda gradient: gradient / len(model.heads))
-    _, z = heads(model, x)
-    return cross_entropies(z, labels), sum(kl(others(z, i), z_i) for i, z_i in enumerate(z)), [*z, mean(z)]
-
-
 def plain_individual(model, images, labels):
-    _, z = heads(model, model.trunks[0](images))
+    _, _, z = students(model, images)
     return cross_entropies(z, labels), torch.zeros((), device=images.device), [*z, mean(z)]
 
 
-def plain_dml(model, images, labels):
-    z = [losses.full_precision(head(trunk(images))[1]) for trunk, head in zip(model.trunks, model.heads, strict=True)]
+def plain_mutual(model, images, labels):
+    x, _, z = students(model, images)
+    if len(x) == 1 and x[0].requires_grad:  # CL-ILR
+        x[0].register_hook(lambda gradient: gradient / len(z))
     return cross_entropies(z, labels), sum(kl(others(z, i), z_i) for i, z_i in enumerate(z)), [*z, mean(z)]
 
 
@@ -111,8 +113,8 @@ def plain_baseline(model, images, labels):
     return F.cross_entropy(z, labels), torch.zeros((), device=images.device), [z]
 
 
-PLAIN = {"OKDDip": plain_okddip, "ONE": plain_one, "CL-ILR": plain_cl_ilr, "Ind": plain_individual, "DML": plain_dml,
-         "baseline": plain_baseline}  # a name in methods.py -> its plain loss
+PLAIN = {"OKDDip": plain_okddip, "ONE": plain_one, "Ind": plain_individual, "CL-ILR": plain_mutual,
+         "DML": plain_mutual, "baseline": plain_baseline}  # a name in methods.py -> its plain loss
 
 
 class Plain:
@@ -166,36 +168,62 @@ def ours(method: Method, device: torch.device, amp: str, compiled: bool = False)
     return Trainer(copy.deepcopy(method), LR, WD, [], device, amp, compiled)
 
 
-def sections(trainer: Trainer, batch: tuple[Tensor, Tensor, float], steps: int) -> str:
-    """The times of the parts of our step. The benchmark waits for the device between the parts."""
-    stamps, loss = [], trainer.loss
+def versions(name: str, args: Namespace, device: torch.device):
+    """-> "NAME", and if there are "NAME, compiled" and "NAME, plain", each with its batch; and terms of the first loss.
 
-    def stamp(*_):
-        compare.synchronise(trainer.device)
-        stamps.append(time.perf_counter())
+    The terms (name -> number) are those of the plain version on the CPU. Without a plain version, there are none.
+    """
+    torch.manual_seed(args.seed)
+    _, _, classes, size = DATA[args.dataset]
+    method = compare.method(name, classes, model=args.model, num_branches=args.num_branches)
+    if name == "KD":
+        method.teacher = models.create_model(args.model, classes).eval().requires_grad_(False)
+    V, weight, terms = method.views(method.args), method.ramp_up(EPOCH, NUM_EPOCHS), {}
+    images, labels = torch.randn(V * args.batch_size, 3, size, size), torch.randint(classes, (args.batch_size,))
+    on_device = images.to(device), labels.to(device)
+    loaded = on_device[0].contiguous(memory_format=torch.channels_last)  # as our loaders give them
+    loaded = loaded if V == 1 else loaded.unflatten(0, (V, -1)).transpose(0, 1)  # [B, V, 3, H, W]
+    found = {name: (ours(method, device, args.amp), (loaded, on_device[1], weight))}
+    if args.compile:
+        batch = loaded, on_device[1], torch.tensor(weight, device=device)
+        found[f"{name}, compiled"] = ours(method, device, args.amp, compiled=True), batch
+    if name in PLAIN:
+        if not args.ours:
+            plain = Plain(copy.deepcopy(method.model), PLAIN[name], device, args.amp)
+            found[f"{name}, plain"] = plain, (*on_device, weight)
+        with torch.no_grad():
+            true, group, _ = PLAIN[name](with_torch_batch_norm(method.model), images, labels)
+        terms = dict(zip(TERMS, map(float, (true + weight * group, true, group)), strict=True))
+    return found, terms
 
-    def stamped(*inputs):
-        outputs = loss(*inputs)
-        stamp()
-        return outputs
 
-    trainer.loss = stamped
-    trainer.optimizer.register_step_pre_hook(stamp)
-    trainer.optimizer.register_step_post_hook(stamp)
-    parts = {"forward": [], "backward": [], "optimizer": [], "metrics": []}
-    for step in range(WARM_UP + steps):
-        stamps.clear()
-        stamp()
-        trainer.step(*batch)
-        stamp()
-        if step >= WARM_UP:
-            for seconds, (begin, end) in zip(parts.values(), pairwise(stamps), strict=True):
-                seconds.append(end - begin)
-    return ", ".join(f"{name} {1000 * statistics.median(seconds):.1f} ms" for name, seconds in parts.items())
+def compete(args: Namespace, device: torch.device) -> tuple[dict, dict[str, list[float]]]:
+    """-> the versions of the method, or of all, each with its batch; and their seconds for a step, in each round.
+
+    Ends the program if the first loss of a version is wrong.
+    """
+    contenders = {}
+    for method in METHODS if args.method == "all" else [args.method]:
+        found, terms = versions(method, args, device)
+        contenders |= found
+        for version, (contender, batch) in found.items():  # each term, because the group's loss is small at first
+            contender.step(*batch)
+            # rounding: float32 has 24 bits, TF32 and half precision have 8 to 11
+            compare.must_agree(f"first loss of {version}", contender.means()["terms"], terms,
+                               1e-3 if args.amp == "off" and not args.tf32 else 3e-2)
+
+    def several(contender: Trainer | Plain, batch: Batch) -> None:
+        for _ in range(args.steps):
+            contender.step(*batch)
+
+    turns = {version: partial(several, *found) for version, found in contenders.items()}
+    compare.in_turns(turns, -(-WARM_UP // args.steps), device)
+    seconds = compare.in_turns(turns, args.rounds, device)
+    return contenders, {version: [s / args.steps for s in seconds[version]] for version in turns}
 
 
-def peak(contender: Trainer | Plain, batch: tuple[Tensor, Tensor, float]) -> int:
-    """Bytes of weights, optimizer and the tensors of one step."""
+def peak(contender: Trainer | Plain, batch: Batch) -> int:
+    """Bytes of weights, optimizer and the tensors of one step. A teacher's weights do not count."""
     contender.optimizer.zero_grad()
 
     def two_steps():  # the second begins with the gradients of the first, as in a training
@@ -207,53 +235,34 @@ def peak(contender: Trainer | Plain, batch: tuple[Tensor, Tensor, float]) -> int
     return sum(t.nbytes for t in kept) + compare.peak_memory(two_steps, batch[0].device)
 
 
-def parse_args(argv: list[str] | None):
+def parse_args(argv: list[str] | None = None) -> Namespace:
     p = compare.parser(__doc__)
-    p.add_argument("--method", default="OKDDip", choices=PLAIN, help="the method to train")
+    p.add_argument("--method", default="OKDDip", choices=[*METHODS, "all"], help="the method to train")
     p.add_argument("--model", default="resnet32", choices=models.NETWORKS, metavar="NAME", help="network")
+    p.add_argument("--dataset", default="CIFAR10", choices=DATA, help="size of images and number of classes")
     p.add_argument("--num_branches", default=4, type=utils.number_of_branches, help="m, students")
-    p.add_argument("--pairs", default=10, type=utils.number(int, 1), help="timed steps of each version")
+    p.add_argument("--rounds", default=10, type=utils.number(int, 1), help="measurements of each version")
+    p.add_argument("--steps", default=1, type=utils.number(int, 1),
+                   help="steps in a measurement; only at its end, the benchmark waits for the GPU")
+    p.add_argument("--ours", action="store_true", help="do not measure the plain version; the losses must still agree")
     p.add_argument("--compile", action="store_true", help="also measure ours with torch.compile")
-    compare.precision_flags(p)
+    p.add_argument("--amp", default="off", choices=("off", "bf16", "fp16"), help="networks in half precision")
+    p.add_argument("--tf32", action="store_true", help="TF32 in convolutions and matrix products")
     return p.parse_args(argv)
-
-
-def compete(args, device: torch.device) -> tuple[dict, dict[str, list[float]]]:
-    """-> the versions, each with its batch, and the seconds of their timed steps. Ends the program if they disagree."""
-    method = compare.method(args.method, CLASSES, model=args.model, num_branches=args.num_branches)
-    images = torch.randn(args.batch_size, 3, 32, 32, device=device)
-    labels = torch.randint(CLASSES, (args.batch_size,), device=device)
-    weight = method.ramp_up(EPOCH, NUM_EPOCHS)
-    batch = images.contiguous(memory_format=torch.channels_last), labels, weight  # as our loaders give it
-
-    plain = Plain(copy.deepcopy(method.model), PLAIN[args.method], device, args.amp)
-    contenders = {"plain": (plain, (images, labels, weight)), "ours": (ours(method, device, args.amp), batch)}
-    if args.compile:
-        weight = torch.tensor(weight, device=device)
-        contenders["ours, compiled"] = ours(method, device, args.amp, compiled=True), (*batch[:2], weight)
-    steps = {name: partial(contender.step, *inputs) for name, (contender, inputs) in contenders.items()}
-    compare.in_turns(steps, 1, device)
-    for name, (contender, _) in contenders.items():  # each term, because the group's loss is small at first
-        found, expected = contender.means()["terms"], plain.means()["terms"]
-        for term in TERMS:
-            compare.must_agree(f"{term} loss of the first step, {name}:", found[term], expected[term],
-                               compare.tolerance(args))
-    compare.in_turns(steps, WARM_UP - 1, device)
-    return contenders, compare.in_turns(steps, args.pairs, device)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     device = compare.start(args)
     contenders, seconds = compete(args, device)
-    print(f"{args.method}, {args.model}, batches of {args.batch_size}, amp {args.amp}: medians of {args.pairs} steps")
-    print(compare.table(("", "ms/step", "times as fast as plain", "peak MiB"), *(
-        (name, f"{1000 * statistics.median(seconds[name]):.1f}", compare.ratio(seconds["plain"], seconds[name]),
+    beside = "OKDDip" if args.method == "all" else args.method
+    print(f"{args.model}, m = {args.num_branches}, batches of {args.batch_size}, amp {args.amp}: medians of "
+          f"{args.rounds} rounds")
+    print(compare.table(("", "ms/step", f"times as long as {beside}", "peak MiB"), *(
+        (name, f"{1000 * statistics.median(seconds[name]):.2f}", compare.ratio(seconds[name], seconds[beside]),
          # memory of CUDA graphs cannot be measured from outside
-         "-" if name == "ours, compiled" and device.type == "cuda" else compare.mebibytes(peak(*contenders[name])))
+         "-" if "compiled" in name and device.type == "cuda" else compare.mebibytes(peak(*contenders[name])))
         for name in contenders)))
-    method = compare.method(args.method, CLASSES, model=args.model, num_branches=args.num_branches)
-    print(f"a step of ours: {sections(ours(method, device, args.amp), contenders['ours'][1], args.pairs)}")
 
 
 if __name__ == "__main__":

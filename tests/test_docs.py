@@ -358,7 +358,7 @@ def test_every_flag_exists(capsys):
     """The flags that the pages name are in --help of a script."""
     helps = []
     names = {entry.module for entry in methods.METHODS.values()}
-    names |= {"evaluate", "report", "benchmarks.gpu", "benchmarks.loader"}
+    names |= {"evaluate", "report", "benchmarks.gpu", "benchmarks.loader", "benchmarks.step"}
     for module in map(importlib.import_module, sorted(names)):
         with pytest.raises(SystemExit):
             module.parse_args(["--help"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import compare
+from methods import METHODS
 
 CPU = torch.device("cpu")
 
@@ -38,25 +39,23 @@ def test_ratio():
     assert compare.ratio([2, 9, 4], [1, 3, 4]) == "2.000 (1.000 .. 3.000)"
 
 
-TINY = {
-    "step.py": ["--model", "resnet8", "--batch_size", 8, "--pairs", 2],
-    "loader.py": ["--images", 48, "--plain_images", 24, "--batch_size", 8, "--repeats", 2, "--workers", 1],
-    "evaluate.py": ["--model", "resnet8", "--images", 24, "--plain_images", 8, "--batch_size", 8, "--repeats", 2],
-}
-ROWS = {
-    "step.py": ["plain", "ours"],
-    "loader.py": ["plain (PIL)", "cached", "streamed"],
-    "evaluate.py": ["forward passes only", "ours", "plain"],
-}
+STEP = "benchmarks/step.py --model resnet8 --batch_size 8 --rounds 1"
+LOADER = "benchmarks/loader.py --batch_size 8 --repeats 2 --workers"
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_a_benchmark_prints_its_table(script, name):
-    done = script(f"benchmarks/{name}", *TINY[name], "--device", "cpu")
+@pytest.mark.parametrize(("command", "rows"), [
+    (STEP, ["OKDDip", "OKDDip, plain"]),
+    (f"{STEP} --steps 2 --ours --method ONE --amp bf16", ["ONE"]),
+    (f"{STEP} --method all", [*METHODS, *(f"{name}, plain" for name in (
+        "baseline", "Ind", "DML", "CL-ILR", "ONE", "OKDDip"))]),
+    (f"{LOADER} 1 --images 48 --plain_images 24", ["plain (PIL)", "cached", "streamed"]),
+    (f"{LOADER} 0 --images 48 --plain_images 24 --views 3",
+     ["plain (PIL)", "cached", "streamed", "cached, 3 views", "streamed, 3 views"]),
+    (f"{LOADER} 0 --large 8", ["plain (PIL)", "pil", "fast", "fast, uint8"])])
+def test_a_benchmark_prints_its_table(command, rows, script):
+    """A line for each version: its median, the ratio with its spread, and memory or images."""
+    done = script(*command.split(), "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"torch {torch.__version__}, cpu")
-    for row in ROWS[name]:  # median, ratio to the reference, memory
-        assert re.search(rf"^{re.escape(row)} +[\d.,]+ +(1|[\d.]+ \([\d.]+ \.\. [\d.]+\)) +[\d.]+", done.stdout, re.M)
-    assert len({line.rfind("MiB") for line in done.stdout.splitlines() if "MiB" in line}) == 1
-    if name == "step.py":
-        assert re.search(r"forward [\d.]+ ms, backward [\d.]+ ms, optimizer [\d.]+ ms, metrics [\d.]+ ms", done.stdout)
+    line = r"^(\S.*?)  +[\d.,]+  +(?:1|[\d.]+ \([\d.]+ \.\. [\d.]+\))  +[\d.,]+$"
+    assert sorted(re.findall(line, done.stdout, re.MULTILINE)) == sorted(rows)

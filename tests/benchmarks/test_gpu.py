@@ -17,12 +17,11 @@ def test_on_a_cpu(script, tmp_path):
     done = script("benchmarks/gpu.py", "--device", "cpu", "--quick", "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.read_text())
-    assert found["quick"] and found["machine"]["kind"] == "cpu" and found["machine"]["driver"] == "none"
-    assert found["tests"].keys() == {"skipped"} or torch.cuda.is_available()
-    assert found["steps"].keys() == {"fp32", "TF32", "bf16"} and found["steps"]["bf16"].keys() == {"plain", "ours"}
-    assert found["epochs"].keys() == {"baseline", "OKDDip", "ONE"} and found["side_by_side"].keys() == {"2"}
-    for part in ("loaders", "evaluations", "side_by_side", "operations_per_second"):
-        assert min(found[part].values()) > 0
+    assert found["quick"] and found["machine"]["kind"] == "cpu"
+    assert found["tests_passed"] and found["steps"].keys() == {"resnet8", "resnet8 --tf32", "resnet8 --amp bf16"}
+    assert all(ms.keys() == {"OKDDip", "OKDDip, plain"} and min(ms.values()) > 0 for ms in found["steps"].values())
+    assert found["side_by_side"].keys() == {"1", "4"} and min(found["side_by_side"].values()) > 0
+    assert found["operations_per_second"]["resnet8"] > 0
     assert "table5.sh" in done.stdout and f"written: {out}" in done.stdout
     assert sorted(cost.MEASURED.glob("*")) == before
     with pytest.raises(UserError, match="not a measurement of a GPU"):
