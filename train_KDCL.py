@@ -21,17 +21,7 @@ Measured, test error of the last epoch in the small study (results/), mean of th
 mean 31.64 ± 0.72 % (3 seeds), minlogit 35.42 ± 1.66 % (3 seeds).
 """
 
-import models
 import utils
-from data_loader import dataloader
-from losses import full_precision, kdcl_loss
-from models.kdcl import error_products
-from runtime.errors import UserError
-from training.evaluation import evaluate
-from training.loop import fit
-from training.method import Group
-from training.outputs import group_outputs
-from training.run import Run
 
 NEEDS_HELD_OUT = "argument --target: general measures its weights on held-out images, add --val_size N"
 
@@ -41,11 +31,26 @@ def parse_args(argv: list[str] | None):
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "KDCL", temperature=2.0)
     utils.group_flags(g, "networks", based_on="networks", mixed=True)
-    g.add_argument("--target", default="mean", choices=(*models.TARGETS, "general"), help="how t is made")
+    g.add_argument("--target", default="mean", choices=("mean", "naive", "minlogit", "general"), help="how t is made")
     args = utils.parse(parser, argv)
     if args.target == "general" and not args.val_size and args.dataset not in ("folder", "imagenet"):
         parser.error(NEEDS_HELD_OUT)
     return args
+
+
+if __name__ == "__main__":
+    utils.before_pytorch(parse_args)  # --help and wrong flags end here
+
+import models
+from data_loader import dataloader
+from losses import full_precision, kdcl_loss
+from models.kdcl import error_products
+from runtime.errors import UserError
+from training.evaluation import evaluate
+from training.loop import fit
+from training.method import Group
+from training.outputs import group_outputs
+from training.run import Run
 
 
 class KDCL(Group):
