@@ -25,7 +25,7 @@ def parse_args(argv: list[str] | None):
 
 
 if __name__ == "__main__":
-    utils.before_pytorch(parse_args)  # --help and wrong flags end here
+    utils.before_pytorch(parse_args)  # --help, wrong flags and a finished run end here
 
 import models
 from data_loader import dataloader

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from runtime.errors import Complete, UserError, first_words, one_line
 from runtime.rank import is_main, rank, world_size, wrong_variable
+from training.folder import finished_run
 
 
 def command(main: Callable[[], None]) -> None:
@@ -94,11 +95,16 @@ def write_result(text: str) -> None:
 
 
 def before_pytorch(parse_args: Callable[[None], argparse.Namespace]) -> None:
-    """End the program if that needs no PyTorch: for --help and for wrong flags.
+    """End the program for --help, for wrong flags, and if the run to resume is finished. This needs no PyTorch.
 
     A training script calls it between its flags and its other imports, which take seconds.
     """
-    parse_args(None)
+    args = parse_args(None)
+    with suppress(OSError):  # a path that is too long: main says so
+        if folder := finished_run(args, Path(sys.argv[0]).stem):
+            if is_main():
+                print(Complete(folder, args.num_epochs))
+            sys.exit()
 
 
 # --- parser -----------------------------------------------------------------------------------------------------------
