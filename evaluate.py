@@ -15,21 +15,8 @@ column NLL is the metric ``test_loss``, the cross-entropy at T = 1. Each output 
 from argparse import Namespace
 from pathlib import Path
 
-import torch
-
-import data_loader
 import methods
-import models
 import utils
-from deployment import printing
-from deployment.classifying import classify
-from deployment.exporting import check_target, export_model
-from deployment.formats import FORMATS
-from deployment.measuring import measure
-from deployment.reading import read
-from deployment.saved_model import SavedModel
-from loading.damaged import DamagedFiles
-from runtime.device import pick_device
 from runtime.errors import UserError
 from runtime.files import as_json
 from runtime.rank import world_size
@@ -44,7 +31,8 @@ def parse_args(argv: list[str] | None) -> Namespace:
     g = p.add_argument_group("instead of measuring")
     g = g.add_mutually_exclusive_group()
     g.add_argument("--export", type=Path, metavar="FILE",
-                   help=f"write only the network that is deployed; the ending chooses the format: {', '.join(FORMATS)}")
+                   help="write only the network that is deployed; the ending chooses the format: .pth, .safetensors, "
+                        ".onnx, .pt2")
     g.add_argument("--images", nargs="+", metavar="IMAGE",
                    help="print the classes of these image files, and of those in these folders, with probabilities")
     g = p.add_argument_group("which network, and how much is printed")
@@ -55,15 +43,14 @@ def parse_args(argv: list[str] | None) -> Namespace:
     g.add_argument("--overwrite", action="store_true", help="let --export replace a file")
     g = p.add_argument_group("data")
     g.add_argument("--data_dir", metavar="DIR", help="where the data is (default: as in the run; else ./Data)")
-    g.add_argument("--dataset", choices=data_loader.DATASETS, metavar="NAME",
-                   help=f"{', '.join(data_loader.DATASETS)} (default: as in the run. For a checkpoint of the authors' "
+    g.add_argument("--dataset", metavar="NAME",
+                   help=f"{utils.DATASETS} (default: as in the run. For a checkpoint of the authors' "
                         "code: CIFAR10. For an exported file with --data_dir: imagenet if its images are 224x224, else "
                         "folder)")
-    g.add_argument("--decoder", choices=data_loader.DECODERS,
+    g.add_argument("--decoder", choices=utils.DECODERS,
                    help="of imagenet's JPEG files, to measure (default: as in the run; else pil)")
     g = p.add_argument_group("only for checkpoints of the authors' code")
-    g.add_argument("--model", choices=models.NETWORKS, metavar="NAME",
-                   help=f"network: {', '.join(models.NETWORKS)} (default: resnet32)")
+    g.add_argument("--model", metavar="NAME", help=f"network: {utils.NETWORKS} (default: resnet32)")
     g.add_argument("--method", choices=list(methods.FAMILIES),
                    help="method (default: recognised by the names of the parameters)")
     g = p.add_argument_group("speed and device")
@@ -81,11 +68,6 @@ def parse_args(argv: list[str] | None) -> Namespace:
     return args
 
 
-def device_of(saved: SavedModel, args: Namespace) -> torch.device:
-    """The device that --device and --gpu_id choose. .onnx and .pt2 files always run on the CPU."""
-    return pick_device("cpu" if saved.external else args.device, args.gpu_id)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Measure, export or classify, and print. UserError if the file, the data or a flag is wrong.
 
@@ -94,17 +76,30 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if world_size() > 1:
         raise UserError("evaluate.py works in one process: start it without torchrun")
+    # Here, because --help and wrong flags do not need PyTorch.
+    import data_loader
+    import models
+    from deployment import classifying, exporting, measuring, printing
+    from deployment.reading import read
+    from loading.damaged import DamagedFiles
+    from runtime.device import pick_device
+
+    for flag, known in (("dataset", data_loader.DATASETS), ("model", models.NETWORKS)):
+        if (name := getattr(args, flag)) not in (None, *known):
+            raise UserError(f"argument --{flag}: unknown name {name!r}; known are {', '.join(known)}")
     if args.export:
-        check_target(args.export, args.overwrite)
+        exporting.check_target(args.export, args.overwrite)
     saved = read(args.file, model=args.model, method=args.method, dataset=args.dataset, data_dir=args.data_dir,
                  batch_size=args.batch_size, num_workers=args.num_workers, decoder=args.decoder)
     if args.export:
-        result, text = export_model(saved, args.export, args.branch), printing.exported_file
-    elif args.images:
-        result = classify(saved, args.images, device_of(saved, args), args.branch, args.top)
-        text = printing.classes_of_images
-    else:
-        result, text = measure(saved, device_of(saved, args), args.branch), printing.table
+        result, text = exporting.export_model(saved, args.export, args.branch), printing.exported_file
+    else:  # .onnx and .pt2 files always run on the CPU
+        device = pick_device("cpu" if saved.external else args.device, args.gpu_id)
+        if args.images:
+            result = classifying.classify(saved, args.images, device, args.branch, args.top)
+            text = printing.classes_of_images
+        else:
+            result, text = measuring.measure(saved, device, args.branch), printing.table
     utils.write_result(as_json(result).decode() if args.json else text(result) + "\n")
     if result.get("unreadable"):
         raise DamagedFiles(result["unreadable"])

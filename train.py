@@ -7,19 +7,24 @@
 Measured, test error of the last epoch in the small study (results/): 31.37 ± 0.79 % (5 seeds).
 """
 
-import models
 import utils
+
+
+def parse_args(argv: list[str] | None):
+    """The flags of this script. Wrong flags end the program with one line and exit code 2."""
+    return utils.parse(utils.Parser(__doc__), argv)
+
+
+if __name__ == "__main__":
+    utils.before_pytorch(parse_args)  # --help, wrong flags and a finished run end here
+
+import models
 from data_loader import dataloader
 from losses import individual_loss
 from training.loop import fit
 from training.method import SingleNetwork
 from training.outputs import NETWORK
 from training.run import Run
-
-
-def parse_args(argv: list[str] | None):
-    """The flags of this script. Wrong flags end the program with one line and exit code 2."""
-    return utils.parse(utils.Parser(__doc__), argv)
 
 
 class Baseline(SingleNetwork):

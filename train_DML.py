@@ -11,14 +11,7 @@ Measured, test error of the last epoch in the small study (results/), mean of th
 With --detach_targets: 32.62 ± 0.72 % (3 seeds). results/README.md says what happens in these runs.
 """
 
-import models
 import utils
-from data_loader import dataloader
-from losses import dml_loss
-from training.loop import fit
-from training.method import Group
-from training.outputs import group_outputs
-from training.run import Run
 
 
 def parse_args(argv: list[str] | None):
@@ -32,6 +25,18 @@ def parse_args(argv: list[str] | None):
                    help="no gradient through the targets, as in the paper of DML; by default it flows through them, as "
                         "in the code of OKDDip's authors")
     return utils.parse(parser, argv)
+
+
+if __name__ == "__main__":
+    utils.before_pytorch(parse_args)  # --help, wrong flags and a finished run end here
+
+import models
+from data_loader import dataloader
+from losses import dml_loss
+from training.loop import fit
+from training.method import Group
+from training.outputs import group_outputs
+from training.run import Run
 
 
 class DML(Group):

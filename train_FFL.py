@@ -12,14 +12,7 @@ sg: no gradient. The facts are from the authors' public code; it has m = 2. Thei
 Measured, test error of the last epoch in the small study (results/), mean of the students: 30.39 ± 1.49 % (3 seeds).
 """
 
-import models
 import utils
-from data_loader import dataloader
-from losses import ffl_loss
-from training.loop import fit
-from training.method import Group
-from training.outputs import FUSED, group_outputs
-from training.run import Run
 
 
 def parse_args(argv: list[str] | None):
@@ -29,6 +22,18 @@ def parse_args(argv: list[str] | None):
     utils.ramp_up_flags(g)
     utils.group_flags(g, "students (authors' code: 2)")
     return utils.parse(parser, argv)
+
+
+if __name__ == "__main__":
+    utils.before_pytorch(parse_args)  # --help, wrong flags and a finished run end here
+
+import models
+from data_loader import dataloader
+from losses import ffl_loss
+from training.loop import fit
+from training.method import Group
+from training.outputs import FUSED, group_outputs
+from training.run import Run
 
 
 class FFL(Group):

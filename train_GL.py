@@ -13,18 +13,7 @@ Measured, test error of the last epoch in the small study (results/), leader:
 OKDDip-B 30.60 ± 1.29 % (5 seeds), OKDDip-N 30.92 ± 0.54 % (3 seeds).
 """
 
-import torch
-
-import models
 import utils
-from data_loader import dataloader
-from deployment.teacher import load_teacher
-from losses import okddip_loss
-from runtime.errors import warn
-from training.loop import fit
-from training.method import Method
-from training.outputs import ENSEMBLE, LEADER, group_outputs, student, student_number
-from training.run import Run
 
 
 def parse_args(argv: list[str] | None):
@@ -33,7 +22,8 @@ def parse_args(argv: list[str] | None):
     g = utils.distillation_flags(parser, "OKDDip")
     utils.ramp_up_flags(g)
     utils.group_flags(g, "students, the leader included")
-    g.add_argument("--aggregation", default="attention", choices=models.AGGREGATIONS,
+    g.add_argument("--aggregation", default="attention",
+                   choices=("attention", "mean", "random", "entropy", "symmetric", "others"),
                    help="weights of the peers in a target (Table 5). The paper only names them; all but attention are "
                         "this project's reading. mean: 1/peers; random: softmax of normal random numbers; entropy: "
                         "a confident peer weighs more; symmetric: W_L = W_E; others: attention to the other peers, "
@@ -50,6 +40,22 @@ def parse_args(argv: list[str] | None):
         parser.error("argument --aggregation: others needs two peers, and --num_branches 2 leaves one besides the "
                      "leader: use more branches, or --no_leader")
     return args
+
+
+if __name__ == "__main__":
+    utils.before_pytorch(parse_args)  # --help, wrong flags and a finished run end here
+
+import torch
+
+import models
+from data_loader import dataloader
+from deployment.teacher import load_teacher
+from losses import okddip_loss
+from runtime.errors import warn
+from training.loop import fit
+from training.method import Method
+from training.outputs import ENSEMBLE, LEADER, group_outputs, student, student_number
+from training.run import Run
 
 
 class OKDDip(Method):

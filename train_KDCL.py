@@ -21,8 +21,22 @@ Measured, test error of the last epoch in the small study (results/), mean of th
 mean 31.64 ± 0.72 % (3 seeds), minlogit 35.42 ± 1.66 % (3 seeds).
 """
 
-import models
 import utils
+
+
+def parse_args(argv: list[str] | None):
+    """The flags of this script. Wrong flags end the program with one line and exit code 2."""
+    parser = utils.Parser(__doc__)
+    g = utils.distillation_flags(parser, "KDCL", temperature=2.0)
+    utils.group_flags(g, "networks", based_on="networks", mixed=True)
+    g.add_argument("--target", default="mean", choices=("mean", "naive", "minlogit", "general"), help="how t is made")
+    return utils.parse(parser, argv)
+
+
+if __name__ == "__main__":
+    utils.before_pytorch(parse_args)  # --help, wrong flags and a finished run end here
+
+import models
 from data_loader import dataloader
 from losses import full_precision, kdcl_loss
 from models.kdcl import error_products
@@ -32,15 +46,6 @@ from training.loop import fit
 from training.method import Group
 from training.outputs import group_outputs
 from training.run import Run
-
-
-def parse_args(argv: list[str] | None):
-    """The flags of this script. Wrong flags end the program with one line and exit code 2."""
-    parser = utils.Parser(__doc__)
-    g = utils.distillation_flags(parser, "KDCL", temperature=2.0)
-    utils.group_flags(g, "networks", based_on="networks", mixed=True)
-    g.add_argument("--target", default="mean", choices=(*models.TARGETS, "general"), help="how t is made")
-    return utils.parse(parser, argv)
 
 
 class KDCL(Group):

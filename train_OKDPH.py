@@ -17,17 +17,7 @@ with r_i = 1/m of the weights as the epoch left them, before their fusion. docs/
 Measured: not yet.
 """
 
-import numpy as np
-import torch
-
-import models
 import utils
-from data_loader import dataloader
-from losses import okdph_loss
-from training.loop import fit
-from training.method import Group
-from training.outputs import LEADER, group_outputs
-from training.run import Run
 
 
 def parse_args(argv: list[str] | None):
@@ -46,6 +36,21 @@ def parse_args(argv: list[str] | None):
     g.add_argument("--hybrid_gradient", action="store_true",
                    help="the gradient of CE(z_hybrid) flows through the hybrid's weights, as in the paper's equation")
     return utils.parse(parser, argv)
+
+
+if __name__ == "__main__":
+    utils.before_pytorch(parse_args)  # --help, wrong flags and a finished run end here
+
+import numpy as np
+import torch
+
+import models
+from data_loader import dataloader
+from losses import okdph_loss
+from training.loop import fit
+from training.method import Group
+from training.outputs import LEADER, group_outputs
+from training.run import Run
 
 
 class OKDPH(Group):

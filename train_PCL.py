@@ -14,14 +14,7 @@ peer 0 is deployed, the paper's "first peer". The paper has m = 3.
 Measured: not yet.
 """
 
-import models
 import utils
-from data_loader import dataloader
-from losses import pcl_loss
-from training.loop import fit
-from training.method import Group
-from training.outputs import EMA_ENSEMBLE, FUSED, LEADER, ema, group_outputs, student_number
-from training.run import Run
 
 
 def parse_args(argv: list[str] | None):
@@ -31,6 +24,18 @@ def parse_args(argv: list[str] | None):
     utils.ramp_up_flags(g)
     utils.group_flags(g, "peers (paper: 3)", based_on="branches")
     return utils.parse(parser, argv)
+
+
+if __name__ == "__main__":
+    utils.before_pytorch(parse_args)  # --help, wrong flags and a finished run end here
+
+import models
+from data_loader import dataloader
+from losses import pcl_loss
+from training.loop import fit
+from training.method import Group
+from training.outputs import EMA_ENSEMBLE, FUSED, LEADER, ema, group_outputs, student_number
+from training.run import Run
 
 
 class PCL(Group):

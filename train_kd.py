@@ -10,13 +10,6 @@ The teacher of that study is worse than its students (results/README.md).
 """
 
 import utils
-from data_loader import dataloader
-from deployment.teacher import load_teacher
-from losses import kd_loss
-from train import Baseline
-from training.loop import fit
-from training.outputs import NETWORK
-from training.run import Run
 
 
 def parse_args(argv: list[str] | None):
@@ -26,6 +19,18 @@ def parse_args(argv: list[str] | None):
     g.add_argument("--alpha", default=1.0, type=utils.number(float, 0), help="weight of the distillation loss")
     utils.teacher_flags(g, "resnet110", "teacher network")
     return utils.parse(parser, argv)
+
+
+if __name__ == "__main__":
+    utils.before_pytorch(parse_args)  # --help, wrong flags and a finished run end here
+
+from data_loader import dataloader
+from deployment.teacher import load_teacher
+from losses import kd_loss
+from train import Baseline
+from training.loop import fit
+from training.outputs import NETWORK
+from training.run import Run
 
 
 class KD(Baseline):

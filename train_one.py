@@ -14,15 +14,8 @@ Measured, test error of the last epoch in the small study (results/), mean of th
 ONE 31.95 ± 0.71 % (5 seeds), CL-ILR 32.04 ± 1.01 % (5 seeds), Ind 31.03 ± 0.69 % (5 seeds).
 """
 
-import models
 import utils
-from data_loader import dataloader
-from losses import cl_ilr_loss, individual_loss, one_loss
 from runtime.rank import world_size
-from training.loop import fit
-from training.method import Group
-from training.outputs import GATE, group_outputs
-from training.run import Run
 
 
 def parse_args(argv: list[str] | None):
@@ -46,6 +39,18 @@ def parse_args(argv: list[str] | None):
     if args.batch_size < 2 * world_size() and not (args.avg or args.ind):
         parser.error("argument --batch_size: the BatchNorm in ONE's gate needs at least 2 images in each process")
     return args
+
+
+if __name__ == "__main__":
+    utils.before_pytorch(parse_args)  # --help, wrong flags and a finished run end here
+
+import models
+from data_loader import dataloader
+from losses import cl_ilr_loss, individual_loss, one_loss
+from training.loop import fit
+from training.method import Group
+from training.outputs import GATE, group_outputs
+from training.run import Run
 
 
 class Ind(Group):

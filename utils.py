@@ -1,4 +1,4 @@
-"""The command line: parser, flags that scripts share, errors as one line. Only the flags of a training need PyTorch."""
+"""The command line: parser, flags that scripts share, errors as one line. Needs no PyTorch, so --help is quick."""
 
 import argparse
 import errno
@@ -13,8 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from runtime.errors import Complete, UserError, first_words, one_line, warn
+from runtime.errors import Complete, UserError, first_words, one_line
 from runtime.rank import is_main, rank, world_size, wrong_variable
+from training.folder import finished_run
 
 
 def command(main: Callable[[], None]) -> None:
@@ -93,6 +94,19 @@ def write_result(text: str) -> None:
         sys.exit(1)
 
 
+def before_pytorch(parse_args: Callable[[None], argparse.Namespace]) -> None:
+    """End the program for --help, for wrong flags, and if the run to resume is finished. This needs no PyTorch.
+
+    A training script calls it between its flags and its other imports, which take seconds.
+    """
+    args = parse_args(None)
+    with suppress(OSError):  # a path that is too long: main says so
+        if folder := finished_run(args, Path(sys.argv[0]).stem):
+            if is_main():
+                print(Complete(folder, args.num_epochs))
+            sys.exit()
+
+
 # --- parser -----------------------------------------------------------------------------------------------------------
 
 
@@ -164,16 +178,20 @@ gpu_number.__name__ = "int"  # argparse says "invalid int value"
 # --- flags of every training script -----------------------------------------------------------------------------------
 
 
+# For --help. The tables models.NETWORKS and data_loader.DATASETS decide, and they need PyTorch: a name is looked up
+# after parsing, by ``Run`` and by ``dataloader``.
+NETWORKS = ("resnet8, resnet14, resnet20, resnet32, resnet44, resnet56, resnet110, wide_resnet20_8, vgg16, vgg19, "
+            "densenetd40k12, densenetd100k12, resnet18, resnet34, resnet50")
+DATASETS = "CIFAR10, CIFAR100, DIGITS, folder, imagenet"
+DECODERS = ("pil", "fast")
+
+
 def recipe_flags(p: Parser) -> None:
     """Network, data and training recipe. Names and defaults are those of the authors' code."""
-    from data_loader import DATASETS, DECODERS
-    from models import NETWORKS
-
     g = p.add_argument_group("recipe")
-    g.add_argument("--model", default="resnet32", choices=NETWORKS, metavar="NAME",
-                   help=f"network: {', '.join(NETWORKS)}")
-    g.add_argument("--dataset", default="CIFAR10", choices=DATASETS, metavar="NAME",
-                   help=f"{', '.join(DATASETS)} (folder and imagenet: <data_dir>/train/<class>/*, and test/ or val/ "
+    g.add_argument("--model", default="resnet32", metavar="NAME", help=f"network: {NETWORKS}")
+    g.add_argument("--dataset", default="CIFAR10", metavar="NAME",
+                   help=f"{DATASETS} (folder and imagenet: <data_dir>/train/<class>/*, and test/ or val/ "
                         "next to it; of both, val/ chooses the best epoch)")
     g.add_argument("--train_size", default=0, type=number(int, 0), metavar="N",
                    help="train on N training images, stratified, the same for every --seed (0: all not held out)")
@@ -228,10 +246,8 @@ def run_flags(p: Parser) -> None:
 
 def distillation_flags(p: Parser, title: str, temperature: float = 3.0) -> argparse._ArgumentGroup:
     """--loss and --temperature. Returns the argument group, so that the method can add its own flags."""
-    from losses import DISTILLATION
-
     g = p.add_argument_group(title)
-    g.add_argument("--loss", default="KL", choices=DISTILLATION, help="divergence between target and student")
+    g.add_argument("--loss", default="KL", choices=("KL", "CE"), help="divergence between target and student")
     g.add_argument("--temperature", default=temperature, type=number(float, 0, open_end=True, high=1e6),
                    help="T: a larger temperature makes probabilities softer")
     return g
@@ -250,11 +266,9 @@ def group_flags(g: argparse._ArgumentGroup, students: str, based_on: str = "", m
 
     mixed: the students may be different networks (--models), because the method's targets are logits.
     """
-    from models import NETWORKS
-
     g.add_argument("--num_branches", default=4, type=number_of_branches, help=f"m, the number of {students}")
     if mixed:
-        g.add_argument("--models", nargs="+", choices=NETWORKS, metavar="NAME",
+        g.add_argument("--models", nargs="+", metavar="NAME",
                        help="a network for each student, instead of --model and --num_branches"
                             + ("" if based_on else " (with --MulStu and --ind or --avg)"))
     if not based_on:
@@ -264,9 +278,7 @@ def group_flags(g: argparse._ArgumentGroup, students: str, based_on: str = "", m
 
 def teacher_flags(g: argparse._ArgumentGroup, default: str | None, help: str) -> None:
     """Which pre-trained network, and where it is."""
-    from models import NETWORKS
-
-    g.add_argument("--T_model", default=default, choices=NETWORKS, metavar="NAME", help=help)
+    g.add_argument("--T_model", default=default, metavar="NAME", help=help)
     g.add_argument("--T_model_path", metavar="RUN", help="the teacher: a run's folder (of a group, the network that is "
                                                          "deployed), a checkpoint, or an exported .pth or "
                                                          ".safetensors file (default: <save_dir>/<dataset>/<T_model>)")
@@ -274,8 +286,6 @@ def teacher_flags(g: argparse._ArgumentGroup, default: str | None, help: str) ->
 
 def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
     """Add the flags of every script to the method's own, parse, and check what argparse cannot."""
-    from models import registry
-
     recipe_flags(p)
     run_flags(p)
     args = p.parse_args(argv)
@@ -291,28 +301,7 @@ def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
         p.error(f"argument --dropout: must be less than 1, not {args.dropout:g}")
     if getattr(args, "models", None):
         several_networks(p, args, sys.argv[1:] if argv is None else argv)
-    names = getattr(args, "models", None) or [args.model]
-    check_image_size(p, args, names)
-    try:
-        registry.find_each(names, **network_options(args))
-    except ValueError as error:
-        p.error(str(error))
     return args
-
-
-def check_image_size(p: Parser, args: argparse.Namespace, names: list[str]) -> None:
-    """An error if a network cannot take the data set's images, a warning if it is made for larger ones."""
-    from models.imagenet import NETWORKS as LARGE
-
-    flag = {name: "--models" if len(names) > 1 else "--model" for name in names}
-    if getattr(args, "T_model", None):
-        flag.setdefault(args.T_model, "--T_model")
-    for name in flag:
-        if args.dataset == "imagenet" and name.startswith("vgg"):
-            p.error(f"argument {flag[name]}: {name} is made for images of 32x32, not for imagenet")
-        if args.dataset != "imagenet" and name in LARGE:
-            warn(f"the images of --dataset {args.dataset} are 32x32, and {flag[name]} {name} is made for 224x224: its "
-                 "last feature map is 1x1 here (--dataset imagenet crops your own large images to 224x224)")
 
 
 def several_networks(p: Parser, args: argparse.Namespace, words: list[str]) -> None:

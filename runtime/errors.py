@@ -15,7 +15,10 @@ class UserError(Exception):
 
 
 class Complete(Exception):
-    """Nothing is left to do: the run that was to be resumed has reached its end."""
+    """Nothing is left to do: the run that was to be resumed has reached its end. args: its folder, its epochs."""
+
+    def __str__(self) -> str:
+        return "{} is complete: {} epochs (more with --num_epochs)".format(*self.args)
 
 
 def warn(message: str) -> None:

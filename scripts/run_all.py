@@ -12,6 +12,7 @@ continues there.
 """
 
 import argparse
+import itertools
 import os
 import shlex
 import signal
@@ -23,7 +24,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.finished import finished_run  # noqa: E402
+from runtime.errors import Complete  # noqa: E402
+from training.folder import finished_records  # noqa: E402
 
 
 class Queue:
@@ -70,7 +72,7 @@ class Queue:
             while self.waiting and not self.stopped_by and not self.is_hopeless():
                 command = [*self.waiting.popleft(), *(["--gpu_id", gpu] if gpu else [])]
                 self.started += 1
-                if message := finished_run(command[1:]):
+                if message := complete(command[1:]):
                     print(f"[{self.started}/{self.total}] {message}", flush=True)
                     self.succeeded += 1
                     continue
@@ -115,12 +117,34 @@ def folder_of(command: list[str]) -> str | None:
     return f"{place}_{flag(command, '--version')}"
 
 
+def complete(command: list[str]) -> str | None:
+    """What --resume auto says if this command line (script and flags) has made a finished run, else None.
+
+    It is quicker than asking the script. The run must have been made by the same words, but for --gpu_id at the end.
+    """
+    if flag(command, "--resume") != "auto" or "--overwrite" in command:
+        return None
+    names = command[command.index("--models") + 1:] if "--models" in command else [flag(command, "--model") or ""]
+    model = "+".join(itertools.takewhile(lambda word: not word.startswith("--"), names))
+    place, name = Path(flag(command, "--save_dir") or "", flag(command, "--dataset") or ""), flag(command, "--version")
+    for folder in (place / f"{model}_{name}", *(path / f"{model}_{name}" for path in sorted(place.glob("*")))):
+        recorded, words = finished_records(folder)
+        if words and without_gpu(words) == without_gpu(command):
+            return str(Complete(folder, recorded["num_epochs"]))
+    return None
+
+
+def without_gpu(command: list[str]) -> list[str]:
+    """The words without --gpu_id at their end."""
+    return command[:-2] if "--gpu_id" in command[-2:-1] else command
+
+
 def print_left(lines: list[str]) -> None:
     """Print the lines of unfinished runs: teachers, then others, then students, with this word in front of each line.
 
     A teacher is a run that a student in these lines needs.
     """
-    left = {line: command for line in lines if not finished_run((command := shlex.split(line))[1:])}
+    left = {line: command for line in lines if not complete((command := shlex.split(line))[1:])}
     needed = {flag(command, "--T_model_path") for command in left.values()} - {None}
     kinds: dict[str, list[str]] = {"teacher": [], "other": [], "student": []}
     for line, command in left.items():

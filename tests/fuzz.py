@@ -65,8 +65,8 @@ def value(action, rng):
     """A value for a flag: mostly of the right kind."""
     if rng.random() < 0.1:
         return rng.choice([*WORDS, *NUMBERS, *PATHS])
-    if action.choices:
-        return rng.choice(SMALL.get(action.dest, list(action.choices)))
+    if action.dest in SMALL or action.choices:
+        return rng.choice(SMALL.get(action.dest) or list(action.choices))
     if action.type and getattr(action.type, "__name__", "") in ("int", "float", "number_of_branches"):
         return rng.choice(NUMBERS if rng.random() < 0.3 else NUMBERS[:8])
     if action.dest in ("data_dir", "save_dir", "resume", "T_model_path", "export", "images", "file", "runs", "html",

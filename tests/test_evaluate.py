@@ -275,6 +275,8 @@ def wrong(kind, runs, tmp_path):
         "float image": [group, "--images", tmp_path / "float.tiff"],
         "says what it is": [group, "--model", "resnet14"],
         "other data": [group, "--dataset", "imagenet"],
+        "no such network": [group, "--model", "resnet33"],
+        "no such data": [group, "--dataset", "SVHN"],
         "exported": [file],
         "two things": [group, "--export", "x.onnx", "--images", "y.png"],
     }[kind]
@@ -296,6 +298,8 @@ def wrong(kind, runs, tmp_path):
     ("no image", "none.png does not exist"), ("empty folder", "empty holds no image"),
     ("other network", "not hold the weights of a resnet8.*--model"),
     ("says what it is", "its model is resnet8: leave out --model resnet14"), ("other data", "images of 32x32"),
+    ("no such network", "--model: unknown name 'resnet33'; known are resnet8, "),
+    ("no such data", "--dataset: unknown name 'SVHN'; known are CIFAR10, "),
     ("exported", "name it with --data_dir"), ("two things", "--images: not allowed with")])
 def test_errors(kind, message, runs, tmp_path, capsys):
     flags = wrong(kind, runs, tmp_path)

@@ -1,4 +1,5 @@
 import argparse
+import importlib
 import os
 import re
 import subprocess
@@ -8,20 +9,27 @@ import pytest
 import torch
 from conftest import ROOT, few_digits
 
+import data_loader
+import losses
+import methods
+import models
 import train
 import train_DML
 import train_GL
 import train_kd
 import train_one
 import utils
+from deployment.formats import FORMATS
+from training.run import Run
 
 MAIN = {"train": train, "train_kd": train_kd, "train_GL": train_GL, "train_one": train_one, "train_DML": train_DML}
 
 REFUSED = [
-    ("train", "--model resnet33", "resnet33"),
-    ("train", "--dataset SVHN", "SVHN"),
+    ("train", "--model resnet33", "unknown network 'resnet33'; known are resnet8, "),
+    ("train_DML", "--models resnet8 resnet9", "unknown network 'resnet9'"),
+    ("train", "--dataset SVHN", "unknown dataset 'SVHN'; known are CIFAR10, "),
     ("train_GL", "--loss MSE", "MSE"),
-    ("train_kd", "--T_model resnet33", "resnet33"),
+    ("train_kd", "--T_model resnet33", "unknown network 'resnet33'; known are resnet8, "),
     ("train_GL", "--num_branches 1", "at least 2 students, not 1"),
     ("train_one", "--num_branches 0", "at least 2 students, not 0"),
     ("train_DML", "--num_branches -3", "at least 2 students"),
@@ -52,6 +60,8 @@ REFUSED = [
     ("train", "--resume auto --overwrite", "not both"),
     ("train", "--dropout 0.5", "--dropout is for vgg16"),
     ("train", "--efficient", "--efficient is for densenet"),
+    ("train_DML", "--models resnet8 resnet14 --dropout 0.5", "resnet8 and resnet14 do not have it"),
+    ("train_DML", "--models resnet8 vgg16 --dataset imagenet", "--models: vgg16 is made for"),
     ("train", "--model vgg16 --dropout 1", "less than 1"),
     ("train", "--model vgg16 --dataset imagenet", "made for images of 32x32"),
     ("train_kd", "--T_model vgg16 --dataset imagenet", "--T_model: vgg16 is made for images of 32x32"),
@@ -97,7 +107,7 @@ def test_a_mistake_is_one_line(name, flags, said, tmp_path, monkeypatch, capsys)
     ("train_kd", "--model resnet18 --T_model resnet34 --dataset imagenet", []),
     ("train_GL", "--dataset folder", [])])
 def test_networks_for_large_images_warn_about_small_ones(name, flags, warned, capsys):
-    MAIN[name].parse_args(flags.split())
+    Run(MAIN[name].parse_args([*flags.split(), "--device", "cpu"]))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(warned)
     for line, flag in zip(lines, warned, strict=True):
@@ -214,6 +224,27 @@ def test_help(name):
     for default in ("300", "0.0005", "V0", "0.1"):
         assert f"(default: {default})" in " ".join(done.stdout.split())
     assert "default: None" not in done.stdout and " = " in done.stdout and "Measured" not in done.stdout
+
+
+@pytest.mark.parametrize("script", [*{entry.module: 0 for entry in methods.METHODS.values()}, "evaluate", "report"])
+@pytest.mark.parametrize(("flag", "code"), [("--help", 0), ("--no_such_flag", 2)])
+def test_help_and_wrong_flags_wait_for_no_imports(script, flag, code):
+    done = subprocess.run([sys.executable, "-X", "importtime", ROOT / f"{script}.py", flag], capture_output=True,
+                          text=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == code and "utils" in imported
+    assert not {"torch", "numpy", "PIL", "pandas", "models"} & imported
+
+
+@pytest.mark.parametrize(("script", "names"), [
+    ("train", models.NETWORKS), ("evaluate", models.NETWORKS), ("train", data_loader.DATASETS),
+    ("evaluate", data_loader.DATASETS), ("train", data_loader.DECODERS), ("train_GL", models.AGGREGATIONS),
+    ("train_KDCL", models.TARGETS), ("train_GL", losses.DISTILLATION), ("evaluate", FORMATS)])
+def test_help_names_what_there_is(script, names, capsys):
+    """It cannot read the tables: they need PyTorch."""
+    with pytest.raises(SystemExit):
+        importlib.import_module(script).parse_args(["--help"])
+    assert ",".join(names) in "".join(capsys.readouterr().out.split())
 
 
 def test_too_little_memory_is_one_line(capsys):

@@ -7,3 +7,17 @@ FREE_FLAGS = {"resume", "overwrite", "save_dir", "data_dir", "cache", "num_worke
 # read as if they named them.
 LATER_FLAGS = {"train_size": 0, "detach_targets": False, "models": None, "decoder": "pil",
                "hybrid_gradient": False, "interval": "1_epoch"}
+# The entries of parameters.json that are no flags.
+NO_FLAGS = {"method", "milestones", "classes", "mean", "std", "weights", "command", "environment", "starts"}
+
+
+def gone(recorded: dict, flags: dict) -> list[str]:
+    """Recorded flags that were used and that this code no longer has."""
+    return [f"--{name}" for name, value in recorded.items() if name not in flags and value not in (None, False)]
+
+
+def changed(recorded: dict, flags: dict) -> list[str]:
+    """Flags whose value is not the recorded one, with both values."""
+    recorded = LATER_FLAGS | recorded
+    return [f"--{name} {recorded.get(name)} there, {value} here" for name, value in flags.items()
+            if name not in FREE_FLAGS and recorded.get(name) != value]

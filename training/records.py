@@ -10,7 +10,6 @@ import numpy as np
 from runtime import processes
 from runtime.device import environment
 from runtime.files import as_json, save
-from training.finished import code_digest, receipt
 from training.folder import remove_curves
 from training.outputs import ENSEMBLE, TENSORBOARD_FOLDERS, parse
 
@@ -37,7 +36,6 @@ class Records:
         """
         from torch.utils.tensorboard import SummaryWriter
 
-        self.code = code_digest()  # now, because somebody may edit the code while it trains
         files = {"parameters.json": as_json(parameters)}
         if self.history:
             files["metrics.jsonl"] = self.json_lines()
@@ -84,11 +82,7 @@ class Records:
 
     def finish(self, summary: dict) -> None:
         """Write summary.json: the training has reached its end."""
-        def write() -> None:
-            signed = summary | {"receipt": receipt(self.folder, summary["last"], sys.argv, self.code)}
-            save({self.folder / "summary.json": as_json(signed)})
-
-        processes.on_main(write)
+        processes.on_main(lambda: save({self.folder / "summary.json": as_json(summary)}))
 
     def close(self) -> None:
         for writer in self.writers.values():

@@ -7,7 +7,7 @@ from pathlib import Path
 from runtime.checkpoints import load_checkpoint
 from runtime.errors import Complete, UserError
 from training.checkpoint import FORMAT, PARTS
-from training.flags import FREE_FLAGS, LATER_FLAGS
+from training.flags import changed, gone
 
 
 def checkpoint_to_resume(args: argparse.Namespace, folder: Path) -> Path | None:
@@ -29,17 +29,14 @@ def load_to_resume(path: Path, args: argparse.Namespace, method: str, folder: Pa
     missing = [name for name, kind in PARTS.items() if not isinstance(checkpoint.get(name), kind)]
     if missing:
         raise UserError(f"{path} cannot be resumed: it has no {', '.join(missing)}")
-    flags, recorded = {"method": method, **vars(args)}, LATER_FLAGS | checkpoint["flags"]
-    gone = [f"--{name}" for name, value in checkpoint["flags"].items()
-            if name not in flags and value not in (None, False)]
-    if gone and recorded["method"].partition("-")[0] == method.partition("-")[0]:  # another method has other flags
-        raise UserError(f"{path} was started with {' and '.join(gone)}, which this code no longer has: train it anew, "
-                        "with --overwrite or another --version")
-    changed = [f"--{name} {recorded.get(name)} there, {value} here" for name, value in flags.items()
-               if name not in FREE_FLAGS and recorded.get(name) != value]
-    if changed:
-        raise UserError(f"{path} was started with other flags ({'; '.join(changed)}): resume with the same flags")
-    done, planned = len(checkpoint["history"]), checkpoint["flags"]["num_epochs"]
+    flags, recorded = {"method": method, **vars(args)}, checkpoint["flags"]
+    unknown = gone(recorded, flags)
+    if unknown and recorded["method"].partition("-")[0] == method.partition("-")[0]:  # another method has other flags
+        raise UserError(f"{path} was started with {' and '.join(unknown)}, which this code no longer has: train it "
+                        "anew, with --overwrite or another --version")
+    if different := changed(recorded, flags):
+        raise UserError(f"{path} was started with other flags ({'; '.join(different)}): resume with the same flags")
+    done, planned = len(checkpoint["history"]), recorded["num_epochs"]
     if args.num_epochs < planned:
         raise UserError(f"--num_epochs of {folder} was {planned}: it can be raised, not lowered")
     last = folder / "last.pth"
@@ -47,7 +44,7 @@ def load_to_resume(path: Path, args: argparse.Namespace, method: str, folder: Pa
         raise UserError(f"{folder} has gone on since {path.name}: --resume {folder} continues it; to go back, copy "
                         f"{path.name} into another folder")
     if done >= args.num_epochs and is_finished(folder, checkpoint["history"]):
-        raise Complete(f"{folder} is complete: {done} epochs (more with --num_epochs)")
+        raise Complete(folder, done)
     return checkpoint
 
 

@@ -4,9 +4,11 @@ import argparse
 import logging
 from typing import NoReturn
 
+from models import registry
+from models.imagenet import NETWORKS as LARGE
 from runtime import processes
 from runtime.device import pick_device, seed_everything, set_precision
-from runtime.errors import UserError
+from runtime.errors import UserError, warn
 from training.folder import remove_run, run_folder
 from training.lock import Lock
 from training.log import close_log, log, open_log
@@ -16,12 +18,13 @@ from training.resume import checkpoint_to_resume, load_to_resume
 class Run:
     """A run of ``method`` (a name) with the flags ``args``. ``with run:`` opens its folder.
 
-    Create it before the data and the model. Creating it writes no file. UserError if the device, the folder or the
-    checkpoint to resume is wrong.
+    Create it before the data and the model. Creating it writes no file. UserError if a network, the device, the folder
+    or the checkpoint to resume is wrong.
     """
 
     def __init__(self, args: argparse.Namespace, method: str = ""):
         self.args, self.method = args, method
+        self.check_networks()
         self.device = pick_device(args.device, args.gpu_id, args.sync_bn)
         processes.start(self.device)
         self.folder = processes.on_main(lambda: run_folder(args, method))
@@ -32,6 +35,25 @@ class Run:
         self.recipe = self.checkpoint["recipe"] if self.checkpoint else {"num_epochs": args.num_epochs}
         set_precision(args.tf32)
         seed_everything(args.seed)
+
+    def check_networks(self) -> None:
+        """UserError if a network is unknown, or does not fit its flags or the images. A warning if they are small."""
+        args = self.args
+        names = getattr(args, "models", None) or [args.model]
+        flags = dict.fromkeys(names, "--models" if len(names) > 1 else "--model")
+        if getattr(args, "T_model", None):
+            flags.setdefault(args.T_model, "--T_model")
+        try:
+            registry.find_each(flags)
+            registry.find_each(names, dropout=args.dropout, efficient=args.efficient)
+        except ValueError as error:
+            self.refuse(str(error))
+        for name, flag in flags.items():
+            if args.dataset == "imagenet" and name.startswith("vgg"):
+                self.refuse(f"argument {flag}: {name} is made for images of 32x32, not for imagenet")
+            if args.dataset != "imagenet" and name in LARGE:
+                warn(f"the images of --dataset {args.dataset} are 32x32, and {flag} {name} is made for 224x224: its "
+                     "last feature map is 1x1 here (--dataset imagenet crops your own large images to 224x224)")
 
     @property
     def num_epochs(self) -> int:

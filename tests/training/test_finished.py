@@ -1,18 +1,19 @@
-"""Finished runs are passed over in milliseconds, and only those that --resume auto would pass over, too."""
+"""Finished runs are recognised by their records, before PyTorch is imported, and others are not."""
 
+import importlib
 import json
+import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from kill import FLAGS
-from processes import Training
+from processes import Training, group
 
-from runtime.checkpoints import load_checkpoint, serialise
-from training import finished
-from training.finished import finished_run
-from training.lock import Lock
+from training.folder import finished_run
 
 
 @pytest.fixture(scope="module")
@@ -21,112 +22,124 @@ def command(images, tmp_path_factory):
     root = tmp_path_factory.mktemp("finished")
     argv = [*FLAGS, "--num_epochs", "1", "--version", "seed0", "--data_dir", str(images), "--save_dir", str(root),
             "--resume", "auto"]
-    training = Training("train_one", [*argv, "--gpu_id", "0"], root)
+    training = Training("train_one", argv, root)
     assert training.wait() == 0, training.said()
-    return ["train_one", *argv]
+    return argv
 
 
 @pytest.fixture
 def folder(command):
     """Its folder. What a test changes there is put back."""
-    folder = next(finished.Path(command[command.index("--save_dir") + 1]).glob("folder/ONE/resnet8_seed0"))
+    (folder,) = Path(command[command.index("--save_dir") + 1]).glob("folder/ONE/resnet8_seed0")
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     yield folder
     for path, content in before.items():
         path.write_bytes(content)
 
 
-def test_a_finished_run(command, folder):
+def run(script, *flags, **environment):
+    """The script as a user runs it; -> the finished process, and the modules that it imported."""
+    done = subprocess.run([sys.executable, "-X", "importtime", ROOT / f"{script}.py", *flags], capture_output=True,
+                          text=True, env=os.environ | environment)
+    return done, {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+
+def recognised(argv, script="train_one"):
+    """The folder, or None."""
+    return finished_run(importlib.import_module(script).parse_args(argv), script)
+
+
+@pytest.mark.parametrize("more", [
+    [], ["--gpu_id", "3", "--num_workers", "0", "--log_every", "7"], ["--seed", "0", "--length", "80"]])
+def test_a_finished_run(more, command, folder):
+    """By all its flags, those that do not matter, and defaults; with --resume auto and by its folder."""
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert finished_run(command) == f"{folder} is complete: 1 epochs (more with --num_epochs)"
-    assert finished_run([*command, "--gpu_id", "3"]) == finished_run(command)
+    for argv in ([*command, *more], [*command, *more, "--resume", str(folder)]):
+        assert recognised(argv) == folder
+    done, imported = run("train_one", *command, *more)
+    assert done.returncode == 0 and done.stdout == f"{folder} is complete: 1 epochs (more with --num_epochs)\n"
+    assert "training.folder" in imported and not {"torch", "numpy"} & imported
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-    training = Training("train_one", command[1:], folder / "B")  # what --resume auto prints
-    assert training.wait() == 0 and training.said().strip() == finished_run(command)
+
+
+def test_the_first_of_several_processes_says_it(command, folder):
+    for environment, said in zip(group(2), (f"{folder} is complete: 1 epochs (more with --num_epochs)\n", ""),
+                                 strict=True):
+        done, _ = run("train_one", *command, **environment)
+        assert done.returncode == 0 and done.stdout == said
+
+
+def test_what_the_checkpoint_says_is_the_same(command, folder):
+    """The script's main, which reads it."""
+    training = Training("train_one", command, folder / "B")
+    assert training.wait() == 0 and training.said() == f"{folder} is complete: 1 epochs (more with --num_epochs)\n"
 
 
 @pytest.mark.parametrize("change", [
-    ["--num_epochs", "2"], ["--lr", "0.3"], ["--overwrite"], ["--resume", "x"], ["--version", "seed1"], ["--avg"]])
-def test_other_commands_are_not_answered(change, command):
-    assert finished_run([*command, *change]) is None
+    ["--num_epochs", "2"], ["--lr", "0.3"], ["--seed", "1"], ["--resume", "x"], ["--version", "seed1"], ["--avg"],
+    ["--T_model", "resnet8"]])
+def test_other_flags(change, command, folder):
+    script = "train_GL" if "--T_model" in change else "train_one"
+    assert recognised([*command, *change], script) is None
+    assert recognised([*command, "--resume", str(folder), *change], script) == (
+        folder if change[0] == "--version" else None)
 
 
-def test_another_script_is_not_answered(command):
-    assert finished_run(["train_GL", *command[1:]]) is None
+def test_other_flags_are_refused_as_ever(command, folder):
+    done, imported = run("train_one", *command, "--lr", "0.3")
+    assert done.returncode == 2 and "--lr 0.02 there, 0.3 here" in done.stderr and "torch" in imported
+    done, _ = run("train_one", *command, "--save_dir", "a" * 300)
+    assert done.returncode == 2 and "name too long" in done.stderr and "Traceback" not in done.stderr
 
 
-def edit_checkpoint(folder):
-    state = load_checkpoint(folder / "last.pth")
-    state["flags"]["lr"] = 0.3
-    (folder / "last.pth").write_bytes(serialise(state))
+def test_another_script(command, folder):
+    """Even if it has the same flags."""
+    args = importlib.import_module("train_one").parse_args(command)
+    assert finished_run(args, "train_one") and finished_run(args, "train_GL") is None
 
 
-def edit_summary(folder):
-    summary = json.loads((folder / "summary.json").read_text())
-    summary["last"]["test_accTop1"] += 1
-    (folder / "summary.json").write_text(json.dumps(summary))
-
-
-def flip_a_bit(folder):
-    content = bytearray((folder / "last.pth").read_bytes())
-    content[len(content) // 2] ^= 1
-    (folder / "last.pth").write_bytes(content)
+def write(folder, name, **changes):
+    content = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(content | changes))
 
 
 @pytest.mark.parametrize("change", [
-    edit_checkpoint, edit_summary, flip_a_bit, lambda folder: (folder / "last.pth").unlink(),
-    *(lambda folder, text=text: (folder / "summary.json").write_text(text) for text in ("{}", "[]", "")),
-    lambda folder: (folder / "summary.json").unlink()])
-def test_a_changed_run_is_not_answered(change, command, folder):
-    assert finished_run(command)
+    lambda folder: write(folder, "summary.json", last={"epoch": 0}),
+    lambda folder: write(folder, "parameters.json", num_epochs=2),  # it was raised, and the training stopped
+    lambda folder: write(folder, "parameters.json", lr=0.3),
+    lambda folder: write(folder, "parameters.json", hybrid_copy=True),  # a flag that is gone
+    lambda folder: write(folder, "parameters.json", command=None),
+    *(lambda folder, name=name, text=text: (folder / name).write_text(text)
+      for name in ("summary.json", "parameters.json") for text in ("{}", "[]", "1", "", "{\"last\": 1")),
+    *(lambda folder, name=name: (folder / name).unlink() for name in ("summary.json", "parameters.json", "last.pth"))])
+def test_other_records(change, command, folder):
+    assert recognised(command)
     change(folder)
-    assert finished_run(command) is None
+    assert recognised(command) is None
 
 
-def test_other_code_is_not_answered(command, monkeypatch, tmp_path):
-    digest = finished.code_digest()
-    assert digest == finished.code_digest()
-    monkeypatch.setattr(finished, "code_digest", lambda: "other")
-    assert finished_run(command) is None
-    monkeypatch.undo()
-    monkeypatch.setattr(finished, "ROOT", tmp_path)
-    (tmp_path / "training").mkdir()
-    (tmp_path / "training" / "flags.py").write_text("LATER_FLAGS = {}")
-    one = finished.code_digest()
-    (tmp_path / "training" / "flags.py").write_text("LATER_FLAGS = {1}")
-    assert len({digest, one, finished.code_digest()}) == 3
-
-
-def test_a_run_that_is_being_trained_is_not_answered(command, folder):
-    code = f"import time; from training.lock import Lock; from pathlib import Path; Lock(Path({str(folder)!r})); " \
-           "print('locked', flush=True); time.sleep(60)"
-    holder = subprocess.Popen([sys.executable, "-c", code.replace("Lock(Path", "lock = Lock(Path")], cwd=ROOT,
-                              stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "locked\n"
-    assert finished_run(command) is None
-    holder.kill()
-    holder.wait()
-    assert finished_run(command)
-    Lock(folder).release()  # nothing is left locked
+def test_records_from_before_a_flag_was_there(command, folder):
+    """And from when summary.json had a receipt."""
+    parameters = json.loads((folder / "parameters.json").read_text())
+    del parameters["train_size"], parameters["decoder"]
+    (folder / "parameters.json").write_text(json.dumps(parameters | {"hybrid_copy": False}))
+    write(folder, "summary.json", receipt="0" * 64)
+    assert recognised(command) == folder
 
 
 def test_a_table_script_passes_over_finished_runs_without_pytorch(command, folder):
-    """A tenth of the time that importing PyTorch takes: it is not imported."""
-    line = " ".join(["python", *command]) + "\n"
-    code = ("import sys; sys.argv = ['run_all.py']; sys.path.insert(0, 'scripts'); import run_all; run_all.main(); "
-            "assert not {'torch', 'numpy'} & set(sys.modules)")
-    done = subprocess.run([sys.executable, "-c", code], input=line, cwd=ROOT, capture_output=True, text=True)
+    """Also those of different networks, whose folder has the names of all; and nothing else."""
+    mixed = folder.parent.parent / "Ind-N" / "resnet8+vgg16_seed0"
+    mixed.mkdir(parents=True)
+    words = ["train_one", "--models", "resnet8", "vgg16", *command[2:]]
+    for name in ("summary.json", "last.pth"):
+        (mixed / name).write_bytes((folder / name).read_bytes())
+    started = shlex.join([*words, "--gpu_id", "1"])
+    (mixed / "parameters.json").write_text(json.dumps({"num_epochs": 1, "command": started}))
+    lines = [["train_one", *command], words, [*words, "--lr", "0.3"], ["train_GL", *command], words[:-2]]
+    code = ("import sys; sys.argv = ['run_all.py', '--left']; sys.path.insert(0, 'scripts'); import run_all; "
+            "run_all.main(); assert not {'torch', 'numpy'} & set(sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          input="".join(f"python {shlex.join(line)}\n" for line in lines))
     assert done.returncode == 0, done.stderr
-    assert done.stdout == (f"[1/1] {folder} is complete: 1 epochs (more with --num_epochs)\n"
-                           "1 of 1 runs are complete\n")
-
-
-def test_a_finished_run_of_different_networks(images, tmp_path):
-    """Its folder has the names of --models. No other command about them is answered."""
-    flags = ["--models", "resnet8", "resnet14", *FLAGS[2:], "--num_epochs", "1", "--version", "seed0", "--data_dir",
-             str(images), "--save_dir", str(tmp_path), "--resume", "auto"]
-    training = Training("train_KDCL", flags, tmp_path)
-    assert training.wait() == 0, training.said()
-    assert finished_run(["train_KDCL", *flags]).startswith(f"{tmp_path}/folder/KDCL/resnet8+resnet14_seed0 is complete")
-    for other in (["--models", "resnet14", "resnet8", *flags[3:]], [*flags, "--lr", "0.3"], [*flags, "--models"]):
-        assert finished_run(["train_KDCL", *other]) is None
+    assert done.stdout == "".join(f"other python {shlex.join(line)}\n" for line in lines[2:])
