@@ -29,7 +29,7 @@ def code_digest() -> str:
 def receipt(folder: Path, last: dict, command: list[str], code: str) -> str:
     """SHA-256 of a finished run. last: the record of its last epoch. command: script and flags. code: its digest.
 
-    scripts/run_all.py appends --gpu_id, which changes from start to start: at the end of a command it does not count.
+    The scripts append --gpu_id, which changes from start to start: at the end of a command it does not count.
     """
     command = command[:-2] if "--gpu_id" in command[-2:-1] else command
     sha = hashlib.sha256(json.dumps([last, command, code]).encode())

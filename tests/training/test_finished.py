@@ -110,17 +110,6 @@ def test_a_run_that_is_being_trained_is_not_answered(command, folder):
     Lock(folder).release()  # nothing is left locked
 
 
-def test_a_table_script_passes_over_finished_runs_without_pytorch(command, folder):
-    """A tenth of the time that importing PyTorch takes: it is not imported."""
-    line = " ".join(["python", *command]) + "\n"
-    code = ("import sys; sys.argv = ['run_all.py']; sys.path.insert(0, 'scripts'); import run_all; run_all.main(); "
-            "assert not {'torch', 'numpy'} & set(sys.modules)")
-    done = subprocess.run([sys.executable, "-c", code], input=line, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == (f"[1/1] {folder} is complete: 1 epochs (more with --num_epochs)\n"
-                           "1 of 1 runs are complete\n")
-
-
 def test_a_finished_run_of_different_networks(images, tmp_path):
     """Its folder has the names of --models. No other command about them is answered."""
     flags = ["--models", "resnet8", "resnet14", *FLAGS[2:], "--num_epochs", "1", "--version", "seed0", "--data_dir",
