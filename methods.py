@@ -1,6 +1,7 @@
 """Every method in one table: what its runs are called, which class defines it, which command trains it.
 
-    python methods.py CL-ILR        # prints: train_one.py --avg --bpscale
+    python methods.py CL-ILR          # prints: train_one.py --avg --bpscale
+    python methods.py --has CL-ILR    # prints: group,ramp_up train_one.py --avg --bpscale
 
 Evaluation, benchmarks, reports and scripts/runs.sh read this table. A new method is one script and one line here, at
 the end: tables and figures take their order and their colours from the table.
@@ -15,11 +16,17 @@ from runtime.errors import UserError
 
 
 class Entry(NamedTuple):
-    """definition: module and class. flags: those that choose the method in its script. title: in tables and figures."""
+    """definition: module and class. flags: those that choose the method in its script. title: in tables and figures.
+
+    group: it trains several networks, so its script has --num_branches. ramp_up: the weight of its group loss rises
+    over the first epochs, and its script has --length.
+    """
 
     definition: str
     flags: str = ""
     title: str = ""
+    group: bool = True
+    ramp_up: bool = False
 
     @property
     def module(self) -> str:
@@ -31,18 +38,23 @@ class Entry(NamedTuple):
         """The script and the flags that train this method."""
         return f"{self.module}.py {self.flags}".strip()
 
+    @property
+    def has(self) -> str:
+        """Which of "group" and "ramp_up" the method has, with a comma between them; "-": neither."""
+        return ",".join(name for name in ("group", "ramp_up") if getattr(self, name)) or "-"
+
 
 METHODS = {  # the name of a run's folder -> entry
-    "baseline": Entry("train.Baseline", title="Baseline"),
-    "KD": Entry("train_kd.KD"),
+    "baseline": Entry("train.Baseline", title="Baseline", group=False),
+    "KD": Entry("train_kd.KD", group=False),
     "Ind": Entry("train_one.Ind", "--ind"),
     "DML": Entry("train_DML.DML"),
-    "CL-ILR": Entry("train_one.CollaborativeLearning", "--avg --bpscale"),
-    "ONE": Entry("train_one.ONE"),
-    "OKDDip-N": Entry("train_GL.OKDDip", "--MulStu"),
-    "OKDDip": Entry("train_GL.OKDDip", title="OKDDip-B"),
-    "FFL": Entry("train_FFL.FFL"),
-    "PCL": Entry("train_PCL.PCL"),
+    "CL-ILR": Entry("train_one.CollaborativeLearning", "--avg --bpscale", ramp_up=True),
+    "ONE": Entry("train_one.ONE", ramp_up=True),
+    "OKDDip-N": Entry("train_GL.OKDDip", "--MulStu", ramp_up=True),
+    "OKDDip": Entry("train_GL.OKDDip", title="OKDDip-B", ramp_up=True),
+    "FFL": Entry("train_FFL.FFL", ramp_up=True),
+    "PCL": Entry("train_PCL.PCL", ramp_up=True),
     "KDCL": Entry("train_KDCL.KDCL", title="KDCL (mean)"),
     "OKDPH": Entry("train_OKDPH.OKDPH"),
 }
@@ -80,8 +92,9 @@ def find(name: str) -> tuple[type, object]:
 
 
 if __name__ == "__main__":
-    name = " ".join(sys.argv[1:])
+    with_has = sys.argv[1:2] == ["--has"]
+    name = " ".join(sys.argv[1 + with_has:])
     if name not in METHODS:
         print(f"error: unknown method {name or '(none)'}: known are {', '.join(METHODS)}", file=sys.stderr)
         sys.exit(2)
-    print(METHODS[name].command)
+    print(*[METHODS[name].has] * with_has, METHODS[name].command)

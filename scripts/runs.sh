@@ -59,15 +59,15 @@ runs() {
     for seed in $SEEDS; do
         for dataset in $DATASETS; do
             for model in $MODELS; do
-                printf '%s\n' "$commands" | while read -r command; do line; done
+                printf '%s\n' "$commands" | while read -r has command; do line; done
             done
         done
     done
 }
 
-# with_flags NAME FLAG...: print the training script and the flags of a method
+# with_flags NAME FLAG...: print what a method has (a group, a ramp-up), its training script and its flags
 with_flags() {
-    command=$("$python" methods.py "${1%+KD}") || exit 2
+    command=$("$python" methods.py --has "${1%+KD}") || exit 2
     case $1 in KD | *+KD) teacher=$(quote --T_model "$T_MODEL") ;; *) teacher= ;; esac
     shift
     printf '%s\n' "$command${*:+ $*}$teacher"
@@ -78,10 +78,7 @@ line() {
     case $command in *" --T_model "*)
         command="$command$(quote --T_model_path "$SAVE_DIR/$dataset/${T_MODEL}_seed${teacher_seed:-$seed}")" ;;
     esac
-    case $command in
-        *" --ind"*) ;;  # no ramp-up
-        *) ! grep -q ramp_up_flags "${command%% *}" || command="$command${LENGTH:+ --length $LENGTH}" ;;
-    esac
+    case $has in *ramp_up*) command="$command${LENGTH:+ --length $LENGTH}" ;; esac
     case "$model $command" in  # in the authors' code, branches of a VGG always have dropout
         *" --MulStu"*) ;;
         vgg*" train_GL.py"* | vgg*" train_one.py"*) command="$command --dropout ${vgg_dropout:-0.5}" ;;
@@ -89,8 +86,11 @@ line() {
     version=seed$seed
     case $command in
         *" --models "*) ;;  # names a network for each student
-        *) [ "${branches:-4}" = 4 ] || ! grep -q group_flags "${command%% *}" ||
-                command="$command --num_branches $branches" version=m${branches}_$version
+        *)
+            case ${branches:-4}$has in
+                4*) ;;
+                *group*) command="$command --num_branches $branches" version=m${branches}_$version ;;
+            esac
             command="$command --model $model" ;;
     esac
     what="--dataset $dataset${EPOCHS:+ --num_epochs $EPOCHS}${recipe:-} --seed $seed --version $version"
@@ -111,8 +111,91 @@ $line
     done
 }
 
-# execute LINES: print the command lines, after those of the teachers, or run them. exec: a signal to the script reaches
-# run_all.py
+# What xargs runs for each line. Its arguments: a folder for notes, Python, the GPUs, NUMBER:LINE. It starts nothing if
+# the script is gone and so has lost its lock, or if the first runs have all failed (no data, no disk). The output of
+# several runs would be mixed, and each writes its own train.log.
+one_run='
+notes=$0 python=$1 number=${3%%:*} line=${3#*:}
+set -- $2
+! flock -n "$notes/script" true || exit 0
+[ -s "$notes/complete" ] || [ "$(ls "$notes/failed" | wc -l)" -lt $((3 * ($# + ($# == 0)))) ] || exit 0
+several=$(($# > 1)) errors=$notes/errors.$number
+[ $# = 0 ] || { shift "$slot" && line="$line --gpu_id $1"; }
+echo "[$number/$(($(wc -l < "$notes/lines")))] $line"
+exec 3>&2
+[ $several = 0 ] || exec > /dev/null 2> "$errors"
+if printf "%s\n" "$line" | grep -q -f "$notes/no_teacher"; then
+    why="not started (the run of its teacher has failed)"
+elif sh -c "exec \"\$0\" ${line#python }" "$python" 3>&-; then
+    echo >> "$notes/complete"
+    exit
+else
+    why="failed with exit code $?"
+fi
+echo "[$number] $why" >&3
+{ echo "$why: $line" && [ $several = 0 ] || cat "$errors"; } > "$notes/failed/$number"
+folder="s|^python train.py --model \([^ ]*\) --dataset \([^ ]*\) .*--version \([^ ]*\) .*|/\2/\1_\3[^0-9]|p"
+printf "%s\n" "$line" | sed -n "$folder" >> "$notes/no_teacher"
+'
+
+# stop NUMBER: after a signal, end xargs, so that nothing more starts, pass the signal on, and wait until the trainings
+# have saved their step. Until then they hold a lock.
+stop() {
+    until kill -s TERM -- "-$!" 2> /dev/null || ! kill -s 0 "$!" 2> /dev/null; do :; done
+    exec 9>&-
+    flock "$notes/runs" true || :
+    echo "stopped: start the script again to continue" >&2
+    exit $((128 + $1))
+}
+
+# start LINES: run the command lines, those with a teacher after all others. xargs and the trainings have a session of
+# their own: a terminal's Ctrl-C would reach them a second time, and a second signal ends a training at once.
+start() {
+    { command -v flock && command -v setsid && xargs --process-slot-var=slot true; } < /dev/null > /dev/null 2>&1 || {
+        echo "error: flock, setsid or GNU's xargs not found: DRY_RUN=1 sh $0 | sh needs none of them" >&2
+        exit 2
+    }
+    notes=$(mktemp -d)
+    trap 'rm -rf "$notes"' EXIT
+    mkdir "$notes/failed"
+    touch "$notes/complete" "$notes/no_teacher"
+    exec 8> "$notes/script" 9> "$notes/runs"
+    flock 8 && flock 9
+    lines=$1
+    for which in -v -e; do
+        printf '%s\n' "$lines" | grep $which ' --T_model_path ' || :
+    done | grep -n '' > "$notes/lines"
+    set -- ${GPUS:-}
+    for which in -v -e; do
+        grep $which ' --T_model_path ' "$notes/lines" > "$notes/now" || continue
+        setsid xargs -d '\n' -n 1 -P $(($# + ($# == 0))) --process-slot-var=slot \
+            sh -c "$one_run" "$notes" "$python" "$*" < "$notes/now" 8>&- &
+        trap 'stop 1' HUP  # not under nohup
+        trap 'stop 2' INT
+        trap 'stop 15' TERM
+        wait $! || :
+    done
+    tell
+}
+
+# tell: print how many runs are complete, and the failures
+tell() {
+    total=$(($(wc -l < "$notes/lines"))) complete=$(($(wc -l < "$notes/complete")))
+    failed=$(($(ls "$notes/failed" | wc -l)))
+    [ $failed = 0 ] || (cd "$notes/failed" && cat $(ls | sort -n) >&2)
+    if [ $((complete + failed)) -lt $total ]; then
+        echo "the first $failed runs failed, so the others were not started" >&2
+    else
+        echo "$complete of $total runs are complete"
+    fi
+    [ $complete = $total ] || {
+        [ $failed = 1 ] && runs=run || runs=runs
+        echo "$failed $runs failed: fix the cause, then start the script again" >&2
+        exit 1
+    }
+}
+
+# execute LINES: print the command lines, after those of the teachers, or run them
 execute() {
     case $1 in *" --T_model "*)
         set -- "$(SEEDS=${teacher_seed:-$SEEDS} MODELS=$T_MODEL && runs baseline)
@@ -125,8 +208,6 @@ $1" ;;
     elif [ -n "${DRY_RUN:-}" ]; then
         printf '%s\n' "$1"
     else
-        exec "$python" scripts/run_all.py ${GPUS:+--gpus $GPUS} <<LINES
-$1
-LINES
+        start "$1"
     fi
 }

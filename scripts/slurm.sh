@@ -23,9 +23,17 @@ lines=$(while [ $# != 0 ] && [ "$1" != -- ]; do shift; done && shift $(($# > 0))
     DRY_RUN=1 sh "$scripts/$script" "$@") || exit 2
 . "$scripts/runs.sh"
 flags=$(for word; do [ "$word" != -- ] || break && quote "$word"; done)
-left=$(printf '%s\n' "$lines" | "$python" scripts/run_all.py --left) || exit 2
-[ -n "$left" ] || { echo "all runs of $script are finished: nothing to hand over" && exit; }
 eval "folder=$(printf '%s\n' "$lines" | sed -n '1{s/ --resume auto.*//;s/.* --save_dir //;p;}')"
+# A run is finished if its last start had the same command line and has reached the last epoch. A path with quotation
+# marks is spelled in another way there; such a run is handed over, and ends at once.
+finished=$(find "$folder" -name summary.json 2> /dev/null | while IFS= read -r summary; do
+    awk '/^  "last": / { last = 1 } last && /^    "epoch": / { reached = $2 + 0; last = 0 }
+        /^  "num_epochs": / { wanted = $2 + 0 }
+        sub(/^  "command": "/, "python ") && reached == wanted { sub(/( --gpu_id [0-9]+)?",?$/, ""); print }
+        ' "$summary" "${summary%/*}/parameters.json" 2> /dev/null || :
+done)
+left=$(printf '%s\n' "$lines" | grep -vxF "$finished") ||
+    { echo "all runs of $script are finished: nothing to hand over" && exit; }
 case $folder in *\\*) fail "SLURM cannot write into $folder: choose a SAVE_DIR without a backslash" ;; esac
 if [ -n "${DRY_RUN:-}" ]; then
     exec 3>&1
@@ -69,8 +77,10 @@ queued=$(squeue --noheader --user="$(id -u)" --name="$name" --states=PENDING,RUN
     --format=:%F) || fail "squeue does not say which runs are in the queue: start this again later"
 earlier=$(printf '%s\n' "$queued" | sort -u | tr -d ' \n')
 after=${earlier:+afterany$earlier}
-kind() { printf '%s\n' "$left" | sed -n "s/^$1 //p"; }
-first=$(kind teacher && kind other) students=$(kind student) teachers=$(kind teacher | wc -l)
+lines() { printf '%s\n' "$left" | sed "$@"; }
+students=$(lines -n '/ --T_model_path /p')
+teacher="/^python train.py --model $(lines -n 's/.* --T_model \([^ ]*\) .*/\1/p' | sed 1q) /"
+first=$(lines -n "${teacher}p" && lines "${teacher}d;/ --T_model_path /d") teachers=$(lines -n "${teacher}p" | wc -l)
 if [ -n "$first" ]; then
     job=$(submit "$first" "$after") || exit 2
     check "$job"

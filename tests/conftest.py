@@ -30,7 +30,7 @@ METHODS = {  # a run's folder -> script and flags
 
 def pytest_collection_modifyitems(items):
     """The longest files first, so that at the end no core waits for one of them."""
-    items.sort(key=lambda item: item.path.name not in ("test_docs.py", "test_run_all.py"))
+    items.sort(key=lambda item: item.path.name not in ("test_docs.py", "test_execute.py"))
 
 
 @pytest.fixture

@@ -117,6 +117,8 @@ def test_every_entry_names_its_class_and_its_command(name):
     assert entry.command.startswith(f"{entry.module}.py") and (ROOT / f"{entry.module}.py").exists()
     done = subprocess.run([sys.executable, ROOT / "methods.py", name], capture_output=True, text=True)
     assert done.stdout == entry.command + "\n"
+    assert entry.group == hasattr(flags, "num_branches")
+    assert entry.ramp_up == (hasattr(flags, "length") and not getattr(flags, "ind", False))  # Ind: no group loss
 
 
 @pytest.mark.parametrize(("name", "family"), [("", "baseline"), ("OKDDip-N+KD", "OKDDip"), ("CL", "CL"),

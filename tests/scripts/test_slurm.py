@@ -110,24 +110,26 @@ def test_jobs_of_a_folder_wait_for_earlier_ones(submit, tools):
     assert value(elsewhere, "--job-name") != value(other, "--job-name")
 
 
-def finish(line, method=""):
-    """Make files as a finished run leaves them."""
-    command = shlex.split(line)[1:]
+def finish(line, method="", more="", epochs=40):
+    """Make files as a run of the study leaves them. more: flags at the end of its command."""
+    command = shlex.split(line + more)[1:]
     given = dict(zip(command, command[1:], strict=False))
     folder = Path(given["--save_dir"], given["--dataset"], method, f"{given['--model']}_{given['--version']}")
-    folder.mkdir(parents=True)
-    (folder / "last.pth").write_bytes(b"weights")
-    (folder / "summary.json").write_text(json.dumps({"last": {"epoch": 300}}))
-    (folder / "parameters.json").write_text(json.dumps({"num_epochs": 300, "command": shlex.join(command)}))
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = [{"command": "train.py --a earlier"}, {"command": shlex.join(command)}]
+    for name, content in (("summary", {"best": {"epoch": 34}, "last": {"epoch": epochs, "lr": 0.1}}),
+                          ("parameters", {"num_epochs": 40, "command": shlex.join(command), "starts": starts})):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2))
 
 
 def test_finished_runs_are_not_handed_over(submit, shell, tools):
     some = {"METHODS": "baseline KD", "SEEDS": "0"}
     teacher, baseline, student = shell("study", DRY_RUN="1", **some).stdout.splitlines()
     finish(teacher)
+    finish(baseline, epochs=30)  # the last start raised the number of epochs
     first, students = submit("study.sh", **some)
     assert value(first, "--array") == value(students, "--array") == "0-0" and value(students, "--dependency") is None
-    finish(baseline)
+    finish(baseline, more=" --gpu_id 3")  # without SLURM
     finish(student, "KD")
     done = shell("slurm", "study.sh", PATH=f"{tools}:{os.environ['PATH']}", **some)
     assert done.returncode == 0 and done.stdout == "all runs of study.sh are finished: nothing to hand over\n"

@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -125,21 +124,3 @@ def test_records_from_before_a_flag_was_there(command, folder):
     (folder / "parameters.json").write_text(json.dumps(parameters | {"hybrid_copy": False}))
     write(folder, "summary.json", receipt="0" * 64)
     assert recognised(command) == folder
-
-
-def test_a_table_script_passes_over_finished_runs_without_pytorch(command, folder):
-    """Also those of different networks, whose folder has the names of all; and nothing else."""
-    mixed = folder.parent.parent / "Ind-N" / "resnet8+vgg16_seed0"
-    mixed.mkdir(parents=True)
-    words = ["train_one", "--models", "resnet8", "vgg16", *command[2:]]
-    for name in ("summary.json", "last.pth"):
-        (mixed / name).write_bytes((folder / name).read_bytes())
-    started = shlex.join([*words, "--gpu_id", "1"])
-    (mixed / "parameters.json").write_text(json.dumps({"num_epochs": 1, "command": started}))
-    lines = [["train_one", *command], words, [*words, "--lr", "0.3"], ["train_GL", *command], words[:-2]]
-    code = ("import sys; sys.argv = ['run_all.py', '--left']; sys.path.insert(0, 'scripts'); import run_all; "
-            "run_all.main(); assert not {'torch', 'numpy'} & set(sys.modules)")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          input="".join(f"python {shlex.join(line)}\n" for line in lines))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "".join(f"other python {shlex.join(line)}\n" for line in lines[2:])
