@@ -68,12 +68,6 @@ def test_the_first_of_several_processes_says_it(command, folder):
         assert done.returncode == 0 and done.stdout == said
 
 
-def test_what_the_checkpoint_says_is_the_same(command, folder):
-    """The script's main, which reads it."""
-    training = Training("train_one", command, folder / "B")
-    assert training.wait() == 0 and training.said() == f"{folder} is complete: 1 epochs (more with --num_epochs)\n"
-
-
 @pytest.mark.parametrize("change", [
     ["--num_epochs", "2"], ["--lr", "0.3"], ["--seed", "1"], ["--resume", "x"], ["--version", "seed1"], ["--avg"],
     ["--T_model", "resnet8"]])
@@ -82,6 +76,8 @@ def test_other_flags(change, command, folder):
     assert recognised([*command, *change], script) is None
     assert recognised([*command, "--resume", str(folder), *change], script) == (
         folder if change[0] == "--version" else None)
+    args = importlib.import_module("train_one").parse_args(command)
+    assert finished_run(args, "train_GL") is None  # another script, even if it has the same flags
 
 
 def test_other_flags_are_refused_as_ever(command, folder):
@@ -89,12 +85,6 @@ def test_other_flags_are_refused_as_ever(command, folder):
     assert done.returncode == 2 and "--lr 0.02 there, 0.3 here" in done.stderr and "torch" in imported
     done, _ = run("train_one", *command, "--save_dir", "a" * 300)
     assert done.returncode == 2 and "name too long" in done.stderr and "Traceback" not in done.stderr
-
-
-def test_another_script(command, folder):
-    """Even if it has the same flags."""
-    args = importlib.import_module("train_one").parse_args(command)
-    assert finished_run(args, "train_one") and finished_run(args, "train_GL") is None
 
 
 def write(folder, name, **changes):
