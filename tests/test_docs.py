@@ -411,6 +411,17 @@ def test_the_model_card_states_the_records():
         assert cells == [f"{last[name]:.2f}" if name in last else "–" for name in names], (run, output)
 
 
+def test_the_pilot_s_page_has_the_numbers_of_its_records():
+    folder, shown = ROOT / "results" / "cifar100", []
+    for path in sorted((folder / "pilot").rglob("metrics.jsonl")):
+        flags = json.loads((path.parent / "parameters.json").read_text())
+        last = json.loads(path.read_text().splitlines()[-1])
+        metrics = ("stu_train_accTop1", "stu_test_accTop1", "mean_test_accTop1", "test_accTop1", "attention_self")
+        shown.append([f"{flags['train_size']:,}", str(flags["num_epochs"]), *(f"{last[name]:.2f}" for name in metrics)])
+    ((_, *table),) = tables((folder / "README.md").read_text())
+    assert table == shown
+
+
 def test_the_scripts_state_the_measured_results():
     """A script's docstring states the result of each of its methods that has been run."""
     header, _, last, *_ = tables((ROOT / "results" / "study.md").read_text())[0]
