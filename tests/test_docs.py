@@ -20,6 +20,7 @@ from PIL import Image
 
 import data_loader
 import methods
+from training.flags import FREE_FLAGS
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 TEXT = {page: (ROOT / page).read_text() for page in PAGES}
@@ -420,6 +421,18 @@ def test_the_pilot_s_page_has_the_numbers_of_its_records():
         shown.append([f"{flags['train_size']:,}", str(flags["num_epochs"]), *(f"{last[name]:.2f}" for name in metrics)])
     ((_, *table),) = tables((folder / "README.md").read_text())
     assert table == shown
+
+
+def test_the_pilot_s_script_makes_the_recorded_runs():
+    """The same flags, so that more seeds are of the same group."""
+    done = subprocess.run(["sh", "scripts/cifar100.sh"], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"DRY_RUN": "1", "METHODS": "OKDDip"})
+    found = [vars(importlib.import_module("train_GL").parse_args(shlex.split(line)[2:]))
+             for line in done.stdout.splitlines()]
+    for path in (ROOT / "results" / "cifar100").rglob("parameters.json"):
+        recorded = json.loads(path.read_text())
+        assert any(all(recorded[name] == value for name, value in flags.items() if name not in FREE_FLAGS)
+                   for flags in found), path
 
 
 def test_the_scripts_state_the_measured_results():
