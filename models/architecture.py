@@ -1,5 +1,6 @@
 """How a family of networks is described, and the plain network: a trunk and a head."""
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ class Architecture(NamedTuple):
     initialise(module): draws the initial weights of a whole model, also of its attention or gate.
     branch_names: part of the head -> its names in the authors' branch-based checkpoints; {i} is the branch.
     trunk_options, head_options: the options of ``registry.find`` that trunk and head take.
+    image_size: of the images that a network can be tried with.
     """
 
     trunk: Callable[[], nn.Module]
@@ -24,6 +26,7 @@ class Architecture(NamedTuple):
     branch_names: dict[str, tuple[str, ...]]
     trunk_options: tuple[str, ...] = ()
     head_options: tuple[str, ...] = ()
+    image_size: int = 32
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -77,3 +80,7 @@ class Network(nn.Module):
         """images [B, 3, H, W] -> logits [B, C]."""
         _, logits = self.head(self.trunk(images))
         return logits
+
+    def own_state_dict(self) -> dict[str, Tensor]:
+        """The weights under the names that they have in the network from elsewhere; else as in ``state_dict``."""
+        return {re.sub(r"^(trunk|head)\.network\.", "", name): value for name, value in self.state_dict().items()}

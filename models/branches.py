@@ -14,7 +14,7 @@ from .architecture import Network
 from .registry import find_each
 
 
-def check_widths(network: Network) -> None:
+def check_widths(network: Network, image_size: int) -> None:
     """ValueError if the trunk or the head has another ``width`` than its output: attention and gate are made for it.
 
     One image goes through them in evaluation mode, so no statistic and no random number changes. A network that does
@@ -24,7 +24,7 @@ def check_widths(network: Network) -> None:
     network.eval()
     try:
         with torch.no_grad():
-            x = network.trunk(torch.zeros(1, 3, 32, 32))
+            x = network.trunk(torch.zeros(1, 3, image_size, image_size))
             h, _ = network.head(x)
     except RuntimeError:  # PyTorch's, if shapes do not fit
         return
@@ -33,7 +33,7 @@ def check_widths(network: Network) -> None:
             module.training = training
     found = {"trunk": (network.trunk.width, x.shape[1]), "head": (network.head.width, h.shape[1])}
     for part, (width, channels) in found.items():
-        if width != channels:
+        if width is not None and width != channels:
             raise ValueError(f"the {part} of {network.name} says that its width is {width}, but it returns {channels} "
                              f"{'channels' if part == 'trunk' else 'features'}: set its width to {channels}")
 
@@ -59,11 +59,11 @@ class Branches(nn.Module):
             raise ValueError("branches share the trunk of one network: different networks must be network-based")
         self.name = "+".join(self.names) if mixed else self.names[0]
         self.num_branches, self.network_based = num_branches, network_based
-        architectures = find_each(self.names, **options)
+        architectures = find_each(self.names, shared_trunk=not network_based, **options)
         self.trunks = nn.ModuleList(a.trunk() for a in (architectures if network_based else architectures[:1]))
         self.heads = nn.ModuleList(a.head(num_classes=num_classes) for a in architectures)
         for i in {name: i for i, name in enumerate(self.names)}.values():  # one student of each network
-            check_widths(self.student(i))
+            check_widths(self.student(i), architectures[i].image_size)
         self.add_aggregation(trunk_width=self.trunks[0].width, width=self.heads[0].width)
         if mixed:
             for architecture, *parts in zip(architectures, self.trunks, self.heads, strict=True):
@@ -149,6 +149,8 @@ class ONE(Branches):
         super().__init__(name, num_classes, num_branches, **options)
 
     def add_aggregation(self, trunk_width: int, width: int) -> None:
+        if trunk_width is None:
+            raise ValueError(f"ONE's gate pools a feature map [B, C, H, W], which {self.name} does not have at the cut")
         self.gate = Gate(trunk_width, self.num_branches)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
