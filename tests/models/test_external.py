@@ -255,7 +255,7 @@ def test_a_network_that_cannot_be_used_says_why(own, tmp_path, case):
 
 
 def test_branches_need_a_place_and_the_error_lists_those_that_fit(own):
-    with pytest.raises(ValueError, match="need a place where .* cut: --branch_at stem.1 or middle or last or last.0 or fc$"):
+    with pytest.raises(ValueError, match="place where .* cut: --branch_at stem.1 or middle or last or last.0 or fc$"):
         models.OKDDip(own("own:CNN"), 10)
     with pytest.raises(ValueError, match="ONE's gate pools a feature map"):
         models.ONE("timm:vit_tiny_patch16_224", 10, 2, branch_at="blocks.11", image_size=224)
