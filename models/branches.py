@@ -4,7 +4,7 @@ Every group tensor is [B, m, .]. OKDDip's group leader is the last of the m stud
 the same for all students, or views [B, m, 3, H, W]: view i for student i.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .aggregation import AGGREGATIONS, Gate, divide_gradient, others_mean
 from .architecture import Network
 from .registry import find_each
+from .sources import title
 
 
 def check_widths(network: Network, image_size: int) -> None:
@@ -41,25 +42,27 @@ def check_widths(network: Network, image_size: int) -> None:
 class Branches(nn.Module):
     """m students without interaction: the "individual" baseline (one shared trunk), or the networks of DML.
 
-    name: the network of all students, or a list with the network of each; different ones only if network_based.
+    name: the network of all students, or a list with the network of each; different ones only if network_based. A
+    network is named, or is a function or class that makes it when it is called with ``num_classes=C``.
     network_based: m trunks instead of one. options: see ``registry.find``. ValueError if m < 2, if names and m or
     network_based do not fit, or if the width of a trunk or head is not that of its output.
     """
 
-    def __init__(self, name: str | Sequence[str], num_classes: int, num_branches: int, network_based: bool = False,
-                 **options):
+    def __init__(self, name: str | Callable | Sequence[str | Callable], num_classes: int, num_branches: int,
+                 network_based: bool = False, **options):
         super().__init__()
         if num_branches < 2:
             raise ValueError(f"a group needs at least 2 branches, not {num_branches}")
-        self.names = [name] * num_branches if isinstance(name, str) else list(name)
-        if len(self.names) != num_branches:
-            raise ValueError(f"{num_branches} students need as many networks, not {len(self.names)}")
-        mixed = len(set(self.names)) > 1
+        networks = [name] * num_branches if isinstance(name, str) or callable(name) else list(name)
+        if len(networks) != num_branches:
+            raise ValueError(f"{num_branches} students need as many networks, not {len(networks)}")
+        self.names = [title(network) for network in networks]
+        mixed = len(set(networks)) > 1
         if mixed and not network_based:
             raise ValueError("branches share the trunk of one network: different networks must be network-based")
         self.name = "+".join(self.names) if mixed else self.names[0]
         self.num_branches, self.network_based = num_branches, network_based
-        architectures = find_each(self.names, shared_trunk=not network_based, **options)
+        architectures = find_each(networks, shared_trunk=not network_based, **options)
         self.trunks = nn.ModuleList(a.trunk() for a in (architectures if network_based else architectures[:1]))
         self.heads = nn.ModuleList(a.head(num_classes=num_classes) for a in architectures)
         for i in {name: i for i, name in enumerate(self.names)}.values():  # one student of each network

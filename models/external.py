@@ -15,15 +15,17 @@ from torch import Tensor, nn
 
 from .architecture import Architecture, Head
 from .cut import Cut, cut, evaluated, origin, pieces
-from .sources import in_file, maker, read, weights_of
+from .sources import in_library, maker, read, title, weights_of
 
 OPTIONS = ("classifier", "branch_at", "pretrained", "init", "image_size")
 
 
-def architecture(name: str, shared_trunk: bool = False, classifier: str | None = None, branch_at: str | None = None,
-                 pretrained: bool = False, init: str | None = None, image_size: int = 32) -> Architecture:
+def architecture(name: str | Callable, shared_trunk: bool = False, classifier: str | None = None,
+                 branch_at: str | None = None, pretrained: bool = False, init: str | None = None,
+                 image_size: int = 32) -> Architecture:
     """The architecture of a network from elsewhere. Nothing is built yet, but a FILE.py is imported.
 
+    name: see above, or a function or class that makes the network when it is called with ``num_classes=C``.
     shared_trunk: branches will share the trunk, so ``branch_at`` must name the submodule where the head begins.
     pretrained: start from the library's own weights. init: a file with the weights to start from, under the network's
     own names. Of both, the classifier is new if it has another number of classes.
@@ -31,7 +33,7 @@ def architecture(name: str, shared_trunk: bool = False, classifier: str | None =
     """
     source = Source(name, classifier, pretrained, init, image_size)
     if shared_trunk and not branch_at:
-        raise ValueError(f"branches need a place where {name} is cut: {source.places()}")
+        raise ValueError(f"branches need a place where {source.name} is cut: {source.places()}")
     return Architecture(
         trunk=partial(Trunk, source, branch_at) if branch_at else Images,
         head=partial(Tail, source, branch_at) if branch_at else partial(Whole, source),
@@ -47,18 +49,18 @@ def architecture(name: str, shared_trunk: bool = False, classifier: str | None =
 class Source:
     """Where a network comes from, and how it is built."""
 
-    def __init__(self, name: str, classifier: str | None = None, pretrained: bool = False, init: str | None = None,
-                 image_size: int = 32):
-        self.name, self.classifier, self.pretrained, self.init = name, classifier, pretrained, init
-        self.image_size = image_size
-        self.make = maker(name)
-        if pretrained and in_file(name):
+    def __init__(self, origin: str | Callable, classifier: str | None = None, pretrained: bool = False,
+                 init: str | None = None, image_size: int = 32):
+        self.origin, self.name, self.classifier = origin, title(origin), classifier
+        self.pretrained, self.init, self.image_size = pretrained, init, image_size
+        self.make = maker(origin)
+        if pretrained and not in_library(origin):
             raise ValueError(f"--pretrained is for the networks of torchvision and timm, which have weights of their "
-                             f"own: start {name} from a file with --init")
+                             f"own: start {self.name} from a file with --init")
 
     def __reduce__(self):
         """What pickle keeps. A pickled network has its weights, so it needs no initial ones."""
-        return Source, (self.name, self.classifier, False, None, self.image_size)
+        return Source, (self.origin, self.classifier, False, None, self.image_size)
 
     def build(self, num_classes: int) -> tuple[nn.Module, list[str]]:
         """-> a new network with its own or the given initial weights, and the names of those that do not fit."""

@@ -1,16 +1,16 @@
 """All networks by name. To add one: write its trunk and head, and add an ``Architecture`` to NETWORKS."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from . import densenet, external, imagenet, resnet, vgg
 from .architecture import Architecture, Network
-from .sources import is_external
+from .sources import is_external, title
 
 NETWORKS: dict[str, Architecture] = {**resnet.NETWORKS, **vgg.NETWORKS, **densenet.NETWORKS, **imagenet.NETWORKS}
 
 
-def find(name: str, **options) -> Architecture:
+def find(name: str | Callable, **options) -> Architecture:
     """The architecture ``name``, one of NETWORKS or a network from elsewhere (models/external.py), with its options.
 
     dropout: probability in VGG's classifier. efficient: recompute DenseNet's concatenations in backward.
@@ -20,7 +20,7 @@ def find(name: str, **options) -> Architecture:
     return find_each([name], **options)[0]
 
 
-def find_each(names: Sequence[str], shared_trunk: bool = False, **options) -> list[Architecture]:
+def find_each(names: Sequence[str | Callable], shared_trunk: bool = False, **options) -> list[Architecture]:
     """The architecture of each student. An option is set for those networks that have it.
 
     shared_trunk: they are branches. ValueError if a name is unknown, or if an option is on that no network has.
@@ -32,20 +32,20 @@ def find_each(names: Sequence[str], shared_trunk: bool = False, **options) -> li
     for option, value in options.items():
         if value and option != "image_size" and not any(option in options_of(name) for name in names):
             having = [name for name in NETWORKS if option in options_of(name)] or ["networks from elsewhere"]
-            raise ValueError(f"--{option} is for {', '.join(having)}: {' and '.join(dict.fromkeys(names))} "
+            raise ValueError(f"--{option} is for {', '.join(having)}: {' and '.join(dict.fromkeys(map(title, names)))} "
                              f"do{'es' * (len(set(names)) == 1)} not have it")
     return [architecture(name, shared_trunk, {o: options[o] for o in options_of(name) if o in options})
             for name in names]
 
 
-def options_of(name: str) -> tuple[str, ...]:
+def options_of(name: str | Callable) -> tuple[str, ...]:
     """The options that a network has."""
     if is_external(name):
         return external.OPTIONS
     return NETWORKS[name].trunk_options + NETWORKS[name].head_options
 
 
-def architecture(name: str, shared_trunk: bool, options: dict) -> Architecture:
+def architecture(name: str | Callable, shared_trunk: bool, options: dict) -> Architecture:
     """The architecture of one network with its own options."""
     if is_external(name):
         return external.architecture(name, shared_trunk, **options)
@@ -55,9 +55,9 @@ def architecture(name: str, shared_trunk: bool, options: dict) -> Architecture:
         head=partial(own.head, **{o: options[o] for o in own.head_options if o in options}))
 
 
-def create_model(name: str, num_classes: int, **options) -> Network:
+def create_model(name: str | Callable, num_classes: int, **options) -> Network:
     """A plain network: images [B, 3, H, W] -> logits [B, C]. options and ValueError: see ``find``."""
     own = find(name, **options)
-    network = Network(name, own.trunk(), own.head(num_classes=num_classes))
+    network = Network(title(name), own.trunk(), own.head(num_classes=num_classes))
     own.initialise(network)
     return network

@@ -16,18 +16,25 @@ from torch import Tensor, nn
 from .cut import origin
 
 
-def is_external(name: str) -> bool:
-    """Whether the name says where a network comes from, instead of being one of NETWORKS."""
-    return ":" in name
+def is_external(name: str | Callable) -> bool:
+    """Whether a network comes from elsewhere: its name says from where, or is a function or class that makes it."""
+    return callable(name) or ":" in name
 
 
-def in_file(name: str) -> bool:
-    """Whether a network comes from a Python file."""
-    return is_external(name) and name.partition(":")[0] not in ("torchvision", "timm")
+def title(name: str | Callable) -> str:
+    """What messages call a network."""
+    return name if isinstance(name, str) else getattr(name, "__name__", type(name).__name__)
 
 
-def maker(name: str) -> Callable[..., nn.Module]:
+def in_library(name: str | Callable) -> bool:
+    """Whether torchvision or timm makes the network."""
+    return isinstance(name, str) and name.partition(":")[0] in ("torchvision", "timm")
+
+
+def maker(name: str | Callable) -> Callable[..., nn.Module]:
     """The function or class that makes the network when it is called with ``num_classes=C``."""
+    if callable(name):
+        return takes_num_classes(name)
     source, _, own = name.partition(":")
     if source == "torchvision":
         if own not in torchvision.models.list_models(torchvision.models):
@@ -42,11 +49,16 @@ def maker(name: str) -> Callable[..., nn.Module]:
     make = getattr(import_file(path, name), own, None)
     if make is None:
         raise ValueError(f"{path} has no {own!r}: --model {path}:NAME needs the name of a function or class in it")
+    return takes_num_classes(make, name)
+
+
+def takes_num_classes(make: Callable, name: str = "") -> Callable:
+    """``make``. ValueError if it cannot be called with ``num_classes=C``."""
     try:
         inspect.signature(make).bind(num_classes=10)
     except TypeError as error:
-        raise ValueError(f"{name} cannot be called with num_classes=C ({error}): write a function that takes it and "
-                         "returns the network") from error
+        raise ValueError(f"{name or title(make)} cannot be called with num_classes=C ({error}): write a function that "
+                         "takes it and returns the network") from error
     return make
 
 

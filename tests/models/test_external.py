@@ -354,3 +354,22 @@ def test_networks_can_be_compiled(own, at):
     torch.testing.assert_close(compiled(images), network(images))
     h, z = torch.compile(network.head, backend="aot_eager")(network.trunk(images))
     torch.testing.assert_close(nn.functional.linear(h, *network.head.network.fc.parameters()) / 2, z)
+
+
+def test_a_function_that_makes_the_network_is_as_good_as_a_name(own):
+    def student(num_classes):
+        return Source(own("own:CNN")).build(num_classes)[0]
+
+    group = models.PCL(student, 10, 3, branch_at="last")
+    assert group.name == group.peers.name == "student"
+    mixed = models.KDCL([student, "resnet8"], 10, 2)
+    assert mixed.name == "student+resnet8"
+    assert mixed.student(0).name == "student"
+    with pytest.raises(ValueError, match="without cannot be called with num_classes=C"):
+        models.create_model(without, 10)
+    with pytest.raises(ValueError, match="start <lambda> from a file with --init"):
+        models.create_model(lambda num_classes: None, 10, pretrained=True)
+
+
+def without():
+    return nn.Linear(2, 2)
