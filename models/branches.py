@@ -15,37 +15,13 @@ from .registry import find_each
 from .sources import title
 
 
-def check_widths(network: Network, image_size: int) -> None:
-    """ValueError if the trunk or the head has another ``width`` than its output: attention and gate are made for it.
-
-    One image goes through them in evaluation mode, so no statistic and no random number changes. A network that does
-    not take images of 32x32 is not checked.
-    """
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            x = network.trunk(torch.zeros(1, 3, image_size, image_size))
-            h, _ = network.head(x)
-    except RuntimeError:  # PyTorch's, if shapes do not fit
-        return
-    finally:
-        for module, training in modes:
-            module.training = training
-    found = {"trunk": (network.trunk.width, x.shape[1]), "head": (network.head.width, h.shape[1])}
-    for part, (width, channels) in found.items():
-        if width is not None and width != channels:
-            raise ValueError(f"the {part} of {network.name} says that its width is {width}, but it returns {channels} "
-                             f"{'channels' if part == 'trunk' else 'features'}: set its width to {channels}")
-
-
 class Branches(nn.Module):
     """m students without interaction: the "individual" baseline (one shared trunk), or the networks of DML.
 
     name: the network of all students, or a list with the network of each; different ones only if network_based. A
     network is named, or is a function or class that makes it when it is called with ``num_classes=C``.
-    network_based: m trunks instead of one. options: see ``registry.find``. ValueError if m < 2, if names and m or
-    network_based do not fit, or if the width of a trunk or head is not that of its output.
+    network_based: m trunks instead of one. options: see ``registry.find``. ValueError if m < 2, or if names and m or
+    network_based do not fit.
     """
 
     def __init__(self, name: str | Callable | Sequence[str | Callable], num_classes: int, num_branches: int,
@@ -65,16 +41,28 @@ class Branches(nn.Module):
         architectures = find_each(networks, shared_trunk=not network_based, **options)
         self.trunks = nn.ModuleList(a.trunk() for a in (architectures if network_based else architectures[:1]))
         self.heads = nn.ModuleList(a.head(num_classes=num_classes) for a in architectures)
-        for i in {name: i for i, name in enumerate(self.names)}.values():  # one student of each network
-            check_widths(self.student(i), architectures[i].image_size)
-        self.add_aggregation(trunk_width=self.trunks[0].width, width=self.heads[0].width)
+        self.trunk_width, self.width = self.measure_widths(architectures[0].image_size)
+        self.add_aggregation()
         if mixed:
             for architecture, *parts in zip(architectures, self.trunks, self.heads, strict=True):
                 architecture.initialise(nn.ModuleList(parts))
         else:
             architectures[0].initialise(self)
 
-    def add_aggregation(self, trunk_width: int, width: int) -> None:
+    def measure_widths(self, size: int) -> tuple[int | None, int]:
+        """-> the channels of the trunk's output (None if it is no feature map), and D, the size of h: what attention,
+        gate and fusion are made for.
+
+        One image goes through the first student in evaluation mode: no statistic and no random number changes.
+        """
+        student = self.student(0).eval()
+        with torch.no_grad():
+            x = student.trunk(torch.zeros(1, 3, size, size))
+            h, _ = student.head(x)
+        student.train()
+        return x.shape[1] if x.dim() == 4 else None, h.shape[1]
+
+    def add_aggregation(self) -> None:
         """Subclasses create the modules that combine the students here. ``Branches`` has none."""
 
     def trunk_outputs(self, images: Tensor) -> list[Tensor]:
@@ -119,8 +107,8 @@ class OKDDip(Branches):
         self.aggregation_name, self.has_leader = aggregation, leader
         super().__init__(name, num_classes, num_branches, network_based, **options)
 
-    def add_aggregation(self, trunk_width: int, width: int) -> None:
-        self.aggregation = AGGREGATIONS[self.aggregation_name](width)
+    def add_aggregation(self) -> None:
+        self.aggregation = AGGREGATIONS[self.aggregation_name](self.width)
 
     def attend(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """images [B, 3, H, W] -> peers' logits [B, m-1, C], attention [B, m-1, m-1], leader's logits [B, C].
@@ -148,13 +136,10 @@ class OKDDip(Branches):
 class ONE(Branches):
     """m branches and their gated ensemble, the teacher of each branch (Lan et al. 2018). Branch-based only."""
 
-    def __init__(self, name: str, num_classes: int, num_branches: int, **options):
-        super().__init__(name, num_classes, num_branches, **options)
-
-    def add_aggregation(self, trunk_width: int, width: int) -> None:
-        if trunk_width is None:
+    def add_aggregation(self) -> None:
+        if self.trunk_width is None:
             raise ValueError(f"ONE's gate pools a feature map [B, C, H, W], which {self.name} does not have at the cut")
-        self.gate = Gate(trunk_width, self.num_branches)
+        self.gate = Gate(self.trunk_width, self.num_branches)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images [B, 3, H, W] -> branches [B, m, C], ensemble e = sum_i g_i z_i [B, C]."""

@@ -91,8 +91,8 @@ class Source:
                              f"{', '.join(linears) or 'none'}")
         return self.classifier
 
-    def check(self, network: nn.Module, forward: Callable, num_classes: int | None) -> int:
-        """-> D, the size of h. ValueError if images of image_size do not give h [B, D] and finite logits [B, C].
+    def check(self, network: nn.Module, forward: Callable, num_classes: int | None) -> None:
+        """ValueError if images of image_size do not give h [B, D] and finite logits [B, C].
 
         num_classes: C, None if it does not matter here.
         """
@@ -111,7 +111,6 @@ class Source:
                              "[B, D]: name another module with --classifier")
         if not z.isfinite().all():
             raise ValueError(f"{self.name} returns logits that are not finite, before any training")
-        return h.shape[1]
 
     def cut(self, network: nn.Module, place: str) -> dict[bool, Cut]:
         """The cut of the network for each of its modes. Its code may depend on them: F.dropout(x, training=...)."""
@@ -171,8 +170,6 @@ def load_but_classifier(network: nn.Module, weights: dict[str, Tensor], classifi
 class Images(nn.Module):
     """The trunk of a network that is not cut: it returns the images."""
 
-    width = 3
-
     def forward(self, images: Tensor) -> Tensor:
         return images
 
@@ -184,7 +181,7 @@ class Whole(Head):
         super().__init__()
         (self.network, self.new_weights), self.name = source.build(num_classes), source.name
         self.classifier = source.find_classifier(self.network)
-        self.width = source.check(self.network, self.forward, num_classes)
+        source.check(self.network, self.forward, num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         h: list[Tensor] = []
@@ -214,13 +211,7 @@ class Half(nn.Module):
         self.network, self.new_weights = source.build(num_classes or 10)
         cuts = source.cut(self.network, place)
         trunk, tail = (half.code for half in cuts[False])
-
-        def forward(images: Tensor):
-            x = trunk(self.network, images)
-            self.channels = x.shape[1] if x.dim() == 4 else None
-            return tail(self.network, x)
-
-        self.features = source.check(self.network, forward, num_classes)
+        source.check(self.network, lambda images: tail(self.network, trunk(self.network, images)), num_classes)
         self.code = {mode: sides[self.side].code for mode, sides in cuts.items()}
         of_trunk = cuts[True].trunk.used | cuts[False].trunk.used
         for name in pieces(self.network, place, source.find_classifier(self.network)):
@@ -240,13 +231,9 @@ class Half(nn.Module):
 
 
 class Trunk(Half):
-    """What comes before the cut. ``width``: the channels of its output x, None if x is no feature map."""
+    """What comes before the cut."""
 
     side = 0
-
-    @property
-    def width(self) -> int | None:
-        return self.channels
 
     def forward(self, images: Tensor) -> Tensor:
         """images [B, 3, S, S] -> x."""
@@ -254,13 +241,9 @@ class Trunk(Half):
 
 
 class Tail(Half, Head):
-    """What comes after the cut. ``width``: D."""
+    """What comes after the cut."""
 
     side = 1
-
-    @property
-    def width(self) -> int:
-        return self.features
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x -> h [B, D], z [B, C]."""

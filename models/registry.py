@@ -1,13 +1,13 @@
 """All networks by name. To add one: write its trunk and head, and add an ``Architecture`` to NETWORKS."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from . import densenet, external, imagenet, resnet, vgg
 from .architecture import Architecture, Network
 from .sources import is_external, title
 
 NETWORKS: dict[str, Architecture] = {**resnet.NETWORKS, **vgg.NETWORKS, **densenet.NETWORKS, **imagenet.NETWORKS}
+OPTIONS = ("dropout", "efficient", *external.OPTIONS)  # of all networks together
 
 
 def find(name: str | Callable, **options) -> Architecture:
@@ -30,34 +30,25 @@ def find_each(names: Sequence[str | Callable], shared_trunk: bool = False, **opt
         raise ValueError(f"unknown network {unknown[0]!r}; known are {', '.join(NETWORKS)}, and torchvision:NAME, "
                          "timm:NAME, FILE.py:NAME")
     for option, value in options.items():
-        if value and option != "image_size" and not any(option in options_of(name) for name in names):
-            having = [name for name in NETWORKS if option in options_of(name)] or ["networks from elsewhere"]
+        if option not in OPTIONS:
+            raise TypeError(f"networks have no option {option!r}; they have {', '.join(OPTIONS)}")
+        if value and option != "image_size" and not any(has(name, option) for name in names):
+            having = [name for name in NETWORKS if has(name, option)] or ["networks from elsewhere"]
             raise ValueError(f"--{option} is for {', '.join(having)}: {' and '.join(dict.fromkeys(map(title, names)))} "
                              f"do{'es' * (len(set(names)) == 1)} not have it")
-    return [architecture(name, shared_trunk, {o: options[o] for o in options_of(name) if o in options})
-            for name in names]
+    of_external = {option: value for option, value in options.items() if option in external.OPTIONS}
+    return [external.architecture(name, shared_trunk, **of_external) if is_external(name)
+            else NETWORKS[name].with_options(options) for name in names]
 
 
-def options_of(name: str | Callable) -> tuple[str, ...]:
-    """The options that a network has."""
-    if is_external(name):
-        return external.OPTIONS
-    return NETWORKS[name].trunk_options + NETWORKS[name].head_options
-
-
-def architecture(name: str | Callable, shared_trunk: bool, options: dict) -> Architecture:
-    """The architecture of one network with its own options."""
-    if is_external(name):
-        return external.architecture(name, shared_trunk, **options)
-    own = NETWORKS[name]
-    return own._replace(
-        trunk=partial(own.trunk, **{o: options[o] for o in own.trunk_options if o in options}),
-        head=partial(own.head, **{o: options[o] for o in own.head_options if o in options}))
+def has(name: str | Callable, option: str) -> bool:
+    """Whether a network has an option."""
+    return option in external.OPTIONS if is_external(name) else NETWORKS[name].has(option)
 
 
 def create_model(name: str | Callable, num_classes: int, **options) -> Network:
     """A plain network: images [B, 3, H, W] -> logits [B, C]. options and ValueError: see ``find``."""
-    own = find(name, **options)
-    network = Network(title(name), own.trunk(), own.head(num_classes=num_classes))
-    own.initialise(network)
+    architecture = find(name, **options)
+    network = Network(title(name), architecture.trunk(), architecture.head(num_classes=num_classes))
+    architecture.initialise(network)
     return network
