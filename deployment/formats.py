@@ -28,8 +28,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -130,15 +130,13 @@ def read_pth(path: Path) -> tuple[nn.Module, dict]:
 
 def write_safetensors(network: nn.Module, metadata: dict) -> bytes:
     """The weights, and the metadata as strings."""
-    (library,) = need("safetensors.torch")
-    return with_digest(library.save(network.state_dict(), as_strings(metadata | NO_DIGEST)))
+    return with_digest(safetensors.torch.save(network.state_dict(), as_strings(metadata | NO_DIGEST)))
 
 
 def read_safetensors(path: Path) -> tuple[nn.Module, dict]:
     """-> network, metadata of a .safetensors file."""
-    (library,) = need("safetensors")
     check_digest(path)
-    with library.safe_open(path, "pt") as file:
+    with safetensors.safe_open(path, "pt") as file:
         metadata = from_strings(file.metadata())
         return rebuild({name: file.get_tensor(name) for name in file.keys()}, metadata), metadata
 
@@ -198,20 +196,15 @@ def read_onnx(path: Path) -> tuple[nn.Module, dict]:
     return ExternalModel(compute), from_strings(session.get_modelmeta().custom_metadata_map)
 
 
-def this_torch() -> dict[str, str]:
-    """The entry of .pt2 files that says which version of torch wrote them."""
-    return {"torch": str(torch.__version__)}
-
-
 def write_pt2(network: nn.Module, metadata: dict) -> bytes:
-    """A program of torch.export, for any batch size."""
+    """A program of torch.export, for any batch size. Its metadata say which version of torch wrote it."""
     images, shapes = example(metadata)
-    buffer = io.BytesIO()
+    buffer, metadata = io.BytesIO(), metadata | {"torch": str(torch.__version__)}
     with quiet():
         program = torch.export.export(network, (images,), dynamic_shapes=shapes)
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # it holds paths of this machine's files
-        torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata | this_torch())})
+        torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
     return buffer.getvalue()
 
 
@@ -241,23 +234,19 @@ def torch_of_pt2(path: Path) -> str | None:
         return None
 
 
-class Format(NamedTuple):
-    """write(network, metadata) -> the file's content. read(path) -> network, metadata.
-
-    check(): UserError if nothing of this kind can be written here.
-    """
-
-    write: Callable[[nn.Module, dict], bytes]
-    read: Callable[[Path], tuple[nn.Module, dict]]
-    check: Callable[[], object] = lambda: None
-
-
-FORMATS = {
-    ".pth": Format(write_pth, read_pth),
-    ".safetensors": Format(write_safetensors, read_safetensors, lambda: need("safetensors")),
-    ".onnx": Format(write_onnx, read_onnx, check_onnx),
-    ".pt2": Format(write_pt2, read_pt2),
+FORMATS = {  # ending -> write(network, metadata) -> the file's content; read(path) -> network, metadata
+    ".pth": (write_pth, read_pth),
+    ".safetensors": (write_safetensors, read_safetensors),
+    ".onnx": (write_onnx, read_onnx),
+    ".pt2": (write_pt2, read_pt2),
 }
+
+
+def format_of(path: Path) -> tuple[Callable[[nn.Module, dict], bytes], Callable[[Path], tuple[nn.Module, dict]]]:
+    """The format of a file by its ending: write, read. UserError if there is no such format."""
+    if path.suffix not in FORMATS:
+        raise UserError(f"{path} must end in one of {', '.join(FORMATS)}: the ending chooses the kind of file")
+    return FORMATS[path.suffix]
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -271,15 +260,15 @@ def load(path: str | Path) -> nn.Module:
     files from people whom you do not trust. Reading the other kinds runs no code from the file.
     """
     path = Path(path)
-    kind = format_of(path)
+    _, read = format_of(path)
     if not path.is_file():
         raise UserError(f"there is no file at {path}")
     try:
-        network, metadata = kind.read(path)
+        network, metadata = read(path)
         network.name, network.classes = metadata["model"], metadata["classes"]
         network.mean, network.std = check_normalisation(metadata["mean"], metadata["std"])
         network.size = metadata.get("size", usual_size(network.name))
-        if network.size not in (32, 224):
+        if not isinstance(network.size, int) or network.size < 1:
             raise ValueError(f"images of size {network.size!r}")
     except UserError:
         raise
@@ -295,10 +284,3 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Se
     if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0:
         raise ValueError(f"mean {mean!r} and std {std!r} are not three numbers each, std above 0")
     return mean, std
-
-
-def format_of(path: Path) -> Format:
-    """The format of a file by its ending. UserError if there is no such format."""
-    if path.suffix not in FORMATS:
-        raise UserError(f"{path} must end in one of {', '.join(FORMATS)}: the ending chooses the kind of file")
-    return FORMATS[path.suffix]
