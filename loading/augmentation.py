@@ -20,7 +20,7 @@ DECODERS = {"pil": read, "fast": read_fast}  # --decoder
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random crop of a large image: its part of the area, width / height
 
 
-def augmentation_parameters(num_images: int, seed: int, epoch: int, flip: bool, large: bool,
+def augmentation_parameters(num_images: int, seed: int, epoch: int, flip: bool, size: int = 32,
                             views: int = 1) -> tuple[Tensor, ...]:
     """-> the order of the images in an epoch [N], then the parameters of each view of the image at each place of it:
     each [N, V].
@@ -34,7 +34,7 @@ def augmentation_parameters(num_images: int, seed: int, epoch: int, flip: bool, 
     order = torch.randperm(num_images, generator=generator)
 
     def view() -> tuple[Tensor, ...]:
-        if large:
+        if is_large(size):
             return (torch.randint(2**63 - 1, (num_images,), generator=generator),)
         top, left = torch.randint(SHIFTS, (2, num_images), generator=generator)
         flips = torch.rand(num_images, generator=generator) < 0.5 if flip else torch.zeros(num_images, dtype=torch.bool)

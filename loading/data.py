@@ -77,11 +77,16 @@ class Data(NamedTuple):
         return self._replace(train=train, held_out=held_out, test=test)
 
     def measured(self, num_workers: int) -> "Data":
-        """The same with a mean and a std, to four decimals. They are computed from the counts of the 256 levels of the
-        training images, so no error adds up."""
+        """The same with a mean and a std of the training images, to four decimals, if it has none yet.
+
+        They are computed from the counts of the 256 levels, so no error adds up.
+        """
+        def count(block: np.ndarray) -> np.ndarray:  # [B, H, W, 3] -> [3, 256]
+            return np.stack([np.bincount(block[..., c].reshape(-1), minlength=256) for c in range(3)])
+
         if self.mean:
             return self
-        counts = sum(map_blocks(count_levels, self.train, self.size, num_workers))
+        counts = sum(map_blocks(count, self.train, self.size, num_workers))
         levels, share = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)  # [256], [3, 256]
         mean = share @ levels  # [3]
         std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1)).clip(1 / 255)  # not 0 for a constant channel
@@ -108,11 +113,6 @@ def map_blocks(function: Callable[[np.ndarray], np.ndarray], split: Split, size:
     with ThreadPoolExecutor(max(1, usable_workers(num_workers))) as pool:
         blocks = np.split(split.images, range(256, len(split.images), 256))
         return each(Future.result, [pool.submit(work, block) for block in blocks])
-
-
-def count_levels(block: np.ndarray) -> np.ndarray:
-    """How many pixels of each channel have each level: uint8 [B, H, W, 3] -> [3, 256]."""
-    return np.stack([np.bincount(block[..., c].reshape(-1), minlength=256) for c in range(3)])
 
 
 def constant(images: np.ndarray, size: int) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from loading.augmentation import Normalise, augmentation_parameters, crop_and_flip, pad, preparation
-from loading.data import Data, Split, is_large, usable_workers
+from loading.data import Data, Split, usable_workers
 from loading.images import each
 from runtime import processes
 from runtime.errors import UserError
@@ -68,8 +68,7 @@ class Loader:
 
     def augmentation_parameters(self) -> tuple[Tensor, ...]:
         """The order of the images in this epoch [N] and the augmentation parameters of their views, each [N, V]."""
-        large = is_large(self.size)
-        return augmentation_parameters(self.num_images, self.seed, self.epoch, self.flip, large, self.views)
+        return augmentation_parameters(self.num_images, self.seed, self.epoch, self.flip, self.size, self.views)
 
     def finish(self, pixels: Tensor) -> Tensor:
         """uint8 [V B, H, W, 3], view by view -> normalised images [B, 3, H, W], or with several views [B, V, 3, H, W].

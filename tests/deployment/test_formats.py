@@ -17,7 +17,7 @@ import evaluate
 import models
 import utils
 from deployment import formats
-from deployment.reading import read
+from deployment.reading import load_teacher, read
 from runtime.errors import UserError
 
 ENDINGS = list(formats.FORMATS)
@@ -104,6 +104,16 @@ def test_an_exported_file_is_evaluated(ending, files, runs, capsys):
     assert result["figures"]["test_accTop1"] == best["stu_test_accTop1"]
     assert result["figures"]["test_loss"] == pytest.approx(best["stu_test_loss"], rel=1e-5)
     assert result["speed"]["deployed"]["parameters"] == 78_042
+
+
+def test_what_an_exported_file_is_good_for(files, images, tmp_path):
+    """With weights it is a teacher, and can be exported again, as another kind."""
+    again, teacher = exported(files[".pth"], tmp_path / "again.safetensors"), load_teacher("resnet8", 10, files[".pth"])
+    with torch.no_grad():
+        assert formats.load(again)(images).equal(teacher(images))
+    for use in (lambda: exported(files[".onnx"], tmp_path / "x.pth"), lambda: load_teacher("resnet8", 10, files[".pt2"])):
+        with pytest.raises(UserError, match="does not give access to its weights: name the run itself"):
+            use()
 
 
 def test_no_file_holds_paths_of_this_machine(files):

@@ -14,6 +14,7 @@ import torch
 from conftest import few_digits
 from image_data import IMAGENET_CLASSES, all_batches, make_imagenet, random_data, same_batches, truncate
 from PIL import Image
+from processes import group
 
 import data_loader
 import train as training
@@ -36,7 +37,7 @@ def epoch(train, number):
 
 def test_an_epoch_shows_every_image_once_in_an_order_of_seed_and_epoch_alone():
     train, again, other = loader(50, seed=5), loader(50, seed=5), loader(50, seed=6)
-    assert train.augmentation_parameters()[0].equal(augmentation_parameters(50, 5, 0, True, False)[0])  # at epoch 0
+    assert train.augmentation_parameters()[0].equal(augmentation_parameters(50, 5, 0, True)[0])  # at epoch 0
     epochs = [epoch(train, e) for e in (0, 7)]
     assert all(sorted(labels.tolist()) == list(range(50)) for _, labels in epochs)
     torch.manual_seed(1)
@@ -86,6 +87,19 @@ def test_without_cache_the_batches_are_the_same(image_folder, name, workers, vie
         for view in images.unbind(1) if views > 1 else [images]:
             assert view.shape == (17, 3, 32, 32) and view.is_contiguous(memory_format=torch.channels_last)
     assert next(iter(cached[1]))[0].shape[1:] == (3, 32, 32)  # evaluation has one view
+
+
+@pytest.mark.parametrize("kind", [Cached, Streamed])
+def test_processes_share_each_batch(kind, monkeypatch):
+    data, parts = random_data(22), []
+    for environment in group(2):
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            parts.append(list(kind(data.train, data, 8, torch.device("cpu"), augment=True)))
+    shared = [[torch.cat(halves) for halves in zip(*both, strict=True)] for both in zip(*parts, strict=True)]
+    assert [len(labels) for _, labels in parts[0]] == [4, 4, 3]
+    assert same_batches(shared, Cached(data.train, data, 8, torch.device("cpu"), augment=True))
 
 
 def test_streamed_files_are_read_when_their_batch_needs_them(image_folder):
