@@ -60,7 +60,7 @@ def need(*packages: str) -> list[ModuleType]:
                         ) from error
 
 
-# --- formats ----------------------------------------------------------------------------------------------------------
+# --- formats. write_...(network, metadata) -> the content of a file; read_...(path) -> network, metadata --------------
 
 
 def as_strings(metadata: dict) -> dict[str, str]:
@@ -117,7 +117,6 @@ def write_pth(network: nn.Module, metadata: dict) -> bytes:
 
 
 def read_pth(path: Path) -> tuple[nn.Module, dict]:
-    """-> network, metadata of a .pth file."""
     content = load_checkpoint(path)
     weights = content.pop("state_dict")
     return rebuild(weights, content), content
@@ -129,7 +128,6 @@ def write_safetensors(network: nn.Module, metadata: dict) -> bytes:
 
 
 def read_safetensors(path: Path) -> tuple[nn.Module, dict]:
-    """-> network, metadata of a .safetensors file."""
     check_digest(path)
     with safetensors.safe_open(path, "pt") as file:
         metadata = from_strings(file.metadata())
@@ -178,7 +176,6 @@ def write_onnx(network: nn.Module, metadata: dict) -> bytes:
 
 
 def read_onnx(path: Path) -> tuple[nn.Module, dict]:
-    """-> network, metadata of an .onnx file. onnxruntime computes the logits."""
     (library,) = need("onnxruntime")
     check_digest(path)
     options = library.SessionOptions()
@@ -204,7 +201,7 @@ def write_pt2(network: nn.Module, metadata: dict) -> bytes:
 
 
 def read_pt2(path: Path) -> tuple[nn.Module, dict]:
-    """-> network, metadata of a .pt2 file. UserError names both versions of torch if they may be the cause."""
+    """UserError names both versions of torch if they may be the cause."""
     extra = {"metadata.json": ""}
     try:
         with quiet():
@@ -229,7 +226,7 @@ def torch_of_pt2(path: Path) -> str | None:
         return None
 
 
-FORMATS = {  # ending -> write(network, metadata) -> the file's content; read(path) -> network, metadata
+FORMATS = {  # ending -> write, read
     ".pth": (write_pth, read_pth),
     ".safetensors": (write_safetensors, read_safetensors),
     ".onnx": (write_onnx, read_onnx),

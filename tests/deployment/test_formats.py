@@ -111,9 +111,10 @@ def test_what_an_exported_file_is_good_for(files, images, tmp_path):
     again, teacher = exported(files[".pth"], tmp_path / "again.safetensors"), load_teacher("resnet8", 10, files[".pth"])
     with torch.no_grad():
         assert formats.load(again)(images).equal(teacher(images))
-    for use in (lambda: exported(files[".onnx"], tmp_path / "x.pth"), lambda: load_teacher("resnet8", 10, files[".pt2"])):
-        with pytest.raises(UserError, match="does not give access to its weights: name the run itself"):
-            use()
+    with pytest.raises(UserError, match="does not give access to its weights: name the run itself"):
+        exported(files[".onnx"], tmp_path / "x.pth")
+    with pytest.raises(UserError, match="does not give access to its weights: name the run itself"):
+        load_teacher("resnet8", 10, files[".pt2"])
 
 
 def test_no_file_holds_paths_of_this_machine(files):
