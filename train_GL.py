@@ -49,7 +49,7 @@ import torch
 
 import models
 from data_loader import dataloader
-from deployment.teacher import load_teacher
+from deployment.reading import load_teacher
 from losses import okddip_loss
 from runtime.errors import warn
 from training.loop import fit

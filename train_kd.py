@@ -25,7 +25,7 @@ if __name__ == "__main__":
     utils.before_pytorch(parse_args)  # --help, wrong flags and a finished run end here
 
 from data_loader import dataloader
-from deployment.teacher import load_teacher
+from deployment.reading import load_teacher
 from losses import kd_loss
 from train import Baseline
 from training.loop import fit

@@ -33,11 +33,10 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Without --runslow, skip what is marked slow. The longest files first: at the end no core waits for one of them.
-    """
+    """Slow tests only with --runslow. The longest files first, so that at the end no core waits for one of them."""
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--runslow"):
-            item.add_marker(pytest.mark.skip(reason="slow: runs with --runslow"))
+            item.add_marker(pytest.mark.skip(reason="slow: needs --runslow"))
     items.sort(key=lambda item: item.path.name not in ("test_docs.py", "test_execute.py"))
 
 
@@ -76,12 +75,12 @@ def few_digits():
     """While entered, --dataset DIGITS has 128 training and 60 test images."""
     import data_loader
 
-    def few(root, test_only=False):
+    def few(root, test_only):
         data = data_loader.digits(root)
         return data._replace(train=data.train.take(np.arange(128)), test=data.test.take(np.arange(60)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(data_loader.DATASETS, "DIGITS", few)
+        patch.setitem(data_loader.DATASETS, "DIGITS", data_loader.DATASETS["DIGITS"]._replace(read=few))
         yield
 
 
