@@ -1,8 +1,6 @@
 """Export the deployed network: write the file, load it again, compare it with the run, and only then rename it."""
 
-import os
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,7 +11,7 @@ from deployment import formats
 from deployment.saved_model import SavedModel, image_size
 from models import create_model
 from runtime.errors import UserError
-from runtime.files import sync_folder
+from runtime.files import save
 from training.folder import belongs_to_run
 from training.outputs import students_of
 
@@ -73,26 +71,18 @@ def write_checked(path: Path, network: nn.Module, metadata: dict, logits: Callab
     only if the logits agree. UserError, and no file, if they do not, or if the file cannot be written.
     """
     content = formats.format_of(path).write(plain_copy(network, len(metadata["classes"])), metadata)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")  # the ending tells load the format
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        largest, scale = difference(formats.load(temporary), logits, batches).tolist()
+    found = []
+
+    def compare(place: Path) -> None:
+        largest, scale = difference(formats.load(place), logits, batches).tolist()
         absolute, relative = TOLERANCE
         if not largest <= max(absolute, relative * scale):  # also refuses a NaN
             raise UserError(f"{path} is not written: its logits differ by {largest:.3g} from the run's, whose largest "
                             f"is {scale:.3g}; please report this")
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}): export to another place, or make "
-                        "room there") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-    return largest
+        found.append(largest)
+
+    save({path: content}, compare, "export to another place, or make room there")
+    return found[0]
 
 
 def plain_copy(network: nn.Module, num_classes: int) -> nn.Module:

@@ -10,7 +10,7 @@ import data_loader
 from deployment.saved_model import SavedModel, image_size
 from deployment.speed import measure_speed
 from runtime.errors import UserError
-from training.evaluation import evaluate
+from training.metrics import evaluate
 from training.outputs import metric
 
 BINS = 15  # bins of confidence, as in Guo et al. (2017)

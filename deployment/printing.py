@@ -1,6 +1,6 @@
 """Results as text for people. ``evaluate.py --json`` prints the same results as JSON instead."""
 
-from training.outputs import ENSEMBLE, mean_titles, metric, students_of
+from training.outputs import WHOLE, mean_titles, metric, students_of
 
 
 def table(result: dict) -> str:
@@ -36,7 +36,7 @@ def class_lines(result: dict) -> list[str]:
     """Top-1 accuracy of each class as text: of the deployed network and of the ensemble."""
     if len(result["classes"]) > 100:
         return [f"top-1 of each of the {len(result['classes'])} classes: --json"]
-    outputs = dict.fromkeys(output for output in (result["deployed"], ENSEMBLE) if output is not None)
+    outputs = dict.fromkeys(output for output in (result["deployed"], WHOLE) if output is not None)
     columns = [result["figures"][metric(output, "test", "accPerClass")] for output in outputs]
     lines = [f"{'top-1 by class':20}" + "".join(f"{result['rows'][output]:>10}" for output in outputs)]
     for name, *values in zip(result["classes"], *columns, strict=True):

@@ -11,7 +11,7 @@ from deployment.formats import ExternalModel
 from runtime.device import autocast, set_precision
 from runtime.errors import UserError
 from training.method import Method
-from training.outputs import LEADER, NETWORK, students_of
+from training.outputs import LEADER, WHOLE, students_of
 
 
 def image_size(dataset: str) -> int:
@@ -48,10 +48,10 @@ class SavedModel(NamedTuple):
         None for a group without a leader if ``branch`` is None. UserError if there is no such branch.
         """
         outputs = self.method.outputs
-        if list(outputs) == [NETWORK]:
+        if list(outputs) == [WHOLE]:
             if branch is not None:
                 raise UserError(f"{self.path} holds one network: leave out --branch {branch}")
-            return NETWORK
+            return WHOLE
         if branch is None:
             return LEADER if LEADER in outputs else None
         branches = students_of(outputs) + [LEADER] * (LEADER in outputs)  # the leader is the last one

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import models
 from deployment.saved_model import SavedModel
-from training.outputs import NETWORK, student
+from training.outputs import WHOLE, student
 
 
 @torch.inference_mode()
@@ -22,7 +22,7 @@ def measure_speed(saved: SavedModel, output: str | None, batch_size: int, device
     images = torch.randn(batch_size, 3, saved.size, saved.size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     networks = {"deployed": saved.method.network(student(0) if output is None else output)}
-    if output != NETWORK:
+    if output != WHOLE:
         networks["group"] = saved.method.model
     autocast = saved.autocast(device)
     seconds = {name: [] for name in networks}

@@ -3,35 +3,46 @@
 import json
 import math
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from runtime.errors import UserError
 
+WAY_OUT = "the files saved before are intact; fix this and start again (a training with --resume)"
 
-def save(files: dict[Path, bytes]) -> None:
+
+def save(files: dict[Path, bytes], check: Callable[[Path], None] = lambda place: None, way_out: str = WAY_OUT) -> None:
     """Write these files, each whole or not at all. If there is no room for all of them, none is written.
 
-    Each file is written under a temporary name and synced. Only then are all of them renamed. A full disk, a missing
-    permission or a killed process leaves the old files. UserError if the files cannot be written.
+    Each file is written under a temporary name, synced, and given to ``check``, which may raise an error. Only then are
+    all of them renamed. A full disk, a missing permission or a killed process leaves the old files. UserError, which
+    ends with ``way_out``, if the files cannot be written.
     """
-    temporary = {path.with_name(path.name + ".tmp"): path for path in files}
+    temporary = {temporary_name(path): path for path in files}
     try:
         for place, path in temporary.items():
             with open(place, "wb") as file:
                 file.write(files[path])
                 file.flush()
                 os.fsync(file.fileno())
+            check(place)
         for place, path in temporary.items():
             os.replace(place, path)
         for folder in {path.parent for path in files}:
             sync_folder(folder)
     except OSError as error:
+        raise UserError(f"{', '.join(map(str, files))} cannot be written ({error.strerror or error}): {way_out}"
+                        ) from error
+    finally:
         for place in temporary:
             with suppress(OSError):
                 place.unlink()
-        raise UserError(f"{', '.join(map(str, files))} cannot be saved ({error.strerror or error}): the files saved "
-                        "before are intact; fix this and start again (a training with --resume)") from error
+
+
+def temporary_name(path: Path) -> Path:
+    """last.pth -> last.tmp.pth: the ending tells what kind of file it is."""
+    return path.with_name(f"{path.stem}.tmp{path.suffix}")
 
 
 def sync_folder(folder: Path) -> None:

@@ -30,6 +30,7 @@ from kill import make_images  # noqa: E402
 
 import utils  # noqa: E402
 from runtime import processes  # noqa: E402
+from training import loop  # noqa: E402
 
 TRAININGS = ("train", "train_kd", "train_GL", "train_one", "train_DML", "train_FFL", "train_PCL", "train_KDCL",
              "train_OKDPH")
@@ -179,7 +180,7 @@ def fuzz(lines, seed=0, real=0):
         with contextlib.redirect_stdout(io.StringIO()):
             prepare(root)
         before = files_below(root)
-        replaced = {(processes, "leave"): lambda: None, **{(modules[name], "fit"): begin for name in TRAININGS}}
+        replaced = {(processes, "leave"): lambda: None, (loop, "fit"): begin}
         for (module, name), function in replaced.items():
             stack.callback(setattr, module, name, getattr(module, name))
             setattr(module, name, function)

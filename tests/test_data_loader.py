@@ -151,7 +151,7 @@ def test_a_run_is_not_resumed_if_val_came_or_went(image_folder, tmp_path, first)
         train.main([*flags, "2"])
     path = tmp_path / "folder" / "resnet8" / "last.pth"
     checkpoint = torch.load(path, weights_only=True)
-    del checkpoint["digest"], checkpoint["recipe"]["number of held-out images"]  # as older code, which did not use val/
+    del checkpoint["digest"], checkpoint["unchangeable"]["number of held-out images"]  # older code did not use val/
     path.write_bytes(serialise(checkpoint))
     if first == "elsewhere":
         with pytest.raises(UserError, match="resnet8 cannot be resumed with the folder val/ in .*: .* Move val/ away"):
