@@ -48,19 +48,6 @@ def teacher(tmp_path_factory):
     return network.eval(), ["--T_model", "resnet14", "--T_model_path", str(path)]
 
 
-def check(method, terms, outputs, best, ramp_up=False):
-    """The terms of the loss, the logits of every output in training and in evaluation, what is best, and w(e)."""
-    found, logits = method.loss(method.model, X, LABELS, W)
-    same_terms(found, terms)
-    assert list(method.outputs) == list(outputs) and method.best == best
-    for z in (logits, method.predict(X)[0]):
-        assert z.keys() == outputs.keys()
-        for output, expected in outputs.items():
-            assert z[output].allclose(expected, atol=1e-6), output
-    assert [method.ramp_up(e, 20) for e in range(20)] == [losses.ramp_up(e, 20, 0.1, 5) if ramp_up else 1
-                                                          for e in range(20)]
-
-
 def same_terms(found, expected):
     assert list(found) == list(expected)
     for name, value in found.items():
@@ -71,20 +58,59 @@ def students(z, name="stu", ensemble=""):
     return {**{f"{name}{i}": z[:, i] for i in range(z.shape[1])}, ensemble: z.mean(1)}
 
 
-def test_baseline(handed_over):
-    method, run = handed_over(train)
-    z = method.model(X)
-    check(method, losses.individual_loss(z, LABELS), {"": z}, "")
-    assert run.unchangeable["num_epochs"] == 20
+EXPECTED = {  # what a method's model returns for X -> the terms of the loss, and the logits of each output
+    "baseline": lambda z: (losses.individual_loss(z, LABELS), {"": z}),
+    "Ind": lambda z: (losses.individual_loss(z, LABELS), students(z)),
+    "OKDDip": lambda z, t, leader: (losses.okddip_loss(z, t, leader, LABELS, W, 2.0, 0.5, "CE"),
+                                    ({} if leader is None else {"stu_": leader}) | students(z)),
+    "ONE": lambda z, e: (losses.one_loss(z, e, LABELS, W, 2.0, 0.5, "CE"), {**students(z), "gate_": e}),
+    "CL": lambda z, t: (losses.cl_ilr_loss(z, t, LABELS, W, 2.0, 0.5, "CE"), students(z)),
+    "DML": lambda z: (losses.dml_loss(z, LABELS, 2.0, "CE"), students(z)),
+    "DML-pairwise": lambda z: (losses.dml_loss(z, LABELS, 2.0, "CE", pairwise=True), students(z)),
+    "FFL": lambda z, s: (losses.ffl_loss(z, s, LABELS, W, 2.0, 0.5, "CE"), {**students(z), "fused_": s}),
+    "PCL": lambda z, s, z_mean: (
+        losses.pcl_loss(z, s, z_mean, LABELS, W, 2.0, 0.5, "CE"),
+        {"stu_": z_mean[:, 0], **students(z), "fused_": s, **students(z_mean, "ema", "ema_ensemble_")}),
+    "OKDPH": lambda z, hybrid: (losses.okdph_loss(z, hybrid, LABELS, 2.0, 0.7, 0.9, "CE"),
+                                {"stu_": hybrid, **students(z)}),
+    **{"KDCL" + f"-{target}" * (target != "mean"): lambda z, rule=rule: (
+        losses.kdcl_loss(z, rule(z, LABELS), LABELS, 2.0, "CE"), students(z))
+       for target, rule in models.TARGETS.items()}}
+CASES = [  # a run's folder, script, flags, the output that is best
+    ("baseline", train, [], ""), ("OKDDip", train_GL, RAMP, "stu_"),
+    ("OKDDip-N", train_GL, [*RAMP, "--MulStu"], "stu_"), ("OKDDip", train_GL, [*RAMP, "--choose_E"], ""),
+    ("OKDDip-no_leader", train_GL, [*RAMP, "--no_leader"], ""), ("ONE", train_one, RAMP, "mean_"),
+    ("CL", train_one, [*RAMP, "--avg"], "mean_"),
+    ("CL-ILR", train_one, [*RAMP, "--avg", "--bpscale"], "mean_"),
+    ("CL-N", train_one, [*RAMP, "--avg", "--MulStu"], "mean_"), ("Ind", train_one, [*RAMP, "--ind"], "mean_"),
+    ("Ind-N", train_one, [*RAMP, "--ind", "--MulStu"], "mean_"), ("DML", train_DML, HYPER, "mean_"),
+    ("DML-pairwise", train_DML, [*HYPER, "--type", "pairwise", "--choose_E"], ""), ("FFL", train_FFL, RAMP, "mean_"),
+    ("FFL-N", train_FFL, [*RAMP, "--MulStu"], "mean_"), ("PCL", train_PCL, RAMP, "stu_"),
+    ("KDCL", train_KDCL, HYPER, "mean_"), ("KDCL-naive", train_KDCL, [*HYPER, "--target", "naive"], "mean_"),
+    ("KDCL-minlogit", train_KDCL, [*HYPER, "--target", "minlogit"], "mean_"),
+    ("OKDPH", train_OKDPH, [*HYPER, "--omega", "0.7", "--beta", "0.9"], "stu_")]
 
 
-@pytest.mark.parametrize("more", [[], ["--MulStu"], ["--choose_E"]])
-def test_okddip(more, handed_over):
-    method, _ = handed_over(train_GL, *RAMP, *more)
-    assert method.model.network_based == ("--MulStu" in more) and method.model.num_branches == 3
-    peers, targets, leader = method.model(X)
-    check(method, losses.okddip_loss(peers, targets, leader, LABELS, W, 2.0, 0.5, "CE"),
-          {"stu_": leader, **students(peers)}, "" if "--choose_E" in more else "stu_", ramp_up=True)
+@pytest.mark.parametrize(("folder", "script", "flags", "best"), CASES)
+def test_a_script(folder, script, flags, best, handed_over):
+    """The terms of the loss, the logits of every output in training and in evaluation, what is best, and w(e)."""
+    method, run = handed_over(script, *flags)
+    assert run.method == folder and method.best == best and run.unchangeable["num_epochs"] == 20
+    returned = method.model(X)
+    expected = EXPECTED.get(folder) or EXPECTED[folder.partition("-")[0]]
+    terms, outputs = expected(*(returned if isinstance(returned, tuple) else (returned,)))
+    found, logits = method.loss(method.model, X, LABELS, W)
+    same_terms(found, terms)
+    assert list(method.outputs) == list(outputs)
+    for z in (logits, method.predict(X)[0]):
+        assert z.keys() == outputs.keys()
+        for output, values in outputs.items():
+            assert z[output].allclose(values, atol=1e-6), output
+    assert [method.ramp_up(e, 20) for e in range(20)] == [losses.ramp_up(e, 20, 0.1, 5) if "--length" in flags else 1
+                                                          for e in range(20)]
+    if isinstance(method.model, models.Branches):
+        assert method.model.network_based == ("--MulStu" in flags or script in (train_DML, train_KDCL, train_OKDPH))
+        assert getattr(method.model, "rescale", False) == ("--bpscale" in flags)
 
 
 @pytest.mark.parametrize("name", [name for name in models.AGGREGATIONS if name != "attention"])
@@ -120,12 +146,6 @@ def test_okddip_with_detached_targets(more, handed_over):
     assert method.model.aggregation.W_L.weight.equal(before)  # no weight decay either
 
 
-def test_okddip_without_leader(handed_over):
-    method, _ = handed_over(train_GL, *RAMP, "--no_leader")
-    z, targets, _ = method.model(X)
-    check(method, losses.okddip_loss(z, targets, None, LABELS, W, 2.0, 0.5, "CE"), students(z), "", ramp_up=True)
-
-
 def test_okddip_with_a_teacher(handed_over, teacher):
     network, flags = teacher
     method, run = handed_over(train_GL, *RAMP, *flags)
@@ -135,36 +155,10 @@ def test_okddip_with_a_teacher(handed_over, teacher):
     same_terms(method.loss(method.model, X, LABELS, W)[0], terms)
 
 
-def test_one(handed_over):
-    method, _ = handed_over(train_one, *RAMP)
-    z, e = method.model(X)
-    check(method, losses.one_loss(z, e, LABELS, W, 2.0, 0.5, "CE"), {**students(z), "gate_": e}, "mean_", ramp_up=True)
-
-
-@pytest.mark.parametrize("more", [[], ["--bpscale"], ["--MulStu"]])
-def test_cl(more, handed_over):
-    method, _ = handed_over(train_one, *RAMP, "--avg", *more)
-    assert method.model.rescale == ("--bpscale" in more) and method.model.network_based == ("--MulStu" in more)
-    z, targets = method.model(X)
-    check(method, losses.cl_ilr_loss(z, targets, LABELS, W, 2.0, 0.5, "CE"), students(z), "mean_", ramp_up=True)
-
-
-@pytest.mark.parametrize("more", [[], ["--MulStu"]])
-def test_individual(more, handed_over):
-    method, _ = handed_over(train_one, *RAMP, "--ind", *more)
-    assert method.model.network_based == ("--MulStu" in more)
-    z = method.model(X)
-    check(method, losses.individual_loss(z, LABELS), students(z), "mean_", ramp_up=True)
-
-
-@pytest.mark.parametrize(("kind", "detached"), [("ensemble", False), ("ensemble", True), ("pairwise", False),
-                                                ("pairwise", True)])
-def test_dml(kind, detached, handed_over):
+@pytest.mark.parametrize(("kind", "detached"), [("ensemble", False), ("ensemble", True), ("pairwise", True)])
+def test_dml_with_detached_targets(kind, detached, handed_over):
     method, run = handed_over(train_DML, *HYPER, "--type", kind, *["--detach_targets"] * detached)
-    assert method.model.network_based and run.folder.parent.name == (
-        "DML" + "-pairwise" * (kind == "pairwise") + "-detach_targets" * detached)
-    z = method.model(X)
-    check(method, losses.dml_loss(z, LABELS, 2.0, "CE", kind == "pairwise"), students(z), "mean_")
+    assert run.folder.parent.name == "DML" + "-pairwise" * (kind == "pairwise") + "-detach_targets" * detached
     leaves = [p for p in method.model.parameters() if p.requires_grad]
     found = torch.autograd.grad(method.loss(method.model, X, LABELS, W)[0].total, leaves)
     for detach in (False, True):
@@ -175,9 +169,10 @@ def test_dml(kind, detached, handed_over):
 
 def test_kd(handed_over, teacher):
     network, flags = teacher
-    method, _ = handed_over(train_kd, *HYPER[:4], *flags, "--alpha", "0.5")
+    method, run = handed_over(train_kd, *HYPER[:4], *flags, "--alpha", "0.5")
     z = method.model(X)
-    check(method, losses.kd_loss(z, network(X), LABELS, 2.0, 0.5, "CE"), {"": z}, "")
+    same_terms(method.loss(method.model, X, LABELS, W)[0], losses.kd_loss(z, network(X), LABELS, 2.0, 0.5, "CE"))
+    assert run.folder.parent.name == "KD" and method.predict(X)[0][""].equal(z) and method.ramp_up(0, 20) == 1
     assert method.teacher(X).equal(method.teacher(X)) and not method.teacher(X).requires_grad
 
 
@@ -191,38 +186,18 @@ def test_teachers_of_other_families(name, handed_over, tmp_path):
     assert found.group.item() == pytest.approx(expected.group.item(), rel=1e-3)  # the teacher is in channels_last
 
 
-@pytest.mark.parametrize("more", [[], ["--MulStu"]])
-def test_ffl(more, handed_over):
-    method, run = handed_over(train_FFL, *RAMP, *more)
-    assert run.folder.parent.name == ("FFL-N" if more else "FFL") and method.model.network_based == bool(more)
-    z, s = method.model(X)
-    check(method, losses.ffl_loss(z, s, LABELS, W, 2.0, 0.5, "CE"), {**students(z), "fused_": s}, "mean_", ramp_up=True)
-
-
-def test_pcl(handed_over):
+def test_views_in_training(handed_over):
+    """View i is that of student i; the mean model of PCL follows after each step."""
+    method, _ = handed_over(train_KDCL, *HYPER)
+    z = torch.stack([method.model.student(i)(VIEWS[:, i]) for i in range(3)], 1)
+    same_terms(method.loss(method.model, VIEWS[:, :3], LABELS, W)[0], EXPECTED["KDCL"](z)[0])
     method, _ = handed_over(train_PCL, *RAMP)
-    z, s, z_mean = method.model(X)
-    outputs = {"stu_": z_mean[:, 0], **students(z), "fused_": s, **students(z_mean, "ema", "ema_ensemble_")}
-    check(method, losses.pcl_loss(z, s, z_mean, LABELS, W, 2.0, 0.5, "CE"), outputs, "stu_", ramp_up=True)
-    same_terms(method.loss(method.model, VIEWS[:, :3], LABELS, W)[0],
-               losses.pcl_loss(*method.model(VIEWS[:, :3]), LABELS, W, 2.0, 0.5, "CE"))
+    same_terms(method.loss(method.model, VIEWS[:, :3], LABELS, W)[0], EXPECTED["PCL"](*method.model(VIEWS[:, :3]))[0])
     before = method.model.mean.state_dict()["heads.0.fc.weight"].clone()
     with torch.no_grad():
         method.model.peers.heads[0].fc.weight.add_(1.0)
     method.after_step(1, 1)  # d = 1/2
     assert method.model.mean.state_dict()["heads.0.fc.weight"].allclose(before + 0.5)
-
-
-@pytest.mark.parametrize("target", ["mean", "naive", "minlogit"])
-def test_kdcl(target, handed_over):
-    method, run = handed_over(train_KDCL, *HYPER, "--target", target)
-    assert run.folder.parent.name == ("KDCL" if target == "mean" else f"KDCL-{target}")
-    z = method.model(X)
-    t = models.TARGETS[target](z, LABELS)
-    check(method, losses.kdcl_loss(z, t, LABELS, 2.0, "CE"), students(z), "mean_")
-    z = method.model(VIEWS[:, :3])
-    same_terms(method.loss(method.model, VIEWS[:, :3], LABELS, W)[0],
-               losses.kdcl_loss(z, models.TARGETS[target](z, LABELS), LABELS, 2.0, "CE"))
 
 
 def test_kdcl_general_weighs_by_the_held_out_images(handed_over):
@@ -258,24 +233,18 @@ def test_kdcl_general_needs_held_out_images(image_folder, handed_over):
     handed_over(train_KDCL, *flags, *data)
 
 
-@pytest.mark.parametrize("more", [[], ["--hybrid", "dirichlet"], ["--hybrid_gradient"]])
-def test_okdph(more, handed_over):
-    flags = ["--omega", "0.7", "--beta", "0.9", "--gamma", "0.25"]
-    method, run = handed_over(train_OKDPH, *HYPER, *flags, *more)
-    assert run.folder.parent.name == "-".join(["OKDPH", *(word.strip("-") for word in more if word != "--hybrid")])
-    z, hybrid = method.model(X)
-    terms = losses.okdph_loss(z, hybrid, LABELS, 2.0, 0.7, 0.9, "CE")
-    check(method, terms, {"stu_": hybrid, **students(z)}, "stu_")
+@pytest.mark.parametrize("hybrid", ["mean", "dirichlet"])
+def test_the_mixing_weights_of_okdph(hybrid, handed_over):
+    """From the seed and the step: a resumed run draws the same."""
+    method, run = handed_over(train_OKDPH, *HYPER, "--hybrid", hybrid, "--hybrid_gradient")
+    assert run.folder.parent.name == "OKDPH" + "-dirichlet" * (hybrid == "dirichlet") + "-hybrid_gradient"
     drawn = []
     for number in (1, 2, 1):
         method.before_step(number, number)
         drawn.append(method.model.r.clone())
         assert drawn[-1].sum().item() == pytest.approx(1) and drawn[-1].min() >= 0
-    assert drawn[0].equal(drawn[2])  # from the seed and the step: a resumed run draws the same
-    if "dirichlet" in more:
-        assert not drawn[0].allclose(drawn[1])
-    else:
-        assert drawn[0].allclose(torch.full((3,), 1 / 3))
+    assert drawn[0].equal(drawn[2]) and drawn[0].allclose(drawn[1]) == (hybrid == "mean")
+    assert drawn[0].allclose(torch.full((3,), 1 / 3)) == (hybrid == "mean")
 
 
 @pytest.mark.parametrize(("script", "views"), [(train_PCL, 4), (train_KDCL, 4), (train_OKDPH, 5), (train_FFL, 1)])

@@ -5,6 +5,7 @@ A step reads nothing back from the device. The sums stay there until the progres
 
 import argparse
 import math
+import shlex
 import sys
 import warnings
 
@@ -14,14 +15,14 @@ from torch import Tensor, nn
 from data_loader import dataloader
 from models import count_batches
 from runtime import processes
-from runtime.device import autocast
+from runtime.device import autocast, environment
 from runtime.errors import UserError
 from runtime.files import without_nan
 from training.checkpoint import Checkpoints
 from training.method import Method
 from training.metrics import RunningSums, evaluate, in_rows, name_metrics, topk_correct
 from training.outputs import metric
-from training.records import Progress, Records, describe_start, epoch_line, final_table, log
+from training.records import Progress, Records, epoch_line, final_table, log
 from training.run import Interrupted, Run, Signals
 
 # --- a step -----------------------------------------------------------------------------------------------------------
@@ -270,7 +271,8 @@ def data_identity(train_loader, test_loader) -> dict:
 def describe(run: Run, stepper: Stepper, train_loader, milestones: list[int]) -> tuple[dict, dict]:
     """-> the content of parameters.json, and the entries that are the same in all checkpoints of a run."""
     last = run.checkpoint or {"starts": [], "sums": {"steps": 0}}
-    start = describe_start(run.device, len(run.history) + 1, last["sums"]["steps"])
+    start = {"epoch": len(run.history) + 1, "step": last["sums"]["steps"], "command": shlex.join(sys.argv),
+             "environment": environment(run.device)}
     data = {"classes": train_loader.classes, "mean": train_loader.mean, "std": train_loader.std}
     starts = [*last["starts"], start]
     parameters = {**vars(run.args), "method": run.method, "milestones": milestones, **data,

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import shlex
 import sys
 from pathlib import Path
 
@@ -11,18 +10,12 @@ import numpy as np
 from tqdm import tqdm
 
 from runtime import processes
-from runtime.device import environment
 from runtime.files import as_json, save
 from training.folder import remove_curves
 from training.method import Method
 from training.outputs import MEAN, TENSORBOARD_FOLDERS, WHOLE, mean_titles, metric, parse, student
 
 log = logging.getLogger("okddip")
-
-
-def describe_start(device, epoch: int, step: int) -> dict:
-    """One start of a run, as recorded: from which epoch and step, the command, the environment."""
-    return {"epoch": epoch, "step": step, "command": shlex.join(sys.argv), "environment": environment(device)}
 
 
 class Records:

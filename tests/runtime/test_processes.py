@@ -144,29 +144,6 @@ def test_all_evaluate_the_statistics_of_the_first_and_draw_their_own_numbers(fla
     assert (first["seed"], second["seed"]) == (5, 5 + 2**32)
 
 
-@pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("augment", [True, False])
-@pytest.mark.parametrize("n", [24, 29])
-def test_every_image_is_one_process_s(size, augment, n, monkeypatch):
-    """The parts of a batch are the batch of one process, none of them empty, in training none of a single image."""
-    data = made_up(n)
-    parts = []
-    for environment in group(size):
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        loader = data_loader.Cached(data.train, data, 12, CPU, augment=augment)
-        loader.set_epoch(3)
-        parts.append(list(loader))
-        assert min(len(labels) for _, labels in parts[-1]) >= (2 if augment else 1)
-        assert [len(labels) * size / (b - a) for (_, labels), (a, b) in zip(parts[-1], loader.bounds(), strict=True)
-                ] == loader.shares()
-    together = [torch.cat([images for images, _ in step]) for step in zip(*parts, strict=True)]
-    monkeypatch.delenv("RANK")
-    alone = data_loader.Cached(data.train, data, 12, CPU, augment=augment)
-    alone.set_epoch(3)
-    assert torch.cat(together).equal(torch.cat([images for images, _ in alone]))
-
-
 def set_size(monkeypatch, size):
     for name, value in group(size)[0].items():
         monkeypatch.setenv(name, value)

@@ -11,7 +11,7 @@ import torch
 from runtime import checkpoints
 from runtime.device import seed_everything
 from runtime.errors import Complete, UserError
-from training.checkpoint import FORMAT, OLD_NAMES, Checkpoints, load_to_resume, random_state, set_random_state
+from training.checkpoint import FORMAT, OLD_NAMES, Checkpoints, load_to_resume
 from training.metrics import RunningSums
 
 # --- writing and restoring
@@ -125,16 +125,6 @@ def test_with_another_number_of_processes_the_random_numbers_start_anew(tmp_path
     seed_everything(6)
     made_up(tmp_path, 50).restore(content)
     assert drawn() == expected
-
-
-def test_the_random_numbers_of_a_gpu_go_on(monkeypatch):
-    """Of the run's own GPU. A checkpoint of a CPU has none, and a CPU does not look for them."""
-    restored, gpu, cpu = [], torch.device("cuda", 1), torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: f"state of {device}")
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *state_and_device: restored.append(state_and_device))
-    for saved, device in ((gpu, gpu), (cpu, gpu), (gpu, cpu), (cpu, cpu)):
-        set_random_state(random_state(saved), device)
-    assert restored == [("state of cuda:1", gpu)]
 
 
 # --- which checkpoint may be continued

@@ -141,15 +141,6 @@ def test_a_new_epoch_has_empty_sums(recwarn):
     assert (stepper.sums.steps, stepper.sums.sums, stepper.checked_steps) == (0, {}, 0)
 
 
-def test_networks_are_in_channels_last():
-    method = make("KD")
-    method.teacher = models.create_model("resnet14", 10)
-    Stepper(method, 0.1, 5e-4, [10], CPU)
-    for network in (method.model, method.teacher):
-        weight = network.head.layer3[0].conv2.weight
-        assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-
-
 # --- speed and precision
 
 

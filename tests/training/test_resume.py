@@ -150,12 +150,6 @@ def test_a_checkpoint_of_older_code(images, tmp_path):
 # --- what is refused
 
 
-def test_resume_and_overwrite_exclude_each_other(flags, capsys):
-    with pytest.raises(SystemExit):
-        train_GL.main([*flags, "--resume", "auto", "--overwrite"])
-    assert "not both" in capsys.readouterr().err
-
-
 def test_other_data_is_refused(flags, begun, tmp_path):
     """Another number of images, a white one instead of one (other mean and std), a class with another name."""
     other = tmp_path / "other"
