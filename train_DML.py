@@ -4,8 +4,7 @@
     python train_DML.py --model resnet32 --dataset CIFAR10 --type pairwise
     python train_DML.py --models resnet32 resnet20 vgg16 --dataset CIFAR10     # different networks
 
-    L = sum_i CE(z_i, y) + sum_i T^2 KL(t_i || z_i),                       t_i = mean of the other networks' logits
-    L = sum_i CE(z_i, y) + sum_{i != j} T^2 KL(z_j || z_i) / (m - 1)       pairwise
+Each network's target is the mean of the others' logits, or the logits of each of them. The loss is ``losses.dml_loss``.
 
 Measured, test error of the last epoch in the small study (results/), mean of the networks: 37.92 ± 2.76 % (3 seeds).
 With --detach_targets: 32.62 ± 0.72 % (3 seeds). results/README.md says what happens in these runs.
@@ -31,12 +30,10 @@ if __name__ == "__main__":
     utils.before_pytorch(parse_args)  # --help, wrong flags and a finished run end here
 
 import models
-from data_loader import dataloader
 from losses import dml_loss
-from training.loop import fit
+from training.loop import train_method
 from training.method import Group
 from training.outputs import group_outputs
-from training.run import Run
 
 
 class DML(Group):
@@ -60,11 +57,7 @@ class DML(Group):
 
 def main(argv: list[str] | None = None) -> None:
     """Train with the flags ``argv`` (default: the command line). UserError if flags, data or a file are wrong."""
-    args = parse_args(argv)
-    run = Run(args, DML.name(args))
-    train_loader, test_loader = dataloader(**utils.data_options(args), device=run.device)
-    method = DML(args, train_loader.num_classes)
-    fit(method, train_loader, test_loader, run)
+    train_method(DML, parse_args(argv))
 
 
 if __name__ == "__main__":

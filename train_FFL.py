@@ -3,11 +3,10 @@
     python train_FFL.py --model resnet32 --dataset CIFAR10
     python train_FFL.py --model resnet32 --dataset CIFAR10 --MulStu      # whole networks instead of branches
 
-    s = fused classifier of the last feature maps f_1, ..., f_m (models/ffl.py)
-    L = sum_i CE(z_i, y) + CE(s, y) + alpha w(e) [T^2 KL(sg mean_i z_i || s) + sum_i T^2 KL(sg s || z_i)]
+The fused classifier (``models.FFL``) and the ensemble of the students teach each other: ``losses.ffl_loss``.
 
-sg: no gradient. The facts are from the authors' public code; it has m = 2. Their fusion has its own weight decay of
-1e-5, their networks 1e-4. Here one recipe holds for all weights.
+The facts are from the authors' public code; it has m = 2. Their fusion has its own weight decay of 1e-5, their networks
+1e-4. Here all weights have the same.
 
 Measured, test error of the last epoch in the small study (results/), mean of the students: 30.39 ± 1.49 % (3 seeds).
 """
@@ -28,16 +27,16 @@ if __name__ == "__main__":
     utils.before_pytorch(parse_args)  # --help, wrong flags and a finished run end here
 
 import models
-from data_loader import dataloader
 from losses import ffl_loss
-from training.loop import fit
+from training.loop import train_method
 from training.method import Group
 from training.outputs import FUSED, group_outputs
-from training.run import Run
 
 
 class FFL(Group):
-    """m students; the fused classifier and their ensemble teach each other."""
+    """m students and the fused classifier."""
+
+    has_ramp_up = True
 
     def __init__(self, args, num_classes: int):
         super().__init__(args, models.FFL(args.model, num_classes, args.num_branches, args.MulStu,
@@ -47,22 +46,15 @@ class FFL(Group):
     def loss(self, model, images, labels, weight):
         args = self.args
         z, s = model(images)  # [B, m, C], [B, C]
-        return ffl_loss(z, s, labels, weight, args.temperature, args.alpha, args.loss), self.with_fused(z, s)
+        return ffl_loss(z, s, labels, weight, args.temperature, args.alpha, args.loss), self.measured(z, s)
 
-    def predict(self, images):
-        return self.with_fused(*self.model(images)), {}
-
-    def with_fused(self, z, s):  # [B, m, C], [B, C]
+    def measured(self, z, s):  # [B, m, C], [B, C]
         return group_outputs(z) | {FUSED: s}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train with the flags ``argv`` (default: the command line). UserError if flags, data or a file are wrong."""
-    args = parse_args(argv)
-    run = Run(args, FFL.name(args))
-    train_loader, test_loader = dataloader(**utils.data_options(args), device=run.device)
-    method = FFL(args, train_loader.num_classes)
-    fit(method, train_loader, test_loader, run)
+    train_method(FFL, parse_args(argv))
 
 
 if __name__ == "__main__":

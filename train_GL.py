@@ -5,9 +5,8 @@
 
     alpha_ab = softmax_b((W_L h_a) . (W_E h_b))          attention of peer a, over all m - 1 peers
     t_a      = sum_b alpha_ab z_b                        target of peer a
-    L_true   = sum_a CE(z_a, y) + CE(z_leader, y)
-    L_group  = sum_a T^2 KL(t_a || z_a) + T^2 KL(mean_a z_a || z_leader)
-    L        = L_true + alpha w(e) L_group               (+ alpha T^2 KL(teacher || z) for each student, with --T_model)
+
+t_a teaches peer a, and the mean of the peers teaches the leader: ``losses.okddip_loss``. The model: ``models.OKDDip``.
 
 Measured, test error of the last epoch in the small study (results/), leader:
 OKDDip-B 30.60 ± 1.29 % (5 seeds), OKDDip-N 30.92 ± 0.54 % (3 seeds).
@@ -48,18 +47,18 @@ if __name__ == "__main__":
 import torch
 
 import models
-from data_loader import dataloader
 from deployment.reading import load_teacher
 from losses import okddip_loss
 from runtime.errors import warn
-from training.loop import fit
+from training.loop import train_method
 from training.method import Method
-from training.outputs import ENSEMBLE, LEADER, group_outputs, student, student_number
-from training.run import Run
+from training.outputs import LEADER, WHOLE, group_outputs, student, student_number
 
 
 class OKDDip(Method):
     """m - 1 peers with targets of their own, and the group leader."""
+
+    has_ramp_up = True
 
     def __init__(self, args, num_classes: int):
         self.args = args
@@ -69,8 +68,15 @@ class OKDDip(Method):
             self.model.aggregation.requires_grad_(False)
         leader = {} if args.no_leader else {LEADER: "leader"}
         peers = {student(a): f"peer {a}" for a in range(args.num_branches - len(leader))}
-        self.outputs = leader | peers | {ENSEMBLE: "ensemble"}
-        self.best = ENSEMBLE if args.choose_E or args.no_leader else LEADER
+        self.outputs = leader | peers | {WHOLE: "ensemble"}
+        self.best = WHOLE if args.choose_E or args.no_leader else LEADER
+
+    def prepare(self, train_loader) -> None:
+        args = self.args
+        if args.T_model:
+            self.teacher = load_teacher(args.T_model, train_loader.num_classes, utils.teacher_path(args))
+        if args.num_branches == 2 and not args.no_leader:
+            warn("--num_branches 2 leaves one peer, which can attend only to itself")
 
     @classmethod
     def name(cls, args) -> str:
@@ -108,15 +114,7 @@ class OKDDip(Method):
 
 def main(argv: list[str] | None = None) -> None:
     """Train with the flags ``argv`` (default: the command line). UserError if flags, data or a file are wrong."""
-    args = parse_args(argv)
-    run = Run(args, OKDDip.name(args))
-    train_loader, test_loader = dataloader(**utils.data_options(args), device=run.device)
-    method = OKDDip(args, train_loader.num_classes)
-    if args.T_model:
-        method.teacher = load_teacher(args.T_model, train_loader.num_classes, utils.teacher_path(args))
-    if args.num_branches == 2 and not args.no_leader:
-        warn("--num_branches 2 leaves one peer, which can attend only to itself")
-    fit(method, train_loader, test_loader, run)
+    train_method(OKDDip, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -3,19 +3,12 @@
     python train_KDCL.py --model resnet32 --dataset CIFAR10
     python train_KDCL.py --models resnet32 resnet20 vgg16 --dataset CIFAR10 --target minlogit
 
-    z_i of view i of the image                              each network has its own crop and flip
-    t = mean_i z_i                                          --target mean, the default
-    t = z_i of the least CE(z_i, y), for each image         naive
-    t_c = min_i (z_ic - z_iy)                               minlogit
-    t = sum_i v_i z_i, v = C^-1 1 / (1^T C^-1 1)            general; C_ij: mean over held-out images (--val_size) of
-                                                            sum_c (p_i - y)(p_j - y), new after each epoch
-    L = sum_i [CE(z_i, y) + T^2 KL(sg t || z_i)]
+Each network has its own view of an image: its own crop and flip. The loss is ``losses.kdcl_loss``; the rules for the
+target are in models/kdcl.py. Mean is what public ports and the comparisons of other papers run, so tables call it "KDCL
+(mean)". It is none of the paper's four rules: naive, linear, minlogit, general. Linear is not built here.
 
-sg: no gradient. Mean is what public ports and the comparisons of other papers run, so tables call it "KDCL (mean)". It
-is none of the paper's four rules: naive, linear, minlogit, general. Linear is not built here.
-
-Readings: the factor 1 of the second term and T = 2, which two independent notes on the paper support; one port has
-alpha = 0.5 and T = 4. In general, v is optimal for mixing probabilities, and here it mixes logits. There is no ramp-up.
+Readings: the factor 1 of the distillation and T = 2, which two independent notes on the paper support; one port has
+alpha = 0.5 and T = 4. The weights of general are optimal for mixing probabilities, and here they mix logits.
 
 Measured, test error of the last epoch in the small study (results/), mean of the networks:
 mean 31.64 ± 0.72 % (3 seeds), minlogit 35.42 ± 1.66 % (3 seeds).
@@ -29,7 +22,10 @@ def parse_args(argv: list[str] | None):
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "KDCL", temperature=2.0)
     utils.group_flags(g, "networks", based_on="networks", mixed=True)
-    g.add_argument("--target", default="mean", choices=("mean", "naive", "minlogit", "general"), help="how t is made")
+    g.add_argument("--target", default="mean", choices=("mean", "naive", "minlogit", "general"),
+                   help="the target: the mean of the logits; for each image, those of the network with the least CE; "
+                        "for each class, the least logit relative to the label's; a sum with the weights of the least "
+                        "error on the held-out images (--val_size), new after each epoch")
     return utils.parse(parser, argv)
 
 
@@ -37,15 +33,13 @@ if __name__ == "__main__":
     utils.before_pytorch(parse_args)  # --help, wrong flags and a finished run end here
 
 import models
-from data_loader import dataloader
 from losses import full_precision, kdcl_loss
 from models.kdcl import error_products
 from runtime.errors import UserError
-from training.evaluation import evaluate
-from training.loop import fit
+from training.loop import train_method
 from training.method import Group
+from training.metrics import evaluate
 from training.outputs import group_outputs
-from training.run import Run
 
 
 class KDCL(Group):
@@ -54,6 +48,10 @@ class KDCL(Group):
     def __init__(self, args, num_classes: int):
         super().__init__(args, models.KDCL(args.models or args.model, num_classes, args.num_branches, args.target,
                                            **utils.network_options(args)))
+
+    def prepare(self, train_loader) -> None:
+        if self.args.target == "general" and train_loader.held_out is None:  # class folders may have their own, in val/
+            raise UserError("--target general measures its weights on held-out images: add --val_size N", True)
 
     @classmethod
     def name(cls, args) -> str:
@@ -82,13 +80,7 @@ class KDCL(Group):
 
 def main(argv: list[str] | None = None) -> None:
     """Train with the flags ``argv`` (default: the command line). UserError if flags, data or a file are wrong."""
-    args = parse_args(argv)
-    run = Run(args, KDCL.name(args))
-    train_loader, test_loader = dataloader(**utils.data_options(args), views=KDCL.views(args), device=run.device)
-    if args.target == "general" and train_loader.held_out is None:  # class folders may have their own, in val/
-        raise UserError("--target general measures its weights on held-out images: add --val_size N")
-    method = KDCL(args, train_loader.num_classes)
-    fit(method, train_loader, test_loader, run)
+    train_method(KDCL, parse_args(argv))
 
 
 if __name__ == "__main__":

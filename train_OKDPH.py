@@ -2,17 +2,13 @@
 
     python train_OKDPH.py --model resnet32 --dataset CIFAR10
 
-    z_i of view i, z_hybrid of view m + 1         each network and the hybrid have their own crop and flip
-    theta_hybrid = sum_i r_i theta_i              before each step, weights and BatchNorm statistics; r_i = 1/m
-    t   = sg mean of all m + 1 logits
-    L_i = omega CE(z_i, y) + (1 - omega) CE(z_hybrid, y) + beta T^2 KL(t || z_i)      each network has its own loss
-    theta_i <- gamma theta_hybrid + (1 - gamma) theta_i                               fusion, every --interval
+Each network has its own loss (``losses.okdph_loss``), and each network and the hybrid see a view of their own. Before
+each step the hybrid is made anew, weights and BatchNorm statistics: sum_i r_i theta_i (``models.OKDPH``). In a fusion,
+every --interval, theta_i <- gamma theta_hybrid + (1 - gamma) theta_i. Networks begin with the same weights.
 
-sg: no gradient. Networks begin with the same weights. Defaults are those of the authors' public code (m = 2 there):
-T = 4, omega = beta = 0.8, gamma = 0.5. Weights are copied into the hybrid, so CE(z_hybrid) gives no gradient;
---hybrid_gradient follows the paper's equation: network i gets (1 - omega) r_i times the gradient of CE(z_hybrid).
---hybrid dirichlet draws r ~ Dirichlet(1) in each step, as in the paper's equation. Measured and deployed: the hybrid
-with r_i = 1/m of the weights as the epoch left them, before their fusion. docs/equations.md has the other differences.
+Defaults are those of the authors' public code (m = 2 there). Weights are copied into the hybrid, so its cross-entropy
+gives no gradient; --hybrid_gradient follows the paper's equation. Measured and deployed: the hybrid with r_i = 1/m of
+the weights as the epoch left them, before their fusion. docs/equations.md has the other differences.
 
 Measured: not yet.
 """
@@ -32,7 +28,8 @@ def parse_args(argv: list[str] | None):
     g.add_argument("--interval", default="1_epoch", choices=("1_epoch", "5_batch"),
                    help="when the networks and the hybrid are fused: after each epoch and its evaluation, or after "
                         "steps 1, 6, 11, ... of each epoch")
-    g.add_argument("--hybrid", default="mean", choices=("mean", "dirichlet"), help="r: 1/m, or drawn in each step")
+    g.add_argument("--hybrid", default="mean", choices=("mean", "dirichlet"),
+                   help="r: 1/m, or drawn from Dirichlet(1) in each step, as in the paper's equation")
     g.add_argument("--hybrid_gradient", action="store_true",
                    help="the gradient of CE(z_hybrid) flows through the hybrid's weights, as in the paper's equation")
     return utils.parse(parser, argv)
@@ -45,12 +42,10 @@ import numpy as np
 import torch
 
 import models
-from data_loader import dataloader
 from losses import okdph_loss
-from training.loop import fit
+from training.loop import train_method
 from training.method import Group
 from training.outputs import LEADER, group_outputs
-from training.run import Run
 
 
 class OKDPH(Group):
@@ -89,15 +84,12 @@ class OKDPH(Group):
         args = self.args
         z, z_hybrid = model(images)  # views [B, m + 1, 3, H, W] -> [B, m, C], [B, C]
         terms = okdph_loss(z, z_hybrid, labels, args.temperature, args.omega, args.beta, args.loss)
-        return terms, self.with_hybrid(z, z_hybrid)
+        return terms, self.measured(z, z_hybrid)
 
     def deploy(self) -> None:
         self.model.deploy()  # a checkpoint holds the hybrid of the last step
 
-    def predict(self, images):
-        return self.with_hybrid(*self.model(images)), {}
-
-    def with_hybrid(self, z, z_hybrid):  # [B, m, C], [B, C]
+    def measured(self, z, z_hybrid):  # [B, m, C], [B, C]
         return {LEADER: z_hybrid} | group_outputs(z)
 
     def network(self, output: str):
@@ -106,11 +98,7 @@ class OKDPH(Group):
 
 def main(argv: list[str] | None = None) -> None:
     """Train with the flags ``argv`` (default: the command line). UserError if flags, data or a file are wrong."""
-    args = parse_args(argv)
-    run = Run(args, OKDPH.name(args))
-    train_loader, test_loader = dataloader(**utils.data_options(args), views=OKDPH.views(args), device=run.device)
-    method = OKDPH(args, train_loader.num_classes)
-    fit(method, train_loader, test_loader, run)
+    train_method(OKDPH, parse_args(argv))
 
 
 if __name__ == "__main__":

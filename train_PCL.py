@@ -2,14 +2,9 @@
 
     python train_PCL.py --model resnet32 --dataset CIFAR10
 
-    h_i, z_i of view i of the image               each peer (branch) has its own crop and flip; the trunk runs once
-                                                  for each view, in order
-    s      = linear(h_1, ..., h_m)                peer ensemble
-    theta' = d theta' + (1 - d) theta             mean peers, after each step; d = min(1 - 1/(step + 1), 0.999)
-    L      = CE(s, y) + sum_i [CE(z_i, y) + w(e) T^2 KL(sg s || z_i) + w(e)/(m-1) sum_{j != i} T^2 KL(sg z'_j || z_i)]
-
-sg: no gradient. z'_j: logits of mean peer j on view j. --alpha (1, not in the paper) is a factor of both w(e). Mean
-peer 0 is deployed, the paper's "first peer". The paper has m = 3.
+Each peer (branch) has its own view of an image: its own crop and flip. Their ensemble is a classifier of all features.
+The mean peers follow the peers after each step (``models.PCL``). The loss is ``losses.pcl_loss``. --alpha (1, not in
+the paper) is a factor of both w(e). Mean peer 0 is deployed, the paper's "first peer". The paper has m = 3.
 
 Measured: not yet.
 """
@@ -30,17 +25,16 @@ if __name__ == "__main__":
     utils.before_pytorch(parse_args)  # --help, wrong flags and a finished run end here
 
 import models
-from data_loader import dataloader
 from losses import pcl_loss
-from training.loop import fit
+from training.loop import train_method
 from training.method import Group
 from training.outputs import EMA_ENSEMBLE, FUSED, LEADER, ema, group_outputs, student_number
-from training.run import Run
 
 
 class PCL(Group):
     """m peers, their ensemble, and the mean peers, the first of which is deployed."""
 
+    has_ramp_up = True
     revision = 2  # 1: the trunk saw all views in one batch
 
     def __init__(self, args, num_classes: int):
@@ -57,15 +51,12 @@ class PCL(Group):
         args = self.args
         z, s, z_mean = model(images)  # views [B, m, 3, H, W] -> [B, m, C], [B, C], [B, m, C]
         terms = pcl_loss(z, s, z_mean, labels, weight, args.temperature, args.alpha, args.loss)
-        return terms, self.all_outputs(z, s, z_mean)
+        return terms, self.measured(z, s, z_mean)
 
     def after_step(self, step: int, step_of_epoch: int) -> None:
         self.model.update_mean(step)
 
-    def predict(self, images):
-        return self.all_outputs(*self.model(images)), {}
-
-    def all_outputs(self, z, s, z_mean):  # [B, m, C], [B, C], [B, m, C]
+    def measured(self, z, s, z_mean):  # [B, m, C], [B, C], [B, m, C]
         return {LEADER: z_mean[:, 0]} | group_outputs(z) | {FUSED: s} | group_outputs(z_mean, ema, EMA_ENSEMBLE)
 
     def network(self, output: str):
@@ -74,11 +65,7 @@ class PCL(Group):
 
 def main(argv: list[str] | None = None) -> None:
     """Train with the flags ``argv`` (default: the command line). UserError if flags, data or a file are wrong."""
-    args = parse_args(argv)
-    run = Run(args, PCL.name(args))
-    train_loader, test_loader = dataloader(**utils.data_options(args), views=PCL.views(args), device=run.device)
-    method = PCL(args, train_loader.num_classes)
-    fit(method, train_loader, test_loader, run)
+    train_method(PCL, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python train.py --model resnet110 --dataset CIFAR10
     python train_kd.py --model resnet32 --T_model resnet110 --T_model_path ./CIFAR10/resnet110 --dataset CIFAR10
 
-    L = CE(z, y) + alpha T^2 KL(z_teacher || z)
+The loss is ``losses.kd_loss``.
 
 Measured, test error of the last epoch in the small study (results/): 40.13 ± 1.03 % (3 seeds).
 The teacher of that study is worse than its students (results/README.md).
@@ -24,13 +24,11 @@ def parse_args(argv: list[str] | None):
 if __name__ == "__main__":
     utils.before_pytorch(parse_args)  # --help, wrong flags and a finished run end here
 
-from data_loader import dataloader
 from deployment.reading import load_teacher
 from losses import kd_loss
 from train import Baseline
-from training.loop import fit
-from training.outputs import NETWORK
-from training.run import Run
+from training.loop import train_method
+from training.outputs import WHOLE
 
 
 class KD(Baseline):
@@ -40,19 +38,18 @@ class KD(Baseline):
     def name(cls, args) -> str:
         return "KD"
 
+    def prepare(self, train_loader) -> None:
+        args = self.args
+        self.teacher = load_teacher(args.T_model, train_loader.num_classes, utils.teacher_path(args))
+
     def loss(self, model, images, labels, weight):
         args, t, z = self.args, self.teacher(images), model(images)  # [B, C] each
-        return kd_loss(z, t, labels, args.temperature, args.alpha, args.loss), {NETWORK: z}
+        return kd_loss(z, t, labels, args.temperature, args.alpha, args.loss), {WHOLE: z}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train with the flags ``argv`` (default: the command line). UserError if flags, data or a file are wrong."""
-    args = parse_args(argv)
-    run = Run(args, KD.name(args))
-    train_loader, test_loader = dataloader(**utils.data_options(args), device=run.device)
-    method = KD(args, train_loader.num_classes)
-    method.teacher = load_teacher(args.T_model, train_loader.num_classes, utils.teacher_path(args))
-    fit(method, train_loader, test_loader, run)
+    train_method(KD, parse_args(argv))
 
 
 if __name__ == "__main__":

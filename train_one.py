@@ -5,10 +5,10 @@
     python train_one.py --model resnet32 --dataset CIFAR10 --avg              # CL: the same without rescaling
     python train_one.py --model resnet32 --dataset CIFAR10 --ind              # individual branches
 
-    ONE     L = sum_i CE(z_i, y) + CE(e, y) + alpha w(e) sum_i T^2 KL(e || z_i),   e = sum_i g_i z_i, g the gate
-    CL      L = sum_i CE(z_i, y) + alpha w(e) sum_i T^2 KL(t_i || z_i),            t_i = mean of the other branches
+    ONE     e = sum_i g_i z_i, g the gate, teaches each branch     losses.one_loss
+    CL      t_i, the mean of the others, teaches branch i          losses.cl_ilr_loss
     CL-ILR  the same, and the gradient that enters the shared trunk is divided by m
-    Ind     L = sum_i CE(z_i, y)
+    Ind     nobody teaches                                         losses.individual_loss
 
 Measured, test error of the last epoch in the small study (results/), mean of the branches:
 ONE 31.95 ± 0.71 % (5 seeds), CL-ILR 32.04 ± 1.01 % (5 seeds), Ind 31.03 ± 0.69 % (5 seeds).
@@ -45,16 +45,16 @@ if __name__ == "__main__":
     utils.before_pytorch(parse_args)  # --help, wrong flags and a finished run end here
 
 import models
-from data_loader import dataloader
 from losses import cl_ilr_loss, individual_loss, one_loss
-from training.loop import fit
+from training.loop import train_method
 from training.method import Group
 from training.outputs import GATE, group_outputs
-from training.run import Run
 
 
 class Ind(Group):
     """Individual branches: they share only the trunk (with --MulStu: nothing)."""
+
+    has_ramp_up = True  # it weighs nothing, but each epoch's record has w(e)
 
     def __init__(self, args, num_classes: int):
         super().__init__(args, models.Branches(args.models or args.model, num_classes, args.num_branches, args.MulStu,
@@ -67,6 +67,8 @@ class Ind(Group):
 
 class CollaborativeLearning(Group):
     """CL: each branch learns from the mean of the others. --bpscale makes it CL-ILR."""
+
+    has_ramp_up = True
 
     def __init__(self, args, num_classes: int):
         super().__init__(args, models.CLILR(args.models or args.model, num_classes, args.num_branches, args.bpscale,
@@ -81,13 +83,11 @@ class CollaborativeLearning(Group):
         z, t = model(images)  # [B, m, C] each
         return cl_ilr_loss(z, t, labels, weight, args.temperature, args.alpha, args.loss), group_outputs(z)
 
-    def predict(self, images):
-        z, _ = self.model(images)
-        return group_outputs(z), {}
-
 
 class ONE(Group):
     """A gate weighs the branches; their gated ensemble e teaches each of them."""
+
+    has_ramp_up = True
 
     def __init__(self, args, num_classes: int):
         super().__init__(args, models.ONE(args.model, num_classes, args.num_branches, **utils.network_options(args)))
@@ -96,23 +96,16 @@ class ONE(Group):
     def loss(self, model, images, labels, weight):
         args = self.args
         z, e = model(images)  # [B, m, C], [B, C]
-        return one_loss(z, e, labels, weight, args.temperature, args.alpha, args.loss), self.with_gate(z, e)
+        return one_loss(z, e, labels, weight, args.temperature, args.alpha, args.loss), self.measured(z, e)
 
-    def predict(self, images):
-        return self.with_gate(*self.model(images)), {}
-
-    def with_gate(self, z, e):  # [B, m, C], [B, C]
+    def measured(self, z, e):  # [B, m, C], [B, C]
         return group_outputs(z) | {GATE: e}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train with the flags ``argv`` (default: the command line). UserError if flags, data or a file are wrong."""
     args = parse_args(argv)
-    Kind = Ind if args.ind else CollaborativeLearning if args.avg else ONE
-    run = Run(args, Kind.name(args))
-    train_loader, test_loader = dataloader(**utils.data_options(args), device=run.device)
-    method = Kind(args, train_loader.num_classes)
-    fit(method, train_loader, test_loader, run)
+    train_method(Ind if args.ind else CollaborativeLearning if args.avg else ONE, args)
 
 
 if __name__ == "__main__":

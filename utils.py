@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from runtime.errors import Complete, UserError, first_words, one_line
 from runtime.rank import is_main, rank, world_size, wrong_variable
-from training.folder import finished_run
+from training.folder import finished_run, run_path
 
 
 def command(main: Callable[[], None]) -> None:
@@ -119,7 +119,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         kind = getattr(action.type, "__name__", "")
-        return {"int": "N", "number_of_branches": "N", "float": "X"}.get(kind, "NAME")
+        return {"int": "N", "float": "X"}.get(kind, "NAME")
 
 
 class Parser(argparse.ArgumentParser):
@@ -152,16 +152,6 @@ def number(kind: type, low: float, open_end: bool = False, high: float | None = 
 
     parse.__name__ = kind.__name__  # argparse says "invalid int value"
     return parse
-
-
-def number_of_branches(text: str) -> int:
-    """An argparse type: the number of students."""
-    value = int(text)
-    if value < 2:
-        raise argparse.ArgumentTypeError(f"a group needs at least 2 students, not {text}")
-    if value > 1000:  # building the group would take all memory
-        raise argparse.ArgumentTypeError(f"a group has at most 1000 students, not {text}")
-    return value
 
 
 def gpu_number(text: str) -> int:
@@ -266,7 +256,7 @@ def group_flags(g: argparse._ArgumentGroup, students: str, based_on: str = "", m
 
     mixed: the students may be different networks (--models), because the method's targets are logits.
     """
-    g.add_argument("--num_branches", default=4, type=number_of_branches, help=f"m, the number of {students}")
+    g.add_argument("--num_branches", default=4, type=number(int, 2, high=1000), help=f"m, the number of {students}")
     if mixed:
         g.add_argument("--models", nargs="+", metavar="NAME",
                        help="a network for each student, instead of --model and --num_branches"
@@ -325,13 +315,6 @@ def network_options(args: argparse.Namespace) -> dict:
     return {"dropout": args.dropout, "efficient": args.efficient}
 
 
-def data_options(args: argparse.Namespace) -> dict:
-    """The flags that ``data_loader.dataloader`` takes."""
-    return {"data_name": args.dataset, "batch_size": args.batch_size, "num_workers": args.num_workers,
-            "root": args.data_dir, "seed": args.seed, "cache": args.cache == "on", "val_size": args.val_size,
-            "train_size": args.train_size, "decoder": args.decoder}
-
-
 def teacher_path(args: argparse.Namespace) -> Path | str:
     """--T_model_path, or where train.py saves a run of --T_model."""
-    return args.T_model_path or Path(args.save_dir, args.dataset, args.T_model)
+    return args.T_model_path or run_path(args, model=args.T_model)

@@ -22,7 +22,7 @@ from analysis.groups import flags_of, labels_of, split, split_by
 from analysis.records import DATA, RECIPE, test_outputs
 from analysis.titles import network_title, recipe_title
 from methods import METHODS, position, title_of
-from training.outputs import EMA_MEAN, ENSEMBLE, FUSED, GATE, LEADER, MEAN, NETWORK, metric, students_of
+from training.outputs import EMA_MEAN, FUSED, GATE, LEADER, MEAN, WHOLE, metric, students_of
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
     "#000000", "#e69f00", "#56b4e9", "#009e73", "#b8a800", "#0072b2", "#d55e00", "#cc79a7")
@@ -34,7 +34,7 @@ STYLES = [(BLACK, ":", ""), (YELLOW, (0, (1, 1)), "P"), (BLACK, "-", "x"), (PURP
           (BLACK, "--", "8"), (YELLOW, "-.", "d"), (RED, ":", "X")]
 OUTPUTS = {  # the outputs of a group in learning curves: label, colour, line
     LEADER: ("leader or deployed network", BLUE, "-"),
-    MEAN: ("mean of the students", ORANGE, "--"), ENSEMBLE: ("ensemble", GREEN, "-."),
+    MEAN: ("mean of the students", ORANGE, "--"), WHOLE: ("ensemble", GREEN, "-."),
     GATE: ("gated ensemble", PURPLE, (0, (1, 1))), FUSED: ("fused classifier", RED, (0, (3, 1))),
     EMA_MEAN: ("mean of the mean peers", SKY, "-")}
 LAYOUT = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,
@@ -131,7 +131,7 @@ def draw_group(ax: Axes, group: pd.DataFrame) -> None:
     """The lines of a panel."""
     outputs = test_outputs(group["history"].iloc[0][-1])
     if MEAN not in outputs:
-        band(ax, error_curve(group, NETWORK), BLACK, "-", "network")
+        band(ax, error_curve(group, WHOLE), BLACK, "-", "network")
         return
     for i, output in enumerate(students_of(outputs)):
         mean = error_curve(group, output).mean(0)

@@ -9,15 +9,15 @@ import pandas as pd
 from analysis.records import RecordedRun, compared_metrics, test_outputs
 from analysis.titles import network_title
 from methods import title_of
-from training.flags import FREE_FLAGS
-from training.outputs import EMA_MEAN, ENSEMBLE, FUSED, GATE, LEADER, MEAN, metric, student
+from training.folder import FREE_FLAGS
+from training.outputs import EMA_MEAN, FUSED, GATE, LEADER, MEAN, WHOLE, metric, student
 
 # Flags that may differ within a group: the seed, paths, how a run was started, and what follows from other flags.
 # choose_E may differ because report.py finds the best epoch itself, for each table anew.
 MAY_DIFFER = (FREE_FLAGS - {"num_epochs"}) | {
     "seed", "command", "environment", "starts", "weights", "schedule", "choose_E"}
 # What the last epoch measured -> its column in the table: errors of outputs, and the diversity.
-COLUMNS = {LEADER: "leader", MEAN: "students", ENSEMBLE: "ensemble", GATE: "gated_ensemble", FUSED: "fused_classifier",
+COLUMNS = {LEADER: "leader", MEAN: "students", WHOLE: "ensemble", GATE: "gated_ensemble", FUSED: "fused_classifier",
            EMA_MEAN: "mean_peers", "dist": "diversity"}
 
 
@@ -53,7 +53,7 @@ def row_of(run: RecordedRun) -> dict:
            "num_branches": run.flags.get("num_branches", 4),  # tables show single networks beside groups of four
            "history": run.history}
     row["best"], row["best_epoch"] = run.error("best", run.output)
-    row["ensemble_best"], row["ensemble_best_epoch"] = run.error("best", ENSEMBLE)
+    row["ensemble_best"], row["ensemble_best_epoch"] = run.error("best", WHOLE)
     row["last"], _ = run.error("last", run.output)
     row |= {COLUMNS[output]: 100 - last[metric(output, "test", "accTop1")]
             for output in test_outputs(last) if output in COLUMNS}

@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import NamedTuple
 
 from runtime.errors import UserError
-from training.flags import LATER_FLAGS
-from training.outputs import ENSEMBLE, FUSED, GATE, LEADER, MEAN, NETWORK, metric, parse, student
+from training.folder import LATER_FLAGS
+from training.outputs import FUSED, GATE, LEADER, MEAN, WHOLE, metric, parse, student
 
 DATA = ("dataset", "classes", "mean", "std")
 RECIPE = ("num_epochs", "batch_size", "lr", "milestones", "wd", "train_size", "val_size", "amp", "compile", "tf32",
@@ -30,7 +30,7 @@ class RecordedRun(NamedTuple):
     def output(self) -> str:
         """The output that represents the method in tables: the leader, the mean of the students, or the network."""
         measured = test_outputs(self.history[-1])
-        return next(output for output in (LEADER, MEAN, NETWORK) if output in measured)
+        return next(output for output in (LEADER, MEAN, WHOLE) if output in measured)
 
     def error(self, epoch: str, output: str) -> tuple[float, int]:
         """-> top-1 test error of an output in %, and the number of its epoch. epoch: "last" or "best".
@@ -124,7 +124,7 @@ def check_metrics(folder: Path, flags: dict, history: list[dict]) -> None:
     """UserError if tables and figures cannot be made from the records of these epochs."""
     names = history[-1].keys()
     phases = ("test", "val") if flags["val_size"] else ("test",)
-    outputs = {ENSEMBLE, MEAN} if "num_branches" in flags else {NETWORK}
+    outputs = {WHOLE, MEAN} if "num_branches" in flags else {WHOLE}
     outputs |= {LEADER, GATE, FUSED} & set(test_outputs(history[-1]))
     outputs |= {student(i) for i in range(len(flags.get("models") or []))}
     missing = sorted({metric(output, phase, "accTop1") for output in outputs for phase in phases} - names)

@@ -4,7 +4,7 @@
     python benchmarks/step.py --method ONE --model vgg16 --compile
     python benchmarks/step.py --method all                               # every method beside OKDDip
 
-Ours is a method of methods.py and its Trainer. A step includes what a method does before and after it: PCL's moving
+Ours is a method of methods.py and its Stepper. A step includes what a method does before and after it: PCL's moving
 average, the hybrid of OKDPH. KD's teacher is a network of the same kind. Plain is what most people write first: NCHW,
 PyTorch's BatchNorm and default SGD; loops over the students in attention, cross-entropy and divergence; top-k by
 ``topk``; every metric read from the device at once. All versions start from the same weights, and every term of their
@@ -40,8 +40,8 @@ from methods import METHODS
 from models.aggregation import Gate
 from models.architecture import BatchNorm
 from runtime.device import autocast
+from training.loop import Stepper
 from training.method import Method
-from training.step import Trainer
 
 LR, WD, T = 0.1, 5e-4, 3.0
 EPOCH, NUM_EPOCHS = 40, 300  # w(e) = 0.29 in methods with a ramp-up: the losses agree only if both versions use it
@@ -118,7 +118,7 @@ PLAIN = {"OKDDip": plain_okddip, "ONE": plain_one, "Ind": plain_individual, "CL-
 
 
 class Plain:
-    """The plain step. Used like Trainer."""
+    """The plain step. Used like Stepper."""
 
     def __init__(self, model: nn.Module, loss: Callable, device: torch.device, amp: str):
         self.model, self.loss = with_torch_batch_norm(model).to(device), loss
@@ -145,7 +145,7 @@ class Plain:
     def means(self) -> dict[str, list]:
         means = [s / self.steps for s in self.sums]
         return {"terms": dict(zip(TERMS, means, strict=False)),
-                "hits": [means[i : i + 2] for i in range(3, len(means), 2)]}
+                "correct": [means[i : i + 2] for i in range(3, len(means), 2)]}
 
 
 def with_torch_batch_norm(module: nn.Module) -> nn.Module:
@@ -163,9 +163,9 @@ def with_torch_batch_norm(module: nn.Module) -> nn.Module:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def ours(method: Method, device: torch.device, amp: str, compiled: bool = False) -> Trainer:
+def ours(method: Method, device: torch.device, amp: str, compiled: bool = False) -> Stepper:
     """A training of a copy of this method."""
-    return Trainer(copy.deepcopy(method), LR, WD, [], device, amp, compiled)
+    return Stepper(copy.deepcopy(method), LR, WD, [], device, amp, compiled)
 
 
 def versions(name: str, args: Namespace, device: torch.device):
@@ -212,7 +212,7 @@ def compete(args: Namespace, device: torch.device) -> tuple[dict, dict[str, list
             compare.must_agree(f"first loss of {version}", contender.means()["terms"], terms,
                                1e-3 if args.amp == "off" and not args.tf32 else 3e-2)
 
-    def several(contender: Trainer | Plain, batch: Batch) -> None:
+    def several(contender: Stepper | Plain, batch: Batch) -> None:
         for _ in range(args.steps):
             contender.step(*batch)
 
@@ -222,7 +222,7 @@ def compete(args: Namespace, device: torch.device) -> tuple[dict, dict[str, list
     return contenders, {version: [s / args.steps for s in seconds[version]] for version in turns}
 
 
-def peak(contender: Trainer | Plain, batch: Batch) -> int:
+def peak(contender: Stepper | Plain, batch: Batch) -> int:
     """Bytes of weights, optimizer and the tensors of one step. A teacher's weights do not count."""
     contender.optimizer.zero_grad()
 

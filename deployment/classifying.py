@@ -11,7 +11,7 @@ from loading.folders import image_files, warn_of_other_files
 from loading.images import DamagedFiles, attempt
 from losses import full_precision
 from runtime.errors import UserError
-from training.outputs import ENSEMBLE
+from training.outputs import WHOLE
 
 
 @torch.inference_mode()
@@ -27,7 +27,7 @@ def classify(saved: SavedModel, files: Sequence[str], device: torch.device, bran
     files = [file for images, _ in found for file in images]
     warn_of_other_files([file for _, others in found for file in others])
     output = saved.deployed_output(branch)
-    output = ENSEMBLE if output is None else output
+    output = WHOLE if output is None else output
     saved.move(device)
     normalise = data_loader.Normalise(saved.mean, saved.std, device)
     batch_size, results = saved.flags.batch_size, []

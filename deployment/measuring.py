@@ -13,8 +13,8 @@ import data_loader
 import models
 from deployment.reading import SavedModel
 from runtime.errors import UserError
-from training.evaluation import evaluate
-from training.outputs import ENSEMBLE, NETWORK, mean_titles, metric, student, students_of
+from training.metrics import evaluate
+from training.outputs import WHOLE, mean_titles, metric, student, students_of
 
 BINS = 15  # bins of confidence, as in Guo et al. (2017)
 
@@ -101,7 +101,7 @@ def measure_speed(saved: SavedModel, output: str | None, batch_size: int, device
     images = torch.randn(batch_size, 3, saved.size, saved.size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     networks = {"deployed": saved.method.network(student(0) if output is None else output)}
-    if output != NETWORK:
+    if output != WHOLE:
         networks["group"] = saved.method.model
     seconds = {name: [] for name in networks}
     start = time.perf_counter()
@@ -167,7 +167,7 @@ def class_lines(result: dict) -> list[str]:
     """Top-1 accuracy of each class as text: of the deployed network and of the ensemble."""
     if len(result["classes"]) > 100:
         return [f"top-1 of each of the {len(result['classes'])} classes: --json"]
-    outputs = dict.fromkeys(output for output in (result["deployed"], ENSEMBLE) if output is not None)
+    outputs = dict.fromkeys(output for output in (result["deployed"], WHOLE) if output is not None)
     columns = [result["figures"][metric(output, "test", "accPerClass")] for output in outputs]
     lines = [f"{'top-1 by class':20}" + "".join(f"{result['rows'][output]:>10}" for output in outputs)]
     for name, *values in zip(result["classes"], *columns, strict=True):

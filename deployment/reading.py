@@ -17,7 +17,7 @@ from runtime.checkpoints import load_checkpoint
 from runtime.device import autocast, set_precision
 from runtime.errors import UserError, first_words
 from training.method import Method, SingleNetwork
-from training.outputs import LEADER, NETWORK, students_of
+from training.outputs import LEADER, WHOLE, students_of
 
 # What a damaged or foreign file raises when its content is looked up, or does not fit the model.
 MISFITS = (LookupError, AttributeError, TypeError, ValueError, RuntimeError)
@@ -52,10 +52,10 @@ class SavedModel(NamedTuple):
         None for a group without a leader if ``branch`` is None. UserError if there is no such branch.
         """
         outputs = self.method.outputs
-        if list(outputs) == [NETWORK]:
+        if list(outputs) == [WHOLE]:
             if branch is not None:
                 raise UserError(f"{self.path} holds one network: leave out --branch {branch}")
-            return NETWORK
+            return WHOLE
         if branch is None:
             return LEADER if LEADER in outputs else None
         branches = students_of(outputs) + [LEADER] * (LEADER in outputs)  # the leader is the last one

@@ -8,10 +8,12 @@ from runtime.rank import is_main
 class UserError(Exception):
     """An error that the user can fix. The message names the thing and the way out; the exit code is 2.
 
-    already_reported: another process of the same run prints it.
+    found_by_all: all processes of a run find it, and the first one reports it.
     """
 
-    already_reported = False
+    def __init__(self, message: str, found_by_all: bool = False):
+        super().__init__(message)
+        self.already_reported = found_by_all and not is_main()  # or set where another process has raised it
 
 
 class Complete(Exception):

@@ -1,7 +1,7 @@
 """A CUDA device for machines without a GPU: its tensors have device, dtype, shape and strides, but no data.
 
     with fake_cuda() as gpu:
-        ...                             # build a method and its Trainer on torch.device("cuda")
+        ...                             # build a method and its Stepper on torch.device("cuda")
         with gpu.watch() as kernels:    # what makes the host wait raises HostWaits
             trainer.step(images, labels, 0.5)
     print(sum(kernels.values()))

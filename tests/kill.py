@@ -59,7 +59,7 @@ def kill_and_compare(method, workers, images, teacher, root, kills, seed=0):
         time.sleep(rng.uniform(0, epoch))
         training.signal(signal.SIGKILL)
         assert training.wait() == -signal.SIGKILL, "killed after it had finished"
-        amid_save += any(file.stat().st_mtime > training.started for file in folders[1].glob("*.tmp"))
+        amid_save += any(file.stat().st_mtime > training.started for file in folders[1].glob("*.tmp.*"))
         assert kill <= epochs(folders[1]) < num_epochs
     last = Training(script, argv, root)
     assert last.wait(60 + 30 * num_epochs) == 0, last.said()

@@ -9,7 +9,8 @@ import data_loader
 import methods
 import models
 from benchmarks import compare
-from training.step import Trainer
+from training import loop
+from training.loop import Stepper
 
 
 def normalised(normalise, dtype, pixels):
@@ -18,7 +19,7 @@ def normalised(normalise, dtype, pixels):
 
 
 class Prepared:
-    """method, train_loader, test_loader, run: the arguments of ``fit``. trainer: as ``fit`` makes it.
+    """method, train_loader, test_loader, run: the arguments of ``fit``. trainer: the Stepper, as ``fit`` makes it.
 
     name: of a run's folder. flags: of the script, besides those of methods.py. images: for training, for testing.
     """
@@ -28,7 +29,7 @@ class Prepared:
         entry, inputs, data = methods.METHODS.get(name), [], compare.random_data(*images, seed=0)
         script = importlib.import_module((entry or methods.FAMILIES[methods.family(name)]).module)
         with patch.context() as for_a_while:
-            for_a_while.setattr(script, "fit", lambda *given: inputs.extend(given))
+            for_a_while.setattr(loop, "fit", lambda *given: inputs.extend(given))
             for_a_while.setattr(script, "load_teacher", lambda network, classes, path:
                                 models.create_model(network, classes).eval().requires_grad_(False), raising=False)
             for_a_while.setitem(data_loader.DATASETS, "DIGITS", data._replace(read=lambda root, test_only: data))
@@ -40,4 +41,4 @@ class Prepared:
         for loader in (self.train_loader, self.test_loader):
             loader.normalise = partial(normalised, loader.normalise, dtype)
         args, device = self.run.args, self.run.device
-        self.trainer = Trainer(self.method, args.lr, args.wd, [150, 225], device, args.amp, args.compile)
+        self.trainer = Stepper(self.method, args.lr, args.wd, [150, 225], device, args.amp, args.compile)

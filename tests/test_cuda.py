@@ -22,10 +22,9 @@ import training.run
 from benchmarks import compare
 from runtime import processes
 from runtime.device import pick_device
-from training.evaluation import evaluate
-from training.loop import train_steps
-from training.signals import Signals
-from training.step import Trainer
+from training.loop import Stepper, train_steps
+from training.metrics import evaluate
+from training.run import Signals
 
 ONE_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 TWO_GPUS = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")]
@@ -58,7 +57,7 @@ def prepare(monkeypatch, tmp_path):
 
 
 def after_one_step(prepared):
-    """Terms and hits of a step, and the weights and statistics after it."""
+    """Terms and correct answers of a step, and the weights and statistics after it."""
     images, labels = next(iter(prepared.train_loader))
     prepared.trainer.step(images, labels, 0.5)
     return prepared.trainer.means(), {key: value.cpu() for key, value in prepared.method.model.state_dict().items()}
@@ -70,7 +69,7 @@ def test_a_step_gives_the_numbers_of_the_cpu(name, dtype, tolerance, device, pre
     expected, weights = after_one_step(prepare(name, "cpu", dtype=dtype))
     found, ours = after_one_step(prepare(name, device, dtype=dtype))
     assert found["terms"] == pytest.approx(expected["terms"], rel=tolerance)
-    for row, right in zip(found["hits"], expected["hits"], strict=True):
+    for row, right in zip(found["correct"], expected["correct"], strict=True):
         assert row == pytest.approx(right, abs=0 if dtype == torch.float64 else 1 / 8)  # an image between two classes
     for key, value in weights.items():
         assert ours[key].allclose(value, rtol=tolerance, atol=tolerance), key
@@ -252,7 +251,7 @@ def test_resuming(device, deterministic, tmp_path):
     for epochs, on in ((3, "cpu"), (4, device)):
         state = train("parts", epochs, on)
         tensors = [*state["state_dict"].values(), *(s["momentum_buffer"] for s in state["optimizer"]["state"].values()),
-                   *state["tally"]["sums"].values()]
+                   *state["sums"]["sums"].values()]
         assert all(t.device.type == "cpu" and t.isfinite().all() for t in tensors)
     losses = [line["train_loss"] for line in lines(tmp_path / "parts" / RUN)]
     assert losses[0] > losses[1] > losses[2] > losses[3]
@@ -269,13 +268,13 @@ def steps_of_a_process(path, environment, device, sync_bn):
     torch.manual_seed(0)
     method, data = compare.method("ONE", 10, model="resnet8"), compare.random_data(23, 0, seed=0)
     method.model.double()
-    trainer = Trainer(method, 0.05, 5e-4, [10], device, sync_bn=sync_bn)
+    trainer = Stepper(method, 0.05, 5e-4, [10], device, sync_bn=sync_bn)
     loader = data_loader.Cached(data.train, data, 8, device, augment=True)
     method.model.train(device.type == "cuda")  # on the CPU, BatchNorm is not synchronised
     for (images, labels), share in zip(loader, loader.shares(), strict=True):
         trainer.step(images.double(), labels, 0.3, share)
     means, weights = trainer.means(), {name: value.cpu() for name, value in method.model.state_dict().items()}
-    torch.save({"weights": weights, "terms": means["terms"], "hits": means["hits"]}, path)
+    torch.save({"weights": weights, "terms": means["terms"], "correct": means["correct"]}, path)
     processes.leave()
 
 
@@ -292,7 +291,7 @@ def test_two_gpus_give_the_weights_of_one(device, tmp_path):
         assert process.exitcode == 0
     whole, *halves = (torch.load(tmp_path / name, weights_only=True) for name in ("10", "20", "21"))
     for half in halves:
-        assert half["hits"] == whole["hits"] and half["terms"] == pytest.approx(whole["terms"], rel=1e-9)
+        assert half["correct"] == whole["correct"] and half["terms"] == pytest.approx(whole["terms"], rel=1e-9)
         for key, value in whole["weights"].items():
             if "num_batches" not in key:
                 assert value.allclose(half["weights"][key], rtol=1e-8, atol=1e-10), key

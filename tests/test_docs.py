@@ -20,7 +20,7 @@ from PIL import Image
 
 import data_loader
 import methods
-from training.flags import FREE_FLAGS
+from training.folder import FREE_FLAGS
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 TEXT = {page: (ROOT / page).read_text() for page in PAGES}

@@ -16,9 +16,8 @@ import models
 from deployment.measuring import calibration_and_class_sums
 from runtime.checkpoints import on_cpu
 from runtime.device import pick_device
-from training.evaluation import evaluate
-from training.loop import one_epoch
-from training.step import Trainer
+from training.loop import Stepper, one_epoch
+from training.metrics import evaluate
 
 CPU = torch.device("cpu")
 
@@ -87,7 +86,7 @@ def test_the_table_has_every_method():
 def test_an_epoch(name, prepare):
     """The kernels are those of the second batch: the first one also makes the sums and moves parameters."""
     training = prepare(name, batches=(2, 1))
-    assert training.run.method == ("" if name == "baseline" else name)
+    assert training.run.method == name
     training.epoch()
     assert len(training.computing) == 3 and training.computing[1] <= KERNELS[name]
     assert training.loading[1] <= (12 if training.train_loader.views > 1 else 8)
@@ -140,9 +139,9 @@ def test_the_gpu_of_a_run_is_the_current_one(name, index):
 
 def test_the_loss_is_compiled_into_cuda_graphs(prepare, monkeypatch):
     """They read the weight w(e) from the GPU."""
-    asked, weights, step = [], [], Trainer.step
+    asked, weights, step = [], [], Stepper.step
     monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(options) or function)
-    monkeypatch.setattr(Trainer, "step", lambda self, *batch: weights.append(batch[2]) or step(self, *batch))
+    monkeypatch.setattr(Stepper, "step", lambda self, *batch: weights.append(batch[2]) or step(self, *batch))
     prepare("OKDDip", "--compile", batches=(1, 1)).epoch()
     assert asked == [{"mode": "reduce-overhead", "dynamic": False}] and all(weight.is_cuda for weight in weights)
 

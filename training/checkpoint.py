@@ -1,5 +1,6 @@
-"""What last.pth and best.pth hold, and how a run is restored from them."""
+"""What last.pth and best.pth hold, whether a run may continue one, and how it is restored from it."""
 
+import argparse
 import random
 from pathlib import Path
 
@@ -8,15 +9,44 @@ import torch
 
 from runtime import processes
 from runtime.checkpoints import load_checkpoint, serialise
-from runtime.errors import UserError
+from runtime.errors import Complete, UserError
 from runtime.files import as_json, save
-from training.log import log
-from training.step import Trainer
+from training.folder import changed, finished_epochs, gone
+from training.records import log
 
 FORMAT = 2  # of a checkpoint
 # The entries that a resumed run needs, and their types.
-PARTS = {"format": int, "flags": dict, "recipe": dict, "history": list, "random": list, "starts": list,
-         "state_dict": dict, "optimizer": dict, "scheduler": dict, "scaler": dict, "tally": dict}
+PARTS = {"format": int, "flags": dict, "unchangeable": dict, "history": list, "random": list, "starts": list,
+         "state_dict": dict, "optimizer": dict, "scheduler": dict, "scaler": dict, "sums": dict}
+OLD_NAMES = {"recipe": "unchangeable", "tally": "sums"}  # of entries, in files of older code
+
+
+def load_to_resume(path: Path, args: argparse.Namespace, method: str, folder: Path) -> dict:
+    """The checkpoint at ``path``. UserError if this run cannot continue it; Complete if that training has ended."""
+    checkpoint = {OLD_NAMES.get(name, name): part for name, part in load_checkpoint(path).items()}
+    if checkpoint.get("format", FORMAT) != FORMAT:
+        raise UserError(f"{path} has checkpoint format {checkpoint['format']}, this code resumes {FORMAT}")
+    missing = [name for name, kind in PARTS.items() if not isinstance(checkpoint.get(name), kind)]
+    if missing:
+        raise UserError(f"{path} cannot be resumed: it has no {', '.join(missing)}")
+    flags, recorded = {"method": method, **vars(args)}, checkpoint["flags"]
+    recorded = recorded | {"method": recorded["method"] or "baseline"}  # "" in files of older code
+    unknown = gone(recorded, flags)
+    if unknown and recorded["method"].partition("-")[0] == method.partition("-")[0]:  # another method has other flags
+        raise UserError(f"{path} was started with {' and '.join(unknown)}, which this code no longer has: train it "
+                        "anew, with --overwrite or another --version")
+    if different := changed(recorded, flags):
+        raise UserError(f"{path} was started with other flags ({'; '.join(different)}): resume with the same flags")
+    done, planned = len(checkpoint["history"]), recorded["num_epochs"]
+    if args.num_epochs < planned:
+        raise UserError(f"--num_epochs of {folder} was {planned}: it can be raised, not lowered")
+    last = folder / "last.pth"
+    if path.name != "last.pth" and last.exists() and done < len(load_checkpoint(last)["history"]):
+        raise UserError(f"{folder} has gone on since {path.name}: --resume {folder} continues it; to go back, copy "
+                        f"{path.name} into another folder")
+    if done >= args.num_epochs and done == finished_epochs(folder):
+        raise Complete(folder, done)
+    return checkpoint
 
 
 def random_state(device: torch.device) -> dict:
@@ -38,13 +68,14 @@ def set_random_state(state: dict, device: torch.device) -> None:
 class Checkpoints:
     """Writes last.pth and best.pth of a run, and restores a training from its checkpoint.
 
-    history: the records of all epochs so far, shared with the loop. chosen_by: the metric that chooses the best epoch.
-    fixed: the entries of a checkpoint that stay the same: flags, recipe, starts and what describes the data.
+    stepper: the ``Stepper`` whose state they hold. history: the records of all epochs so far, shared with the loop.
+    chosen_by: the metric that chooses the best epoch. about: the entries that stay the same: flags, starts, what is
+    unchangeable, what describes the data.
     """
 
-    def __init__(self, folder: Path, trainer: Trainer, history: list[dict], chosen_by: str, fixed: dict):
-        self.folder, self.trainer, self.history = folder, trainer, history
-        self.chosen_by, self.fixed = chosen_by, fixed
+    def __init__(self, folder: Path, stepper, history: list[dict], chosen_by: str, about: dict):
+        self.folder, self.stepper, self.history = folder, stepper, history
+        self.chosen_by, self.about = chosen_by, about
 
     def best(self) -> dict:
         """The record of the best epoch so far; of two equal ones the later."""
@@ -54,11 +85,11 @@ class Checkpoints:
         """A checkpoint's content. random: one state per process."""
         return {
             "format": FORMAT,
-            **self.trainer.state_dict(),
-            "random": processes.gather(random_state(self.trainer.device)),
+            **self.stepper.state_dict(),
+            "random": processes.gather(random_state(self.stepper.device)),
             "history": self.history,
             "best": self.best() if self.history else None,
-            **self.fixed,
+            **self.about,
         }
 
     def save(self, best: bool = False) -> None:
@@ -81,12 +112,12 @@ class Checkpoints:
 
     def restore(self, checkpoint: dict) -> None:
         """Set model, optimizer, schedule, sums of a begun epoch and random numbers from ``checkpoint``."""
-        self.trainer.load_state_dict(checkpoint)
+        self.stepper.load_state_dict(checkpoint)
         states = checkpoint["random"]
         if len(states) == processes.world_size():
-            set_random_state(states[processes.rank()], self.trainer.device)
+            set_random_state(states[processes.rank()], self.stepper.device)
         if self.history and self.saved_best() is None:
-            if self.trainer.sums.steps == 0 and self.best() is self.history[-1]:
+            if self.stepper.sums.steps == 0 and self.best() is self.history[-1]:
                 self.save(best=True)
             else:
                 log.warning(f"{self.folder}/best.pth is missing or does not hold epoch {self.best()['epoch']}, the "

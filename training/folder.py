@@ -1,4 +1,4 @@
-"""Where a run's files are, and which files are its own."""
+"""A run's folder, before PyTorch is imported: its path and files, its lock, and whether the run in it is finished."""
 
 import argparse
 import errno
@@ -8,71 +8,76 @@ import shlex
 import shutil
 from pathlib import Path
 
-from runtime.errors import UserError
-from training.flags import NO_FLAGS, changed, gone
+from runtime.errors import UserError, warn
+from runtime.files import temporary_name
+
+try:
+    import fcntl
+except ImportError:  # Windows has none; two processes in one folder are not noticed there
+    fcntl = None
 
 # What a run writes into its folder, besides TensorBoard's event files and the lock.
 FILES = ("train.log", "last.pth", "best.pth", "metrics.jsonl", "test_best_metrics.json", "summary.json",
          "parameters.json")
 
+# --- recorded flags: how they are compared when a run is resumed, and when report.py groups runs ----------------------
 
-def folder_name(args: argparse.Namespace) -> str:
-    """The last part of a run's path: <model>[_<version>]."""
-    return args.model if args.version == "V0" else f"{args.model}_{args.version}"
+# Flags that may differ between a run and its continuation: they do not change what is computed.
+FREE_FLAGS = {"resume", "overwrite", "save_dir", "data_dir", "cache", "num_workers", "gpu_id", "device",
+              "log_every", "num_epochs", "version", "T_model_path", "save_every", "save_steps"}
+# Flags that the first runs did not have, with the values those runs would have had. Older checkpoints and records are
+# read as if they named them.
+LATER_FLAGS = {"train_size": 0, "detach_targets": False, "models": None, "decoder": "pil",
+               "hybrid_gradient": False, "interval": "1_epoch"}
+# The entries of parameters.json that are no flags.
+NO_FLAGS = {"method", "milestones", "classes", "mean", "std", "weights", "command", "environment", "starts"}
 
 
-def run_folder(args: argparse.Namespace, method: str = "") -> Path:
-    """<save_dir>/<dataset>/[<method>/]<model>[_<version>], or the folder of the run that --resume names.
+def gone(recorded: dict, flags: dict) -> list[str]:
+    """Recorded flags that were used and that this code no longer has."""
+    return [f"--{name}" for name, value in recorded.items() if name not in flags and value not in (None, False)]
+
+
+def changed(recorded: dict, flags: dict) -> list[str]:
+    """Flags whose value is not the recorded one, with both values."""
+    recorded = LATER_FLAGS | recorded
+    return [f"--{name} {recorded.get(name)} there, {value} here" for name, value in flags.items()
+            if name not in FREE_FLAGS and recorded.get(name) != value]
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+
+def run_path(args: argparse.Namespace, method: str = "baseline", model: str = "", version: str = "V0") -> Path:
+    """<save_dir>/<dataset>/[<method>/]<model>[_<version>]: where a run is. A baseline has no folder of its method."""
+    name = model if version == "V0" else f"{model}_{version}"
+    return Path(args.save_dir, args.dataset, "" if method == "baseline" else method, name)
+
+
+def run_folder(args: argparse.Namespace, method: str) -> tuple[Path, Path | None]:
+    """-> the folder of a run, and the checkpoint that it continues: None if it starts anew.
 
     Creates nothing. UserError if another run is there; the message names the ways out. OSError if a name is too long.
     """
     if args.resume and args.resume != "auto":
         path = Path(args.resume)
-        return path if path.is_dir() else path.parent
-    path = Path(args.save_dir, args.dataset, method, folder_name(args))
-    if any(len(os.fsencode(part)) > 255 for part in path.parts):  # the limit of nearly all file systems
+        return (path, path / "last.pth") if path.is_dir() else (path.parent, path)
+    folder = run_path(args, method, args.model, args.version)
+    if any(len(os.fsencode(part)) > 255 for part in folder.parts):  # the limit of nearly all file systems
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-    for place in (path, *path.parents):
+    for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
             raise UserError(f"{place} is a file, but the run's folder must be there: change --save_dir or --version")
-    if any((path / file).exists() for file in FILES) and not (args.overwrite or args.resume):
-        raise UserError(f"{path} holds a run already: continue it with --resume {path}, name this one with --version, "
-                        "or replace it with --overwrite")
-    if args.resume and (path / "best.pth").exists() and not (path / "last.pth").exists():
-        raise UserError(f"{path} holds a best.pth and no last.pth to continue from: name this run with --version, or "
+    if any((folder / file).exists() for file in FILES) and not (args.overwrite or args.resume):
+        raise UserError(f"{folder} holds a run already: continue it with --resume {folder}, name this one with "
+                        "--version, or replace it with --overwrite")
+    last = folder / "last.pth"
+    if args.resume and last.exists():
+        return folder, last
+    if args.resume and (folder / "best.pth").exists():
+        raise UserError(f"{folder} holds a best.pth and no last.pth to continue from: name this run with --version, or "
                         "replace what is there with --overwrite")
-    return path
-
-
-def finished_run(args: argparse.Namespace, script: str) -> Path | None:
-    """The folder of the run that --resume names, if its records say that it is finished. Needs no PyTorch.
-
-    Its epochs must be those of --num_epochs; the flags those of ``args``; the script (a name without its ending) the
-    same, and with both the method. None: it has to be asked whether it may be resumed (``load_to_resume``).
-    """
-    folders = [Path(args.resume)] if args.resume else []
-    if args.resume == "auto":
-        place, name = Path(args.save_dir, args.dataset), folder_name(args)
-        folders = [place / name, *(path / name for path in sorted(place.glob("*")))]
-    for folder in folders:
-        recorded, command = finished_records(folder)
-        flags = {name: value for name, value in recorded.items() if name not in NO_FLAGS}
-        if (command and Path(command[0]).stem == script and flags["num_epochs"] == args.num_epochs
-                and not gone(flags, vars(args)) and not changed(flags, vars(args))):
-            return folder
-    return None
-
-
-def finished_records(folder: Path) -> tuple[dict, list[str]]:
-    """parameters.json and the words of its command, if summary.json has the last of all epochs; else both empty."""
-    try:
-        parameters = json.loads((folder / "parameters.json").read_text())
-        last = json.loads((folder / "summary.json").read_text())["last"]["epoch"]
-        if last == parameters["num_epochs"] and (folder / "last.pth").exists():
-            return parameters, shlex.split(str(parameters["command"]))
-    except (OSError, ValueError, LookupError, TypeError):
-        pass  # no run, or damaged
-    return {}, []
+    return folder, None
 
 
 def belongs_to_run(path: Path) -> bool:
@@ -89,7 +94,70 @@ def remove_curves(folder: Path) -> None:
 
 def remove_run(folder: Path) -> None:
     """Delete the files of a run in ``folder``, and no other file."""
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)
-        (folder / (name + ".tmp")).unlink(missing_ok=True)
+    for path in (folder / name for name in FILES):
+        path.unlink(missing_ok=True)
+        temporary_name(path).unlink(missing_ok=True)
     remove_curves(folder)
+
+
+# --- finished runs ----------------------------------------------------------------------------------------------------
+
+
+def finished_run(args: argparse.Namespace, script: str) -> Path | None:
+    """The folder of the run that --resume names, if its records say that it is finished.
+
+    Its epochs must be those of --num_epochs; the flags those of ``args``; the script (a name without its ending) the
+    same, and with both the method. None: it has to be asked whether it may be resumed (``load_to_resume``).
+    """
+    folders = [Path(args.resume)] if args.resume else []
+    if args.resume == "auto":  # the name of the method needs PyTorch
+        baseline = run_path(args, model=args.model, version=args.version)
+        folders = [baseline, *(path / baseline.name for path in sorted(baseline.parent.glob("*")))]
+    for folder in folders:
+        try:
+            recorded = json.loads((folder / "parameters.json").read_text())
+            command, *_ = shlex.split(str(recorded["command"]))
+            flags = {name: value for name, value in recorded.items() if name not in NO_FLAGS}
+            if (Path(command).stem == script and finished_epochs(folder) == flags["num_epochs"] == args.num_epochs
+                    and (folder / "last.pth").exists() and not gone(flags, vars(args))
+                    and not changed(flags, vars(args))):
+                return folder
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            continue  # no run, or damaged
+    return None
+
+
+def finished_epochs(folder: Path) -> int:
+    """The epochs of a training that has reached its end: summary.json is the last file that it writes. 0: none has."""
+    try:
+        return json.loads((folder / "summary.json").read_text())["last"]["epoch"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
+
+
+# --- one process per run folder ---------------------------------------------------------------------------------------
+
+
+class Lock:
+    """Holds a run's folder until ``release`` or the end of the process. UserError if another process holds it.
+
+    A POSIX record lock: the system drops it however the process ends. The workers of the data loader do not inherit it.
+    They would inherit a flock, and they live some seconds longer than a killed process.
+    """
+
+    def __init__(self, folder: Path):
+        self.file = open(folder / "lock", "a")
+        try:
+            if fcntl is not None:
+                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                warn(f"{folder} is on a file system without locks ({error.strerror}): make sure that no other process "
+                     "trains there")
+                return
+            self.file.close()
+            raise UserError(f"another process is training in {folder}: wait for it, or name this run with "
+                            "--version") from error
+
+    def release(self) -> None:
+        self.file.close()

@@ -1,22 +1,214 @@
-"""The epoch loop: train, evaluate, record, save. The method and the loaders are arguments."""
+"""The training loop: a step, an epoch of steps and its evaluation, and all epochs.
 
+A step reads nothing back from the device. The sums stay there until the progress line or the end of the epoch.
+"""
+
+import argparse
+import math
+import shlex
 import sys
+import warnings
 
 import torch
+from torch import Tensor, nn
 
+from data_loader import dataloader
+from models import count_batches
 from runtime import processes
+from runtime.device import autocast, environment
+from runtime.errors import UserError
 from runtime.files import without_nan
 from training.checkpoint import Checkpoints
-from training.evaluation import evaluate
-from training.log import log
 from training.method import Method
-from training.metrics import name_metrics
+from training.metrics import RunningSums, evaluate, in_rows, name_metrics, topk_correct
 from training.outputs import metric
-from training.progress import Progress, epoch_line, final_table
-from training.records import Records, describe_start
-from training.run import Run
-from training.signals import Interrupted, Signals
-from training.step import Trainer, default_milestones
+from training.records import Progress, Records, epoch_line, final_table, log
+from training.run import Interrupted, Run, Signals
+
+# --- a step -----------------------------------------------------------------------------------------------------------
+
+
+class Stepper:
+    """The state of a training. ``step`` changes it; a checkpoint holds ``state_dict``.
+
+    amp: "bf16" or "fp16", the precision of the networks. Losses stay in float32; fp16 scales its gradients.
+    compiled: trace the loss with torch.compile, on CUDA into CUDA graphs.
+    sync_bn: with several processes, BatchNorm over the images of all of them.
+    """
+
+    def __init__(self, method: Method, lr: float, wd: float, milestones: list[int], device: torch.device,
+                 amp: str = "off", compiled: bool = False, sync_bn: bool = False):
+        self.model = method.model.to(device, memory_format=torch.channels_last)
+        if method.teacher is not None:
+            method.teacher.to(device, memory_format=torch.channels_last)
+        self.replica = processes.replicated(self.model, device, sync_bn)
+        self.device, self.compiled = device, compiled
+        self.optimizer, self.scheduler = sgd(self.model, lr, wd, milestones)
+        self.amp = amp
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+        mode = "reduce-overhead" if device.type == "cuda" else "default"
+        self.loss = torch.compile(method.loss, mode=mode, dynamic=False) if compiled else method.loss
+        self.method = method
+        self.sums, self.checked_steps, self.uncounted = RunningSums(device), 0, 0
+        self.terms: list[str] = []  # the names of the loss's terms, known after a step
+        self.earlier_steps = 0  # of the epochs before
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the networks compute."""
+        return autocast(self.device, self.amp)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the current epoch."""
+        return self.scheduler.get_last_lr()[0]
+
+    def step(self, images: Tensor, labels: Tensor, weight: float | Tensor, share: float = 1.0) -> None:
+        """One step of SGD on one batch. Its loss and correct answers are added to the sums. The host reads nothing.
+
+        images [B, 3, H, W] or views [B, V, 3, H, W], labels [B]: this process's part of the batch. share: B relative to
+        an equal part.
+        """
+        of_epoch = self.sums.steps + 1
+        number = self.earlier_steps + of_epoch
+        self.method.before_step(number, of_epoch)
+        with self.autocast():
+            terms, logits = self.loss(self.replica, images, labels, weight)
+        self.terms = list(terms)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(terms.total if share == 1 else terms.total * share).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.method.after_step(number, of_epoch)
+        self.uncounted += 1
+        with torch.no_grad():
+            correct = topk_correct(in_rows(logits, self.method.outputs), labels).sum(0)  # [R, 2]
+            self.sums.add(len(labels), terms=torch.stack(list(terms.values())) * len(labels), correct=correct)
+
+    def means(self) -> dict:
+        """The means of the sums; of the loss's terms by name. UserError if one is not finite: its sum then stays so."""
+        means, steps = self.sums.means(), self.sums.steps
+        means["terms"] = dict(zip(self.terms, means["terms"], strict=True))
+        if wrong := [name for name, value in means["terms"].items() if not math.isfinite(value)]:
+            terms = " and ".join(name for name in wrong if name != "total" or len(wrong) == 1)  # total is their sum
+            raise self.diverged(f"the {terms} loss", f"steps {self.checked_steps + 1} and {steps}")
+        self.checked_steps = steps
+        return means
+
+    def diverged(self, what: str, steps: str) -> UserError:
+        """The error of a training in which ``what`` is not a finite number."""
+        epoch = self.scheduler.last_epoch + (self.sums.steps > 0)  # the current one, or the one that has just ended
+        return UserError(f"the training diverged: {what} is not finite, epoch {epoch}, between {steps}, learning rate "
+                         f"{self.lr:g}; the last checkpoint is as it was, and a lower --lr may help", found_by_all=True)
+
+    def next_epoch(self) -> None:
+        """Start an epoch: empty sums, and the learning rate of the schedule."""
+        self.sums.reset()
+        self.checked_steps = 0
+        with warnings.catch_warnings():  # of an epoch that was resumed after its last step
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self.scheduler.step()
+
+    def state_dict(self) -> dict:
+        """Everything that a resumed training needs. UserError if weights or momentum are not finite."""
+        if self.sums.steps:
+            self.means()
+        count_batches(self.model, self.uncounted)
+        self.uncounted = 0
+        momenta = [state["momentum_buffer"] for state in self.optimizer.state.values()]
+        numbers = [t for t in (*self.model.state_dict().values(), *momenta) if t is not None and t.is_floating_point()]
+        finite = torch.stack(torch._foreach_norm(numbers, math.inf)).isfinite().all()
+        if processes.greatest(int(not finite))():
+            raise self.diverged("a weight", "the last checkpoint and this one")
+        return {name: part.state_dict() for name, part in self.parts().items()} | {"terms": self.terms}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+        self.terms = state.get("terms", ["total", "true", "group"])  # older checkpoints do not name them
+        self.checked_steps = self.sums.steps
+
+    def parts(self) -> dict:
+        """Entries of a checkpoint -> what each one holds."""
+        return {"state_dict": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler,
+                "scaler": self.scaler, "sums": self.sums}
+
+
+def sgd(model: nn.Module, lr: float, wd: float, milestones: list[int]):
+    """-> optimizer, scheduler: Nesterov momentum 0.9, weight decay on every parameter (the paper's recipe).
+
+    The learning rate is divided by 10 at each zero-based epoch in ``milestones``. scheduler.step() ends an epoch.
+    """
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=wd, fused=True)
+    for p in model.parameters():  # if GradScaler skips the first step, the optimizer does not make these itself
+        if p.requires_grad:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+
+
+def default_milestones(num_epochs: int) -> list[int]:
+    """The zero-based epochs of a learning-rate step: a half and three quarters of the training, rounded up."""
+    return [-(-num_epochs // 2), -(-3 * num_epochs // 4)]
+
+
+# --- an epoch ---------------------------------------------------------------------------------------------------------
+
+
+def one_epoch(method: Method, stepper: Stepper, loader, evaluated: dict, run: Run, signals: Signals,
+              checkpoints: Checkpoints) -> dict:
+    """Train and measure the next epoch, or what is left of it; -> its record."""
+    args, sums, epoch = run.args, stepper.sums, len(run.history)
+    loader.set_epoch(epoch)
+    weight, title = method.ramp_up(epoch, run.unchangeable["num_epochs"]), f"epoch {epoch + 1}/{args.num_epochs}"
+    record = {"epoch": epoch + 1, "lr": stepper.lr, "weight": weight}
+    with Progress(title, stepper, len(loader), args.log_every, method) as progress:
+        for _ in train_steps(stepper, loader, weight, signals):
+            progress.update()
+            if args.save_steps and sums.steps % args.save_steps == 0:
+                checkpoints.save()
+        means = stepper.means()
+    record |= {"train_loss" if term == "total" else f"train_loss_{term}": mean for term, mean in means["terms"].items()}
+    record |= name_metrics(means, method.outputs, "train")
+    record["images_per_second"] = loader.num_images / sums.seconds
+    processes.share_buffers(stepper.model)
+    method.after_epoch(loader.held_out, stepper.autocast(), signals.watch)
+    for phase, images in evaluated.items():
+        record |= evaluate(method, images, phase, stepper.autocast(), signals.watch)
+    record["seconds"] = sums.seconds
+    log.info(f"{title}  {epoch_line(record, method)}")
+    if wrong := [name for name, value in record.items() if without_nan(value) != value]:
+        log.warning(f"{title}: not a finite number, recorded as null: {', '.join(wrong)}")
+    stepper.next_epoch()
+    return without_nan(record)
+
+
+def train_steps(stepper: Stepper, loader, weight: float, signals: Signals):
+    """Take the steps that are left in the epoch; yield after each."""
+    stepper.model.train()
+    if stepper.compiled:  # a Python number would be a constant: each epoch would be compiled again
+        weight = torch.tensor(weight, device=stepper.device)
+    first = stepper.sums.steps
+    stepper.earlier_steps = loader.epoch * len(loader)
+    for (images, labels), share in zip(signals.watch(loader.batches(first)), loader.shares(first), strict=True):
+        stepper.step(images, labels, weight, share)
+        yield
+
+
+# --- a training -------------------------------------------------------------------------------------------------------
+
+
+def train_method(Kind: type[Method], args: argparse.Namespace) -> None:
+    """Train a method with the flags of its script. UserError if flags, data or a file are wrong."""
+    run = Run(args, Kind.name(args))
+    train_loader, test_loader = dataloader(
+        args.dataset, args.batch_size, args.num_workers, args.data_dir, device=run.device, seed=args.seed,
+        cache=args.cache == "on", val_size=args.val_size, train_size=args.train_size, views=Kind.views(args),
+        decoder=args.decoder)
+    try:
+        method = Kind(args, train_loader.num_classes)
+    except ValueError as error:  # models/ imports nothing of this repository, so it has no UserError
+        raise UserError(str(error), found_by_all=True) from error
+    method.prepare(train_loader)
+    fit(method, train_loader, test_loader, run)
 
 
 def fit(method: Method, train_loader, test_loader, run: Run) -> None:
@@ -26,28 +218,27 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> None:
     and saved; the exit code is 128 + the signal's number.
     """
     args, history = run.args, run.history
-    milestones = args.schedule or default_milestones(run.num_epochs)
-    run.check_revision(method.revision)
-    run.check_unchanged(**data_identity(train_loader, test_loader), **method.unchangeable())
-    trainer = Trainer(method, args.lr, args.wd, milestones, run.device, args.amp, args.compile, args.sync_bn)
+    milestones = args.schedule or default_milestones(run.unchangeable["num_epochs"])
+    run.check_unchanged(method.revision, **data_identity(train_loader, test_loader), **method.unchangeable())
+    stepper = Stepper(method, args.lr, args.wd, milestones, run.device, args.amp, args.compile, args.sync_bn)
     evaluated = {"test": test_loader}
     if train_loader.held_out is not None:
         evaluated = {"val": train_loader.held_out, "test": test_loader}
     chosen_by = metric(method.best, next(iter(evaluated)), "accTop1")
     if history and chosen_by not in history[-1]:  # older code did not use a folder val/ beside test/
-        run.refuse(f"{run.folder} cannot be resumed with the folder val/ in {args.data_dir}: its epochs were measured "
-                   "without it. Move val/ away to continue this run, or train anew with --version")
+        raise UserError(f"{run.folder} cannot be resumed with the folder val/ in {args.data_dir}: its epochs were "
+                        "measured without it. Move val/ away to continue this run, or train anew with --version", True)
     with Signals() as signals, run:
-        parameters, fixed = describe(run, trainer, train_loader, milestones)
-        checkpoints = Checkpoints(run.folder, trainer, history, chosen_by, fixed)
+        parameters, about = describe(run, stepper, train_loader, milestones)
+        checkpoints = Checkpoints(run.folder, stepper, history, chosen_by, about)
         if run.checkpoint:
             checkpoints.restore(run.checkpoint)
             run.checkpoint = None  # its tensors are no longer needed
         records = Records(run.folder, method.outputs, history, parameters, checkpoints.saved_best())
-        log_header(run, trainer, train_loader, test_loader, parameters)
+        log_header(run, stepper, train_loader, test_loader, parameters)
         try:
             while len(history) < args.num_epochs:
-                history.append(one_epoch(method, trainer, train_loader, evaluated, run, signals, checkpoints))
+                history.append(one_epoch(method, stepper, train_loader, evaluated, run, signals, checkpoints))
                 is_best = checkpoints.best() is history[-1]
                 if len(history) % args.save_every == 0 or is_best or len(history) == args.num_epochs:
                     checkpoints.save(is_best)
@@ -60,7 +251,7 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> None:
         except Interrupted as interrupted:
             if len(history) < args.num_epochs:
                 checkpoints.save()
-                log.info(f"stopped by signal {interrupted.number} after step {trainer.sums.steps} of epoch "
+                log.info(f"stopped by signal {interrupted.number} after step {stepper.sums.steps} of epoch "
                          f"{len(history) + 1}: --resume {run.folder} continues there")
             sys.exit(128 + interrupted.number)
         finally:
@@ -77,20 +268,21 @@ def data_identity(train_loader, test_loader) -> dict:
             "normalisation": [list(train_loader.mean), list(train_loader.std)]}
 
 
-def describe(run: Run, trainer: Trainer, train_loader, milestones: list[int]) -> tuple[dict, dict]:
+def describe(run: Run, stepper: Stepper, train_loader, milestones: list[int]) -> tuple[dict, dict]:
     """-> the content of parameters.json, and the entries that are the same in all checkpoints of a run."""
-    last = run.checkpoint or {"starts": [], "tally": {"steps": 0}}
-    start = describe_start(run.device, len(run.history) + 1, last["tally"]["steps"])
+    last = run.checkpoint or {"starts": [], "sums": {"steps": 0}}
+    start = {"epoch": len(run.history) + 1, "step": last["sums"]["steps"], "command": shlex.join(sys.argv),
+             "environment": environment(run.device)}
     data = {"classes": train_loader.classes, "mean": train_loader.mean, "std": train_loader.std}
     starts = [*last["starts"], start]
-    parameters = {**vars(run.args), "method": run.method or "baseline", "milestones": milestones, **data,
-                  "weights": sum(p.numel() for p in trainer.model.parameters()), "command": start["command"],
+    parameters = {**vars(run.args), "method": run.method, "milestones": milestones, **data,
+                  "weights": sum(p.numel() for p in stepper.model.parameters()), "command": start["command"],
                   "environment": start["environment"], "starts": starts}
-    return parameters, {"recipe": run.recipe, "flags": {"method": run.method, **vars(run.args)}, **data,
+    return parameters, {"unchangeable": run.unchangeable, "flags": {"method": run.method, **vars(run.args)}, **data,
                         "starts": starts}
 
 
-def log_header(run: Run, trainer: Trainer, train_loader, test_loader, parameters: dict) -> None:
+def log_header(run: Run, stepper: Stepper, train_loader, test_loader, parameters: dict) -> None:
     """The first lines of the log."""
     args = run.args
     log.info(f"{run.folder}: {args.model} on {args.dataset}, {train_loader.num_images} training and "
@@ -99,45 +291,5 @@ def log_header(run: Run, trainer: Trainer, train_loader, test_loader, parameters
              f"of {args.num_epochs} in all")
     if train_loader.held_out is not None:
         log.info(f"{train_loader.held_out.num_images} held-out images choose the best epoch")
-    if run.history or trainer.sums.steps:
-        log.info(f"continues after {len(run.history)} epochs and {trainer.sums.steps} steps")
-
-
-def one_epoch(method: Method, trainer: Trainer, loader, evaluated: dict, run: Run, signals: Signals,
-              checkpoints: Checkpoints) -> dict:
-    """Train and measure the next epoch, or what is left of it; -> its record."""
-    args, sums, epoch = run.args, trainer.sums, len(run.history)
-    loader.set_epoch(epoch)
-    weight, title = method.ramp_up(epoch, run.num_epochs), f"epoch {epoch + 1}/{args.num_epochs}"
-    record = {"epoch": epoch + 1, "lr": trainer.lr, "weight": weight}
-    with Progress(title, trainer, len(loader), args.log_every, method) as progress:
-        for _ in train_steps(trainer, loader, weight, signals):
-            progress.update()
-            if args.save_steps and sums.steps % args.save_steps == 0:
-                checkpoints.save()
-        means = trainer.means()
-    record |= {"train_loss" if term == "total" else f"train_loss_{term}": mean for term, mean in means["terms"].items()}
-    record |= name_metrics(means, method.outputs, "train")
-    record["images_per_second"] = loader.num_images / sums.seconds
-    processes.share_buffers(trainer.model)
-    method.after_epoch(loader.held_out, trainer.autocast(), signals.watch)
-    for phase, images in evaluated.items():
-        record |= evaluate(method, images, phase, trainer.autocast(), signals.watch)
-    record["seconds"] = sums.seconds
-    log.info(f"{title}  {epoch_line(record, method)}")
-    if wrong := [name for name, value in record.items() if without_nan(value) != value]:
-        log.warning(f"{title}: not a finite number, recorded as null: {', '.join(wrong)}")
-    trainer.next_epoch()
-    return without_nan(record)
-
-
-def train_steps(trainer: Trainer, loader, weight: float, signals: Signals):
-    """Take the steps that are left in the epoch; yield after each."""
-    trainer.model.train()
-    if trainer.compiled:  # a Python number would be a constant: each epoch would be compiled again
-        weight = torch.tensor(weight, device=trainer.device)
-    first = trainer.sums.steps
-    trainer.earlier_steps = loader.epoch * len(loader)
-    for (images, labels), share in zip(signals.watch(loader.batches(first)), loader.shares(first), strict=True):
-        trainer.step(images, labels, weight, share)
-        yield
+    if run.history or stepper.sums.steps:
+        log.info(f"continues after {len(run.history)} epochs and {stepper.sums.steps} steps")

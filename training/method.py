@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from losses import Terms, ramp_up
 from runtime.checkpoints import digest
-from training.outputs import ENSEMBLE, LEADER, MEAN, NETWORK, group_outputs, student, student_number
+from training.outputs import LEADER, MEAN, WHOLE, group_outputs, student, student_number
 
 
 class Method:
@@ -19,6 +19,7 @@ class Method:
     outputs: name of an output (training/outputs.py) -> its title in tables. They are what is measured: ``loss`` and
         ``predict`` return the logits of each, {name: logits [B, C]}.
     best: the output whose top-1 accuracy chooses the best epoch (or MEAN).
+    has_ramp_up: whether w(e), the weight of the group loss, rises over the first epochs; else it is always 1.
     revision: raised when a method's mathematics change. A run that an older revision began is not continued.
     args: the flags. None for a network without a script.
     """
@@ -28,6 +29,7 @@ class Method:
     teacher: nn.Module | None = None
     outputs: dict[str, str]
     best: str
+    has_ramp_up: bool = False
     revision: int = 1
 
     @classmethod
@@ -57,16 +59,17 @@ class Method:
         raise NotImplementedError
 
     def ramp_up(self, epoch: int, num_epochs: int) -> float:
-        """w(e), the weight of the group loss in an epoch (from 0). 1 if the script has no ``utils.ramp_up_flags``."""
-        if not hasattr(self.args, "length"):
-            return 1.0
-        return ramp_up(epoch, num_epochs, self.args.start_consistency, self.args.length)
+        """w(e), the weight of the group loss in an epoch, which counts from 0."""
+        return ramp_up(epoch, num_epochs, self.args.start_consistency, self.args.length) if self.has_ramp_up else 1.0
+
+    def prepare(self, train_loader) -> None:
+        """Called before a training, and not where a trained model is used: to load a teacher, to look at the data."""
 
     def before_step(self, step: int, step_of_epoch: int) -> None:
-        """``Trainer.step`` calls this first. Both numbers count from 1: in the whole training, and in the epoch."""
+        """``Stepper.step`` calls this first. Both numbers count from 1: in the whole training, and in the epoch."""
 
     def after_step(self, step: int, step_of_epoch: int) -> None:
-        """``Trainer.step`` calls this after the optimizer. What it changes must be part of the model, to be saved."""
+        """``Stepper.step`` calls this after the optimizer. What it changes must be part of the model, to be saved."""
 
     def after_epoch(self, held_out: Iterable | None, autocast: AbstractContextManager, watch: Callable = iter) -> None:
         """Called between the training and the evaluation of an epoch. held_out: the loader of the held-out images, or
@@ -94,14 +97,14 @@ class Method:
 class SingleNetwork(Method):
     """A plain network: [B, 3, H, W] -> [B, C]."""
 
-    outputs = {NETWORK: "network"}
-    best = NETWORK
+    outputs = {WHOLE: "network"}
+    best = WHOLE
 
     def __init__(self, model: nn.Module, args: Namespace | None = None):
         self.model, self.args = model, args
 
     def predict(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return {NETWORK: self.model(images)}, {}
+        return {WHOLE: self.model(images)}, {}
 
     def network(self, output: str) -> nn.Module:
         return self.model
@@ -118,11 +121,16 @@ class Group(Method):
         self.args, self.model = args, model
         names = getattr(args, "models", None) or [""] * args.num_branches
         students = {student(i): f"{kind} {i}" + (f", {name}" if name else "") for i, name in enumerate(names)}
-        self.outputs = ({LEADER: deployed} if deployed else {}) | students | {ENSEMBLE: "ensemble"}
-        self.best = ENSEMBLE if args.choose_E else LEADER if deployed else MEAN
+        self.outputs = ({LEADER: deployed} if deployed else {}) | students | {WHOLE: "ensemble"}
+        self.best = WHOLE if args.choose_E else LEADER if deployed else MEAN
+
+    def measured(self, z: Tensor, *others: Tensor) -> dict[str, Tensor]:
+        """What the model returns, first the students' logits z [B, m, C] -> {output: logits [B, C]}."""
+        return group_outputs(z)
 
     def predict(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return group_outputs(self.model(images)), {}
+        returned = self.model(images)
+        return self.measured(*(returned if isinstance(returned, tuple) else (returned,))), {}
 
     def network(self, output: str) -> nn.Module:
         return self.model.student(student_number(output))

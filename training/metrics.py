@@ -1,13 +1,19 @@
 """What is measured: top-k, diversity, and sums over the images of an epoch that stay on the device."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from losses import full_precision
 from runtime import processes
-from training.outputs import means_of, metric
+from training.method import Method
+from training.outputs import means_of, metric, student_number
+
+NO_AUTOCAST = nullcontext()
 
 
 def topk_correct(logits: Tensor, labels: Tensor) -> Tensor:
@@ -92,14 +98,15 @@ class RunningSums:
         own = processes.is_main()
         self.steps, self.earlier_seconds, self.start = state["steps"], state["seconds"], time.perf_counter()
         self.images = state["images"] if own else 0
-        self.sums = {name: value.to(self.device) * own for name, value in state["sums"].items()}
+        self.sums = {{"hits": "correct"}.get(name, name): value.to(self.device) * own  # "hits": by older code
+                     for name, value in state["sums"].items()}
 
 
 def name_metrics(means: dict, outputs: Iterable[str], phase: str) -> dict[str, float]:
     """Means over the images -> metrics: accTop1 and accTop5 (in %) and loss of each output; MEAN and EMA_MEAN."""
     named, outputs = {}, list(outputs)
     for r, output in enumerate(outputs):
-        top1, top5 = means["hits"][r]
+        top1, top5 = means["correct"][r]
         named[metric(output, phase, "accTop1")], named[metric(output, phase, "accTop5")] = 100 * top1, 100 * top5
         if "cross_entropy" in means:
             named[metric(output, phase, "loss")] = means["cross_entropy"][r]
@@ -108,3 +115,40 @@ def name_metrics(means: dict, outputs: Iterable[str], phase: str) -> dict[str, f
             values = [named[metric(output, phase, name)] for output in members]
             named[metric(mean, phase, name)] = sum(values) / len(values)
     return named
+
+
+@torch.inference_mode()
+def evaluate(method: Method, loader: Iterable, phase: str = "test",
+             autocast: torch.autocast | nullcontext = NO_AUTOCAST,
+             watch: Callable[[Iterable], Iterator] = iter,
+             more_sums: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]] = lambda log_p, top1, labels: {}
+             ) -> dict[str, float]:
+    """Metrics over all images, each image with the same weight: top-1/5 and cross-entropy of each output, ``dist`` over
+    the pairs of students, and the means of what ``method.predict`` returns besides the logits.
+
+    loader: batches of images [B, 3, H, W] and labels [B], and its ``device``.
+    watch: a generator around the batches that may end the evaluation (``Signals.watch``).
+    more_sums(log_p [B, R, C], top1 [B, R], labels [B]) -> further sums over a batch, reported as means under their
+        names. top1: whether the label is the output's first class.
+    """
+    method.model.eval()
+    # On the device: a list as an index would be copied there in each batch, and the host would wait.
+    students = torch.tensor([r for r, output in enumerate(method.outputs) if student_number(output) is not None],
+                            device=loader.device)
+    sums = RunningSums(loader.device)
+    for images, labels in watch(loader):
+        with autocast:
+            named, extras = method.predict(images)
+            logits = in_rows(named, method.outputs)  # [B, R, C]
+        log_p = F.log_softmax(full_precision(logits), dim=-1)
+        own = log_p.gather(-1, labels.view(-1, 1, 1).expand(-1, len(method.outputs), 1)).squeeze(-1)  # [B, R]
+        correct = topk_correct(logits, labels)
+        batch = {"correct": correct.sum(0), "cross_entropy": -own.sum(0), **more_sums(log_p, correct[..., 0], labels)}
+        if len(students) > 1:
+            batch["dist"] = diversity(log_p[:, students].exp())
+        for name, value in extras.items():  # half precision with --amp
+            batch[name] = value.sum(0, dtype=torch.float64)
+        sums.add(len(labels), **batch)
+    means = sums.means()
+    metrics = name_metrics(means, method.outputs, phase)
+    return metrics | {k: v for k, v in means.items() if k not in ("correct", "cross_entropy")}

@@ -3,7 +3,7 @@
 A method measures one or more outputs: each student, the leader, ensembles. The name of an output is the prefix of its
 metrics in metrics.jsonl, test_best_metrics.json and TensorBoard. The names are those of the authors' code:
 
-    test_accTop1        ENSEMBLE     the ensemble of a group, or the only network
+    test_accTop1        WHOLE        the whole model: the ensemble of a group, or the only network
     stu_test_accTop1    LEADER       the network that is deployed, if it is not one of the students: OKDDip's group
                                      leader, PCL's mean peer 0, OKDPH's hybrid
     stu0test_accTop1    student(0)   the first student
@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-ENSEMBLE = NETWORK = ""
+WHOLE = ""
 LEADER = "stu_"
 MEAN = "mean_"
 GATE = "gate_"
@@ -27,7 +27,7 @@ FUSED = "fused_"
 EMA_MEAN = "ema_"
 EMA_ENSEMBLE = "ema_ensemble_"
 PHASES = ("train", "val", "test")
-TENSORBOARD_FOLDERS = {ENSEMBLE: ".", LEADER: "B"}  # where the curves of these outputs are, as in the original
+TENSORBOARD_FOLDERS = {WHOLE: ".", LEADER: "B"}  # where the curves of these outputs are, as in the original
 
 
 def student(i: int) -> str:
@@ -40,7 +40,7 @@ def ema(i: int) -> str:
     return f"ema{i}"
 
 
-def group_outputs(z, name: Callable[[int], str] = student, ensemble: str = ENSEMBLE) -> dict:
+def group_outputs(z, name: Callable[[int], str] = student, ensemble: str = WHOLE) -> dict:
     """Logits z of m students [B, m, C] -> the logits of each [B, C], by ``name(i)``, and of their ensemble."""
     return {name(i): z_i for i, z_i in enumerate(z.unbind(1))} | {ensemble: z.mean(1)}
 

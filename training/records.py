@@ -1,22 +1,21 @@
-"""What a run writes down for people and for report.py: parameters, a line for each epoch, curves, summary."""
+"""What a run writes down and prints: parameters, a line for each epoch, curves, summary; the log and its progress."""
 
 import json
-import shlex
+import logging
+import math
 import sys
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from runtime import processes
-from runtime.device import environment
 from runtime.files import as_json, save
 from training.folder import remove_curves
-from training.outputs import ENSEMBLE, TENSORBOARD_FOLDERS, parse
+from training.method import Method
+from training.outputs import MEAN, TENSORBOARD_FOLDERS, WHOLE, mean_titles, metric, parse, student
 
-
-def describe_start(device, epoch: int, step: int) -> dict:
-    """One start of a run, as recorded: from which epoch and step, the command, the environment."""
-    return {"epoch": epoch, "step": step, "command": shlex.join(sys.argv), "environment": environment(device)}
+log = logging.getLogger("okddip")
 
 
 class Records:
@@ -44,7 +43,7 @@ class Records:
         save({self.folder / name: content for name, content in files.items()})
         remove_curves(self.folder)  # drawn again from the history: no epoch twice, none missing
         self.writers = {output: SummaryWriter(self.folder / name) for output, name in TENSORBOARD_FOLDERS.items()
-                        if output == ENSEMBLE or output in outputs}
+                        if output in {WHOLE, *outputs}}
         for record in self.history:
             self.draw(record)
 
@@ -71,14 +70,14 @@ class Records:
         for text, value in record.items():
             if isinstance(value, list):
                 image = np.kron(np.nan_to_num(np.array(value, dtype=float)), np.ones((32, 32)))
-                self.writers[ENSEMBLE].add_image(text.capitalize(), image, record["epoch"], dataformats="HW")
+                self.writers[WHOLE].add_image(text.capitalize(), image, record["epoch"], dataformats="HW")
             if not isinstance(value, float):
                 continue
             output, phase, name = parse(text)
             name = name[0].upper() + name[1:]
             prefix = "" if output in self.writers else output
             tag = f"{phase.capitalize()}/{prefix}{name}" if phase else name
-            self.writers.get(output, self.writers[ENSEMBLE]).add_scalar(tag, value, record["epoch"])
+            self.writers.get(output, self.writers[WHOLE]).add_scalar(tag, value, record["epoch"])
 
     def finish(self, summary: dict) -> None:
         """Write summary.json: the training has reached its end."""
@@ -87,3 +86,80 @@ class Records:
     def close(self) -> None:
         for writer in self.writers.values():
             writer.close()
+
+
+# --- the log: train.log and standard output ---------------------------------------------------------------------------
+
+
+def open_log(folder: Path) -> None:
+    """Send the log to train.log in ``folder`` and to standard output."""
+    log.setLevel(logging.INFO)
+    log.handlers = [logging.FileHandler(folder / "train.log", encoding="utf-8"), logging.StreamHandler(sys.stdout)]
+    for handler in log.handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+        handler.handleError = lambda record: None  # if the disk is full, the checkpoint's error is enough
+
+
+def close_log() -> None:
+    for handler in log.handlers:
+        handler.close()
+    log.handlers = []
+
+
+class Progress:
+    """A bar on a terminal, lines in a file: every ``log_every`` steps loss, accuracy, images/s, remaining time."""
+
+    def __init__(self, title: str, stepper, steps: int, log_every: int, method: Method):
+        self.title, self.stepper, self.steps, self.log_every = title, stepper, steps, log_every
+        shown = student(0) if method.best == MEAN else method.best
+        self.shown = list(method.outputs).index(shown)
+        self.bar = tqdm(total=steps, initial=stepper.sums.steps, desc=title, unit="step",
+                        leave=False) if sys.stderr.isatty() and processes.is_main() else None
+
+    def update(self) -> None:
+        """After a step."""
+        sums, step = self.stepper.sums, self.stepper.sums.steps
+        if self.bar is not None:
+            self.bar.update()
+        if step % self.log_every or step == self.steps:
+            return  # the sums are on the device: reading them makes the host wait
+        means = self.stepper.means()
+        images = sums.images * processes.world_size()
+        loss, accuracy = means["terms"]["total"], 100 * means["correct"][self.shown][0]
+        text = f"loss {loss:.4f}  top-1 {accuracy:.2f} %  {images / sums.seconds:.0f} images/s"
+        if self.bar is not None:
+            self.bar.set_postfix_str(text)
+        else:
+            left = sums.seconds / step * (self.steps - step)
+            log.info(f"{self.title}  step {step}/{self.steps}  {text}  {left:.0f} s left in this epoch")
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def epoch_line(record: dict, method: Method) -> str:
+    """An epoch's record as a line of the log."""
+    train, test = (record[metric(method.best, phase, "accTop1")] for phase in ("train", "test"))
+    text = f"loss {record['train_loss']:.4f}  train {train:.2f} %  test {test:.2f} %"
+    if "dist" in record:
+        text += f"  ensemble {record[metric(WHOLE, 'test', 'accTop1')]:.2f} %  diversity {record['dist']:.3f}"
+    return f"{text}  {record['images_per_second']:.0f} images/s  {record['seconds']:.1f} s"
+
+
+def final_table(method: Method, chosen_by: str, best: dict, last: dict) -> str:
+    """Top-1 and top-5 of every output, at the best epoch (chosen by that metric) and at the last epoch."""
+    titles = method.outputs | mean_titles(method.outputs)
+    width = max(20, *(len(title) + 1 for title in titles.values()))
+    lines = [f"done: best epoch {best['epoch']} by {chosen_by}, last epoch {last['epoch']}",
+             f"{'':{width}}{'best: top-1':>12}{'top-5':>8}{'last: top-1':>13}{'top-5':>8}"]
+    for output, title in titles.items():
+        cells = [record[metric(output, "test", k)] for record in (best, last) for k in ("accTop1", "accTop5")]
+        lines.append("{:{}}{:12.2f}{:8.2f}{:13.2f}{:8.2f}".format(title, width, *cells))
+    if "dist" in last:
+        of_best, of_last = (math.nan if record["dist"] is None else record["dist"] for record in (best, last))
+        lines.append(f"{'diversity':{width}}{of_best:12.4f}{of_last:21.4f}")
+    return "\n".join(lines)

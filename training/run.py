@@ -1,18 +1,21 @@
-"""A run: its device, its folder, the checkpoint that it resumes, its seed."""
+"""A run: its device, its folder, the checkpoint that it resumes, its seed; and the signals that stop it."""
 
 import argparse
 import logging
-from typing import NoReturn
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from models import registry
 from models.imagenet import NETWORKS as LARGE
 from runtime import processes
 from runtime.device import pick_device, seed_everything, set_precision
 from runtime.errors import UserError, warn
-from training.folder import remove_run, run_folder
-from training.lock import Lock
-from training.log import close_log, log, open_log
-from training.resume import checkpoint_to_resume, load_to_resume
+from training.checkpoint import load_to_resume
+from training.folder import Lock, remove_run, run_folder
+from training.records import close_log, log, open_log
 
 
 class Run:
@@ -20,19 +23,21 @@ class Run:
 
     Create it before the data and the model. Creating it writes no file. UserError if a network, the device, the folder
     or the checkpoint to resume is wrong.
+
+    unchangeable: what must be the same whenever the run is resumed; a checkpoint holds it. The schedule and the ramp-up
+    are those of the num_epochs in there, which are those of the first start, even if --num_epochs was raised later.
     """
 
-    def __init__(self, args: argparse.Namespace, method: str = ""):
+    def __init__(self, args: argparse.Namespace, method: str):
         self.args, self.method = args, method
         self.check_networks()
         self.device = pick_device(args.device, args.gpu_id, args.sync_bn)
         processes.start(self.device)
-        self.folder = processes.on_main(lambda: run_folder(args, method))
+        self.folder, resumed = processes.on_main(lambda: run_folder(args, method))
         self.lock: Lock | None = None
-        self.checkpoint = processes.on_main(self.load_checkpoint)
+        self.checkpoint = processes.on_main(lambda: self.load(resumed)) if resumed else None
         self.history: list[dict] = self.checkpoint["history"] if self.checkpoint else []
-        # The schedule and the ramp-up are those of the first start, even if --num_epochs was raised later.
-        self.recipe = self.checkpoint["recipe"] if self.checkpoint else {"num_epochs": args.num_epochs}
+        self.unchangeable = self.checkpoint["unchangeable"] if self.checkpoint else {"num_epochs": args.num_epochs}
         set_precision(args.tf32)
         seed_everything(args.seed)
 
@@ -47,50 +52,35 @@ class Run:
             registry.find_each(flags)
             registry.find_each(names, dropout=args.dropout, efficient=args.efficient)
         except ValueError as error:
-            self.refuse(str(error))
+            raise UserError(str(error), found_by_all=True) from error
         for name, flag in flags.items():
             if args.dataset == "imagenet" and name.startswith("vgg"):
-                self.refuse(f"argument {flag}: {name} is made for images of 32x32, not for imagenet")
+                raise UserError(f"argument {flag}: {name} is made for images of 32x32, not for imagenet", True)
             if args.dataset != "imagenet" and name in LARGE:
                 warn(f"the images of --dataset {args.dataset} are 32x32, and {flag} {name} is made for 224x224: its "
                      "last feature map is 1x1 here (--dataset imagenet crops your own large images to 224x224)")
 
-    @property
-    def num_epochs(self) -> int:
-        """--num_epochs of the first start."""
-        return self.recipe["num_epochs"]
-
-    def load_checkpoint(self) -> dict | None:
-        """The checkpoint that this run continues, or None."""
-        path = checkpoint_to_resume(self.args, self.folder)
-        if path is None:
-            return None
-        if path.exists():  # locked before it is read, so that no other process replaces it meanwhile
+    def load(self, path: Path) -> dict:
+        """The checkpoint that this run continues. The folder is locked before, so that no other process replaces it."""
+        if path.exists():
             if not (self.folder / "lock").exists():  # nobody trains there: it may be refused before there is a lock
                 load_to_resume(path, self.args, self.method, self.folder)
             self.lock = Lock(self.folder)
         return load_to_resume(path, self.args, self.method, self.folder)
 
-    def check_revision(self, revision: int) -> None:
-        """UserError if an older revision of the method began the run that is resumed (``Method.revision``)."""
-        recorded = self.recipe.setdefault("revision", 1 if self.checkpoint else revision)
-        if recorded != revision:
-            self.refuse(f"{self.folder} was begun by older code, whose {self.method} computed something else "
-                        "(CHANGELOG.md): train it anew, with --overwrite or another --version")
+    def check_unchanged(self, revision: int, **values: object) -> None:
+        """Record what must be the same whenever the run is resumed. UserError if a value differs from the record.
 
-    def refuse(self, sentence: str) -> NoReturn:
-        """Raise a UserError that all processes find, and one reports."""
-        error = UserError(sentence)
-        error.already_reported = not processes.is_main()
-        raise error
-
-    def check_unchanged(self, **values: object) -> None:
-        """Record what must be the same whenever the run is resumed. UserError if a value differs from the record."""
+        revision: of the method. A run that an older one began is not continued.
+        """
+        if self.unchangeable.setdefault("revision", 1 if self.checkpoint else revision) != revision:
+            raise UserError(f"{self.folder} was begun by older code, whose {self.method} computed something else "
+                            "(CHANGELOG.md): train it anew, with --overwrite or another --version", found_by_all=True)
         for name, value in values.items():
-            recorded = self.recipe.setdefault(name, value)
+            recorded = self.unchangeable.setdefault(name, value)
             if recorded != value:
-                self.refuse(f"{self.folder} was started with other {name} ({str(recorded)[:80]} there, "
-                            f"{str(value)[:80]} here): resume it with the same {name}")
+                raise UserError(f"{self.folder} was started with other {name} ({str(recorded)[:80]} there, "
+                                f"{str(value)[:80]} here): resume it with the same {name}", found_by_all=True)
 
     def __enter__(self) -> "Run":
         """Make the folder, take its lock, open the log."""
@@ -105,8 +95,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.lock is None:
             self.lock = Lock(self.folder)
-            run_folder(self.args, self.method)  # UserError if another process has made a run of it meanwhile
-            if self.args.resume and (self.folder / "last.pth").exists():
+            _, begun = run_folder(self.args, self.method)  # UserError if another process has made a run meanwhile
+            if begun:
                 raise UserError(f"another process has trained in {self.folder} meanwhile: start this one again")
             remove_run(self.folder)
         open_log(self.folder)
@@ -116,3 +106,68 @@ class Run:
         if processes.is_main():
             close_log()
             self.lock.release()
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+REPEAT = 5  # seconds; torchrun forwards signals, so within this time a second one counts as the first
+
+
+class Interrupted(Exception):
+    """One of the signals came, and the step during which it came is complete."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+
+class Signals:
+    """A context in which SIGINT, SIGTERM and SIGHUP are noted; ``watch`` raises Interrupted between two steps.
+
+    SIGHUP, which a closed terminal sends, is left alone if the process ignores it, as under nohup. A second signal ends
+    the process at once, as it would without this class.
+    """
+
+    number = 0
+
+    def __init__(self):
+        self.agreed = processes.greatest(0)
+
+    def __enter__(self) -> "Signals":
+        hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has no SIGHUP
+        numbers = {signal.SIGINT, signal.SIGTERM} | ({hangup} if signal.getsignal(hangup) != signal.SIG_IGN else set())
+        if threading.current_thread() is threading.main_thread():  # Python allows signal handlers in no other thread
+            self.old = {number: signal.signal(number, self.note) for number in numbers}
+        return self
+
+    def __exit__(self, kind: type | None, *_) -> None:
+        for number, handler in getattr(self, "old", {}).items():
+            signal.signal(number, handler)
+        if kind in (None, SystemExit):  # after another error a process may be missing, and waiting would never end
+            self.agreed()
+
+    def note(self, number: int, frame: object) -> None:
+        """The signal handler."""
+        if self.number and time.monotonic() - self.since >= (REPEAT if processes.world_size() > 1 else 0):
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        if not self.number:
+            self.number, self.since = number, time.monotonic()
+
+    def watch(self, batches: Iterable) -> Iterator:
+        """Yield the batches. After a signal, raise Interrupted before the next batch or after the last one."""
+        for batch in batches:
+            self.check()
+            yield batch
+        self.check()
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal has come.
+
+        Several processes stop at the same step: the one after the step in which the first process got its signal.
+        """
+        if processes.world_size() == 1:
+            number = self.number
+        else:
+            number, self.agreed = self.agreed(), processes.greatest(self.number)
+        if number:
+            raise Interrupted(number)

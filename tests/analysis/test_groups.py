@@ -6,7 +6,7 @@ import made_up
 import pytest
 
 from analysis import groups, records
-from training.flags import FREE_FLAGS
+from training.folder import FREE_FLAGS
 
 
 def groups_in(folder):

@@ -23,7 +23,7 @@ def test_plain_steps_compute_the_same(name):
             contender.step(images, labels, method.ramp_up(step.EPOCH, step.NUM_EPOCHS))
         found, expected = ours.means(), plain.means()
         assert found["terms"] == pytest.approx(expected["terms"], 1e-9)
-        assert sum(found["hits"], []) == pytest.approx(sum(expected["hits"], []), 1e-9)
+        assert sum(found["correct"], []) == pytest.approx(sum(expected["correct"], []), 1e-9)
     assert not any(isinstance(m, step.BatchNorm) for m in plain.model.modules())
 
 

@@ -1,5 +1,6 @@
 import io
 import os
+import random
 import zipfile
 
 import pytest
@@ -9,22 +10,14 @@ from runtime import checkpoints
 from runtime.errors import UserError
 
 
-@pytest.mark.parametrize("change", [
-    lambda c: c["state_dict"]["weight"].add_(1), lambda c: c.update(epoch=2), lambda c: c["list"].reverse(),
-    lambda c: c.update(state_dict={"weight": c["state_dict"]["weight"].view(3, 2)}), lambda c: c.update(text="a b"),
-    lambda c: c.update(state_dict={"weight": c["state_dict"]["weight"].to(torch.int32)}), lambda c: c.pop("epoch"),
-    lambda c: c.update(list=[1, [2, 3]])])
-def test_the_digest_tells_contents_apart(change):
-    def content():
-        weight = torch.arange(6, dtype=torch.float32).view(2, 3)
-        return {"state_dict": {"weight": weight}, "epoch": 1, "list": [1, 2, 3], "text": "ab"}
-
-    changed = content()
-    change(changed)
-    assert checkpoints.digest(content()) == checkpoints.digest(content()) != checkpoints.digest(changed)
+def test_the_digest_knows_shapes_and_types():
+    """tests/test_properties.py changes entries."""
+    x = torch.arange(6)
+    assert len({checkpoints.digest(y) for y in (x, x.view(2, 3), x.view(3, 2), x.to(torch.int32), x.tolist())}) == 5
+    assert checkpoints.digest([1, [2, 3]]) != checkpoints.digest([[1, 2], 3])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
 def test_the_digest_knows_every_bit_of_a_large_tensor(dtype):
     """One in the middle, which is not among the numbers and digits that a printed tensor shows."""
     x = torch.ones(3, 5000).to(dtype)
@@ -38,17 +31,29 @@ def test_the_digest_does_not_know_memory_formats():
     assert checkpoints.digest(x) == checkpoints.digest(x.to(memory_format=torch.channels_last))
 
 
-def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
-    """Nested content, without the digest; a checkpoint of others has none and passes."""
-    content = {"format": 2, "list": [1, 2.5, None, "a"], "inner": {"weight": torch.arange(6.0).view(2, 3)}}
+def test_a_checkpoint_of_others_has_no_digest(tmp_path):
     path = tmp_path / "x.pth"
-    path.write_bytes(checkpoints.serialise(content))
-    found = checkpoints.load_checkpoint(path)
-    assert found.keys() == content.keys() and found["list"] == content["list"]
-    assert found["inner"]["weight"].equal(content["inner"]["weight"])
+    path.write_bytes(checkpoints.serialise({"weight": torch.ones(2)}))
     assert len(torch.load(path, weights_only=True)["digest"]) == 64
     torch.save({"state_dict": {"weight": torch.ones(2)}}, path)
     assert checkpoints.load_checkpoint(path)["state_dict"]["weight"].tolist() == [1, 1]
+
+
+def test_a_damaged_checkpoint_gives_the_right_weights_or_a_sentence(tmp_path):
+    """Cut at 20 lengths, and with each of 60 bits flipped."""
+    content, rng = {"format": 2, "state_dict": {"weight": torch.randn(20, 20)}}, random.Random(0)
+    whole, path = checkpoints.serialise(content), tmp_path / "x.pth"
+    damaged = [whole[:rng.randrange(len(whole))] for _ in range(20)]
+    for place in (rng.randrange(len(whole)) for _ in range(60)):
+        damaged.append(whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1:])
+    refused = 0
+    for changed in damaged:
+        path.write_bytes(changed)
+        try:
+            assert checkpoints.digest(checkpoints.load_checkpoint(path)) == checkpoints.digest(content)
+        except UserError as error:
+            refused += "damaged" in str(error)
+    assert refused >= 50  # a cut one never passes
 
 
 def test_a_gpus_checkpoint_opens_without_one(tmp_path):

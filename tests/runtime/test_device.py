@@ -48,6 +48,11 @@ def test_an_unusable_device_is_named(name):
         device.pick_device(name)
 
 
+def test_sync_bn_needs_gpus():
+    with pytest.raises(UserError, match="--sync_bn needs GPUs"):
+        device.pick_device("cpu", sync_bn=True)
+
+
 @pytest.mark.parametrize("seed", [0, 7, 2**32 + 7, 2**63 - 1])
 def test_every_generator_is_seeded(seed):
     def drawn(seed):

@@ -19,16 +19,17 @@ import data_loader
 import methods
 import models
 import train
+import train_GL
 from data_loader import Data, Split
 from models.architecture import BatchNorm
 from runtime import processes
 from runtime.errors import UserError
 from training import loop
-from training.evaluation import evaluate
-from training.metrics import in_rows
-from training.step import Trainer
+from training.loop import Stepper
+from training.metrics import evaluate, in_rows
 
 CPU = torch.device("cpu")
+SLOW = ("KD", "FFL", "OKDDip-detach_targets")
 METHODS = {"OKDDip": {}, "OKDDip-detach_targets": {"detach_targets": True}, "ONE": {"num_branches": 3}, "KD": {},
            "FFL": {}, "PCL": {}, "KDCL": {"target": "general", "val_size": 23},
            "OKDPH-dirichlet": {"hybrid": "dirichlet", "interval": "5_batch"},
@@ -62,15 +63,15 @@ def steps_and_metrics(name, path, environment):
     torch.set_num_threads(1)
     processes.start(CPU)
     method, data, kept = make(name), made_up(23), []
-    trainer = Trainer(method, 0.05, 5e-4, [10], CPU)
+    stepper = Stepper(method, 0.05, 5e-4, [10], CPU)
     loader = data_loader.Cached(data.train, data, 8, CPU, augment=True, views=method.views(method.args))
     method.model.train()
     for module in method.model.modules():
         if isinstance(module, BatchNorm):
             module.eval()
     for (images, labels), share in zip(loader, loader.shares(), strict=True):
-        trainer.step(images.double(), labels, 0.3, share)
-    means = trainer.means()
+        stepper.step(images.double(), labels, 0.3, share)
+    means = stepper.means()
     predict = method.predict
 
     def predict_and_keep(images):
@@ -79,14 +80,14 @@ def steps_and_metrics(name, path, environment):
         return z, {}
 
     method.predict = lambda images: predict(images.double())
-    method.after_epoch(data_loader.Cached(data.test, data, 8, CPU), trainer.autocast())
+    method.after_epoch(data_loader.Cached(data.test, data, 8, CPU), stepper.autocast())
     method.predict = predict_and_keep
     metrics = evaluate(method, data_loader.Cached(data.test, data, 8, CPU))
     torch.save({"weights": method.model.state_dict(), "means": means, "metrics": metrics, "logits": kept,
-                "state": trainer.sums.state_dict(), "outputs": list(method.outputs)}, f"{path}{processes.rank()}")
+                "state": stepper.sums.state_dict(), "outputs": list(method.outputs)}, f"{path}{processes.rank()}")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in METHODS])
 def test_two_processes_give_the_weights_of_one(name, tmp_path):
     alone = {"RANK": "0", "WORLD_SIZE": "1"}
     started = [CONTEXT.Process(target=steps_and_metrics, args=(name, f"{tmp_path}/{where}", environment))
@@ -100,7 +101,7 @@ def test_two_processes_give_the_weights_of_one(name, tmp_path):
     for half in halves:
         for key, value in whole["weights"].items():
             assert value.allclose(half["weights"][key], rtol=1e-10, atol=1e-12), key
-        assert half["means"]["hits"] == whole["means"]["hits"]
+        assert half["means"]["correct"] == whole["means"]["correct"]
         assert half["means"]["terms"] == pytest.approx(whole["means"]["terms"], rel=1e-10)
         assert half["metrics"] == pytest.approx(whole["metrics"], rel=1e-9)
         assert half["state"]["images"] == 23
@@ -143,38 +144,9 @@ def test_all_evaluate_the_statistics_of_the_first_and_draw_their_own_numbers(fla
     assert (first["seed"], second["seed"]) == (5, 5 + 2**32)
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
-@pytest.mark.parametrize("augment", [True, False])
-@pytest.mark.parametrize("n", [24, 29, 31, 36])
-def test_every_image_is_one_process_s(size, augment, n, monkeypatch):
-    """The parts of a batch are the batch of one process, none of them empty, in training none of a single image."""
-    data = made_up(n)
-    parts = []
-    for environment in group(size):
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        loader = data_loader.Cached(data.train, data, 12, CPU, augment=augment)
-        loader.set_epoch(3)
-        parts.append(list(loader))
-        assert min(len(labels) for _, labels in parts[-1]) >= (2 if augment else 1)
-        assert [len(labels) * size / (b - a) for (_, labels), (a, b) in zip(parts[-1], loader.bounds(), strict=True)
-                ] == loader.shares()
-    together = [torch.cat([images for images, _ in step]) for step in zip(*parts, strict=True)]
-    monkeypatch.delenv("RANK")
-    alone = data_loader.Cached(data.train, data, 12, CPU, augment=augment)
-    alone.set_epoch(3)
-    assert torch.cat(together).equal(torch.cat([images for images, _ in alone]))
-
-
 def set_size(monkeypatch, size):
     for name, value in group(size)[0].items():
         monkeypatch.setenv(name, value)
-
-
-def test_a_lone_variable_means_nothing(monkeypatch):
-    """Cluster images set some of torchrun's variables in every shell."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert processes.world_size() == 1 and processes.rank() == 0 and processes.is_main()
 
 
 def test_a_batch_must_be_shared_out_evenly(monkeypatch):
@@ -210,21 +182,21 @@ def folder_of(where):
 
 
 def test_a_run_of_two_processes(flags, tmp_path):
-    """The files of a run, written by the first one; more epochs of it with one process, and again with two."""
-    for epochs, world_size in ((2, 2), (3, 1), (4, 2)):
-        more = "--num_epochs", epochs
-        started = both(flags, tmp_path, *more) if world_size == 2 else [
-            Training("train_GL", [*flags, tmp_path, *more], tmp_path / "process0")]
-        for training in started:
+    """The files of a run, written by the first one; one more epoch of it with one process, and again with two."""
+    for epochs in (1, 2, 3):
+        if epochs == 2:
+            train_GL.main([*flags, str(tmp_path), "--num_epochs", "2"])
+            continue
+        for training in both(flags, tmp_path, "--num_epochs", epochs):
             assert training.wait() == 0, training.said()
-        assert [line["epoch"] for line in lines(folder_of(tmp_path))] == list(range(1, epochs + 1))
+    assert [line["epoch"] for line in lines(folder_of(tmp_path))] == [1, 2, 3]
     assert_best_agrees(folder_of(tmp_path))
     starts = load(folder_of(tmp_path))["starts"]
-    assert [(start["epoch"], start["environment"]["processes"]) for start in starts] == [(1, 2), (3, 1), (4, 2)]
+    assert [(start["epoch"], start["environment"]["processes"]) for start in starts] == [(1, 2), (2, 1), (3, 2)]
     assert "epoch" not in (tmp_path / "process1" / "output.txt").read_text()  # only the first one writes
 
 
-@pytest.mark.parametrize("dies", [0, 1])
+@pytest.mark.parametrize("dies", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_that_dies_ends_the_run(dies, flags, tmp_path):
     started = both(flags, tmp_path, "--num_epochs", 200)
     started[0].until(lambda: "epoch 2/200  step 1" in started[0].said())
@@ -266,6 +238,7 @@ utils.command(train_one.main)
 """
 
 
+@pytest.mark.slow
 def test_two_nodes(flags, tmp_path):
     """The commands of docs/running.md, with one process on each node: the weights of one process, and a whole run."""
     (tmp_path / "node.py").write_text(NODE.format(paths=[str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/runtime")]))
@@ -301,11 +274,6 @@ def test_torchrun(flags, tmp_path):
     printed = done.stderr.splitlines()
     assert done.returncode != 0 and printed.count(said) == 1
     assert printed[-2].strip() == f"traceback : {said}"  # torchrun's summary ends with it, and with a frame
-
-
-def test_sync_bn_needs_gpus(flags, tmp_path):
-    training = Training("train_GL", [*flags, tmp_path, "--sync_bn"], tmp_path)
-    assert training.wait() == 2 and "--sync_bn needs GPUs" in training.said()
 
 
 def test_sync_bn_keeps_the_names_of_weights(monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 from methods import METHODS
-from training.flags import FREE_FLAGS
+from training.folder import FREE_FLAGS
 
 SEVEN = ["train.py", "train_one.py --ind", "train_DML.py", "train_one.py --avg --bpscale", "train_one.py",
          "train_GL.py --MulStu", "train_GL.py"]

@@ -1,11 +1,17 @@
 """Runs that several tests of this folder compare with or continue."""
 
 import pytest
+import torch
 from kill import FLAGS, make_images, make_teacher
-from processes import TINY, Training
 
 import train_GL
 import utils
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """As in the processes of other tests: runs agree to the bit only with equal numbers of threads."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -15,27 +21,34 @@ def arguments(tmp_path):
                                                                       *flags])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def images(tmp_path_factory):
     return make_images(tmp_path_factory.mktemp("data") / "images")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def teacher(images, tmp_path_factory):
     return make_teacher(images, tmp_path_factory.mktemp("teacher"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def flags(images):
+    """Epochs of three steps."""
     return [*FLAGS, "--length", "3", "--num_epochs", "4", "--data_dir", str(images)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
+def baseline(images, tmp_path):
+    """The flags of a baseline, and its folder. The number of epochs is missing."""
+    return ([*FLAGS, "--data_dir", str(images), "--save_dir", str(tmp_path), "--num_epochs"],
+            tmp_path / "folder" / "resnet8")
+
+
+@pytest.fixture(scope="session")
 def whole(flags, tmp_path_factory):
     """Four epochs of OKDDip without an interruption."""
     root = tmp_path_factory.mktemp("whole")
-    training = Training("train_GL", [*flags, "--save_dir", root], root)
-    assert training.wait() == 0, training.said()
+    train_GL.main([*flags, "--save_dir", str(root)])
     return root / "folder" / "OKDDip" / "resnet8"
 
 
@@ -46,11 +59,3 @@ def begun(flags, tmp_path):
     folder = tmp_path / "begun" / "folder" / "OKDDip" / "resnet8"
     (folder / "summary.json").unlink()
     return folder
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """Three epochs of OKDDip on the digits."""
-    root = tmp_path_factory.mktemp("finished")
-    train_GL.main([*TINY, "--num_epochs", "3", "--save_dir", str(root)])
-    return root / "DIGITS" / "OKDDip" / "resnet8"

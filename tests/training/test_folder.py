@@ -1,27 +1,180 @@
+"""Paths, locks, and finished runs: recognised by their records, before PyTorch is imported."""
+
+import errno
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
 import pytest
+from conftest import ROOT
+from kill import WORKERS
+from processes import Training, group
 
+import train_GL
 from runtime.errors import UserError
-from training.folder import run_folder
+from training import folder as module
+from training.folder import FILES, finished_run, run_folder
+from training.run import Run
 
 
-def test_run_folder(arguments, tmp_path):
-    assert run_folder(arguments()) == tmp_path / "CIFAR10" / "resnet32"
-    assert run_folder(arguments("--version", "V1")) == tmp_path / "CIFAR10" / "resnet32_V1"
-    assert run_folder(arguments(), "OKDDip") == tmp_path / "CIFAR10" / "OKDDip" / "resnet32"
+def test_the_path_of_a_run(arguments, tmp_path):
+    where = tmp_path / "CIFAR10"
+    for args, method, folder in ((arguments(), "baseline", where / "resnet32"),
+                                 (arguments("--version", "V1"), "baseline", where / "resnet32_V1"),
+                                 (arguments("--resume", "auto"), "OKDDip", where / "OKDDip" / "resnet32")):
+        assert run_folder(args, method) == (folder, None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_which_file_is_resumed(arguments, tmp_path):
+    run = tmp_path / "CIFAR10" / "KD" / "resnet32"
+    run.mkdir(parents=True)
+    (run / "last.pth").write_text("")
+    for resume in ("auto", run, run / "last.pth"):
+        assert run_folder(arguments("--resume", str(resume)), "KD") == (run, run / "last.pth")
+    assert run_folder(arguments("--resume", str(run / "best.pth")), "KD") == (run, run / "best.pth")
+    (run / "last.pth").rename(run / "best.pth")
+    with pytest.raises(UserError, match="no last.pth to continue from"):  # its weights would be replaced
+        run_folder(arguments("--resume", "auto"), "KD")
 
 
 def test_a_file_is_in_the_way(arguments, tmp_path):
     (tmp_path / "CIFAR10").write_text("")
     with pytest.raises(UserError, match="CIFAR10 is a file, but"):
-        run_folder(arguments())
+        run_folder(arguments(), "baseline")
 
 
-def test_a_run_is_not_overwritten(arguments, tmp_path):
+@pytest.mark.parametrize("name", FILES)
+def test_a_run_is_not_overwritten(name, arguments, tmp_path):
+    """Not even a lone file of one."""
     folder = tmp_path / "CIFAR10" / "resnet32"
     folder.mkdir(parents=True)
-    assert run_folder(arguments()) == folder  # an empty folder is no run
-    (folder / "parameters.json").write_text("{}")
+    assert run_folder(arguments(), "baseline") == (folder, None)  # an empty folder is no run
+    (folder / name).write_text("precious")
     with pytest.raises(UserError, match="--resume.*--version.*--overwrite"):
-        run_folder(arguments())
-    assert run_folder(arguments("--overwrite")) == folder
+        run_folder(arguments(), "baseline")
+    assert run_folder(arguments("--overwrite"), "baseline") == (folder, None)
+
+
+# --- locks
+
+
+def test_a_run_that_is_being_trained_is_left_alone(flags, tmp_path, monkeypatch):
+    """The lock of a killed process is gone at once, though its workers live a little longer."""
+    flags = [*flags, *WORKERS[2], "--save_dir", str(tmp_path), "--log_every", "1", "--num_epochs", "200"]
+    first = Training("train_GL", flags, tmp_path / "first")
+    first.until(lambda: "epoch 2/200" in first.said())
+    for way_in in (["--resume", "auto"], ["--overwrite"]):
+        with pytest.raises(UserError, match="another process is training in"):
+            train_GL.main([*flags, *way_in])
+    first.signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    monkeypatch.setattr(train_GL.OKDDip, "before_step", lambda *_: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        train_GL.main([*flags, "--resume", "auto"])
+    assert "continues after" in (tmp_path / "folder" / "OKDDip" / "resnet8" / "train.log").read_text()
+
+
+@pytest.mark.parametrize(("way_in", "message"), [([], "holds a run already"), (["--resume", "auto"], "meanwhile")])
+def test_a_run_that_another_process_has_made_meanwhile_is_left_alone(way_in, message, arguments):
+    """After this process looked into the folder, and before it took the lock."""
+    late, first = (Run(arguments(*way_in), "baseline") for _ in range(2))
+    with first:
+        (first.folder / "last.pth").write_text("trained by the first")
+    with pytest.raises(UserError, match=message), late:
+        pass
+    assert (first.folder / "last.pth").read_text() == "trained by the first"
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(module.fcntl, "lockf", no_locks)
+    module.Lock(tmp_path).release()
+    assert "without locks (No locks available)" in capsys.readouterr().err
+
+
+# --- finished runs
+
+
+@pytest.fixture
+def finished(whole, tmp_path, flags):
+    """A copy of a finished run, and the command of train_GL.py that made it."""
+    folder = tmp_path / "runs" / "folder" / "OKDDip" / "resnet8"
+    shutil.copytree(whole, folder)
+    rewrite(folder, "parameters.json", command="train_GL.py --model resnet8")
+    return folder, [*flags, "--save_dir", str(tmp_path / "runs"), "--resume", "auto"]
+
+
+def rewrite(folder, name, **changes):
+    content = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(content | changes))
+
+
+def script(name, *flags, **environment):
+    """The script as a user runs it; -> the finished process, and the modules that it imported."""
+    done = subprocess.run([sys.executable, "-X", "importtime", ROOT / f"{name}.py", *flags], capture_output=True,
+                          text=True, env=os.environ | environment)
+    return done, {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+
+def recognised(argv, script="train_GL"):
+    """The folder, or None."""
+    return finished_run(importlib.import_module(script).parse_args(argv), script)
+
+
+def test_a_finished_run(finished):
+    """By all its flags and those that do not matter; with --resume auto and by its folder."""
+    folder, command = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    for more in ([], ["--gpu_id", "3", "--num_workers", "0", "--log_every", "7"], ["--resume", str(folder)]):
+        assert recognised([*command, *more]) == folder
+    done, imported = script("train_GL", *command)
+    assert done.returncode == 0 and done.stdout == f"{folder} is complete: 4 epochs (more with --num_epochs)\n"
+    assert "training.folder" in imported and not {"torch", "numpy"} & imported
+    done, _ = script("train_GL", *command, **group(2)[1])
+    assert done.returncode == 0 and done.stdout == ""  # the first of several processes says it
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("change", [["--num_epochs", "5"], ["--lr", "0.3"], ["--MulStu"], ["--T_model", "resnet8"]])
+def test_other_flags(change, finished):
+    folder, command = finished
+    assert recognised([*command, *change]) is recognised([*command, *change, "--resume", str(folder)]) is None
+
+
+def test_another_folder_or_script(finished):
+    """A script may have the same flags."""
+    folder, command = finished
+    for more in (["--version", "seed1"], ["--resume", "nowhere"], ["--resume", str(folder / "last.pth")]):
+        assert recognised([*command, *more]) is None
+    assert recognised([*command, "--version", "seed1", "--resume", str(folder)]) == folder
+    assert finished_run(importlib.import_module("train_GL").parse_args(command), "train_FFL") is None
+
+
+@pytest.mark.parametrize("change", [
+    lambda folder: rewrite(folder, "summary.json", last={"epoch": 3}),
+    lambda folder: rewrite(folder, "parameters.json", num_epochs=5),  # it was raised, and the training stopped
+    lambda folder: rewrite(folder, "parameters.json", lr=0.3),
+    lambda folder: rewrite(folder, "parameters.json", hybrid_copy=True),  # a flag that is gone
+    lambda folder: rewrite(folder, "parameters.json", command=None),
+    *(lambda folder, name=name, text=text: (folder / name).write_text(text)
+      for name in ("summary.json", "parameters.json") for text in ("{}", "[]", "{\"last\": 1")),
+    *(lambda folder, name=name: (folder / name).unlink() for name in ("summary.json", "parameters.json", "last.pth"))])
+def test_other_records(change, finished):
+    folder, command = finished
+    change(folder)
+    assert recognised(command) is None
+
+
+def test_records_from_before_a_flag_was_there(finished):
+    folder, command = finished
+    parameters = json.loads((folder / "parameters.json").read_text())
+    del parameters["train_size"], parameters["decoder"]
+    (folder / "parameters.json").write_text(json.dumps(parameters | {"hybrid_copy": False}))
+    assert recognised(command) == folder

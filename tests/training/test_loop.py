@@ -1,113 +1,281 @@
-"""Whole trainings, by the scripts themselves."""
+"""A training step, and whole trainings by the scripts themselves. tests/training/test_resume.py stops them."""
 
+import copy
 import json
 import signal
+from argparse import Namespace
 
 import pytest
 import torch
 from image_data import same_batches
-from kill import FLAGS
-from processes import TINY, Training, lines, load, saved_weights
+from slow import count_correct
 
 import data_loader
+import methods
 import models
 import train
-import train_GL
-from runtime import checkpoints
+from losses import Terms
+from runtime.checkpoints import digest
 from runtime.errors import UserError
 from training import loop
 from training.checkpoint import Checkpoints
+from training.loop import Stepper, default_milestones, sgd
 from training.method import Method
 from training.records import Records
-from training.step import Trainer
+
+CPU = torch.device("cpu")
 
 
-def test_the_leader_is_a_plain_network(finished):
-    group, leader = models.OKDDip("resnet8", 10).eval(), models.create_model("resnet8", 10).eval()
-    group.load_state_dict(saved_weights(finished))
-    leader.load_state_dict(group.student(-1).state_dict())
-    images = torch.randn(4, 3, 32, 32)
-    assert leader(images).allclose(group(images)[2], atol=1e-5)
+def make(name="baseline", **flags):
+    """A method on resnet8 with 10 classes."""
+    kind, defaults = methods.find(name)
+    return kind(Namespace(**vars(defaults) | {"model": "resnet8"} | flags), 10)
 
 
-def test_twice_the_same(finished, tmp_path):
-    """Equal flags end in bitwise equal weights and metrics, with any --num_workers."""
-    train_GL.main([*TINY, "--num_epochs", "3", "--save_dir", str(tmp_path), "--num_workers", "0"])
-    again = tmp_path / "DIGITS" / "OKDDip" / "resnet8"
-    assert lines(again) == lines(finished)
-    assert all(value.equal(saved_weights(again)[name]) for name, value in saved_weights(finished).items())
+def random_batch(n=8):
+    return torch.randn(n, 3, 32, 32), torch.randint(10, (n,))
 
 
-def test_another_seed_is_another_run(finished, tmp_path):
-    train_GL.main([*TINY, "--num_epochs", "1", "--save_dir", str(tmp_path), "--seed", "1"])
-    assert lines(tmp_path / "DIGITS" / "OKDDip" / "resnet8")[0] != lines(finished)[0]
+# --- optimizer and schedule
 
 
-def test_every_epoch_shows_its_own_batches(flags, tmp_path, monkeypatch):
-    """The order, crops and flips of epoch 0, then those of epoch 1, are what the loader gives for them."""
-    shown, step = [], Trainer.step
-    monkeypatch.setattr(Trainer, "step", lambda self, images, labels, *rest: (
-        shown.append((images.clone(), labels)), step(self, images, labels, *rest))[1])
-    train.main([*FLAGS, "--num_epochs", "2", "--data_dir", flags[-1], "--save_dir", str(tmp_path), "--seed", "3"])
-    loader, _ = data_loader.dataloader("folder", 8, 0, flags[-1], seed=3)
-    expected = []
-    for epoch in (0, 1):
-        loader.set_epoch(epoch)
-        expected += list(loader)
-    assert same_batches(shown, expected) and not same_batches(shown[:3], shown[3:])
+def test_schedule():
+    """lr 0.1, a tenth at zero-based epoch 150, a hundredth at 225."""
+    optimizer, scheduler = sgd(torch.nn.Linear(2, 2), 0.1, 5e-4, [150, 225])
+    used = []
+    for _ in range(300):
+        used.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert [used[e] for e in (0, 149, 150, 224, 225, 299)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
-def test_the_course_of_a_training(flags, tmp_path, monkeypatch):
-    """Two epochs with held-out images and --save_steps, then a third: what is chosen, recorded, saved and printed."""
-    saved, closed, modes, save, step, evaluated = [], [], [], Checkpoints.save, Trainer.step, loop.evaluate
+@pytest.mark.parametrize(("num_epochs", "milestones"), [(300, [150, 225]), (5, [3, 4]), (1, [1, 1])])
+def test_default_milestones(num_epochs, milestones):
+    assert default_milestones(num_epochs) == milestones
+
+
+def test_sgd_is_nesterov_with_decay_on_everything():
+    """Against the update of Sutskever et al. as PyTorch states it: g += wd p; v = 0.9 v + g; p -= lr (g + 0.9 v)."""
+    model = torch.nn.BatchNorm1d(3).double()
+    optimizer, _ = sgd(model, 0.1, 0.01, [10])
+    p, v = [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]
+    for step in range(3):
+        gradient = [1.0, -2.0, 0.5 * step]
+        model.weight.grad = torch.tensor(gradient, dtype=torch.float64)
+        optimizer.step()
+        for i in range(3):
+            g = gradient[i] + 0.01 * p[i]
+            v[i] = 0.9 * v[i] + g
+            p[i] -= 0.1 * (g + 0.9 * v[i])
+    assert model.weight.tolist() == pytest.approx(p, rel=1e-12)
+
+
+# --- a step and its state
+
+
+def test_the_means_of_an_epoch_weigh_images_not_batches():
+    """Batches of 6 and 2 images: terms and correct answers are those of each step, times its images, divided by 8."""
+    torch.manual_seed(0)
+    method = make("OKDDip", num_branches=3)
+    stepper = Stepper(method, 0.1, 5e-4, [10], CPU)
+    terms_of_all, correct = dict.fromkeys(("total", "true", "group"), 0.0), torch.zeros(4, 2)
+    for n in (6, 2):
+        images, labels = random_batch(n)
+        with torch.no_grad():
+            terms, z = method.loss(stepper.model, images, labels, 0.5)
+        terms_of_all = {k: v + n / 8 * terms[k].item() for k, v in terms_of_all.items()}
+        correct += torch.tensor([[count_correct(z[output].tolist(), labels.tolist(), k) for k in (1, 5)]
+                                 for output in method.outputs])
+        stepper.step(images, labels, 0.5)
+    means = stepper.means()
+    assert means["terms"] == pytest.approx(terms_of_all, rel=1e-5) and means["correct"] == (correct / 8).tolist()
+
+
+def test_a_share_weighs_the_gradient():
+    """A process with fewer images than an equal part has a smaller step. 1.9 lr g: the first step of Nesterov's."""
+    def change(*share):
+        torch.manual_seed(0)
+        stepper = Stepper(make(), 0.1, 0.0, [10], CPU)
+        before = torch.cat([p.detach().flatten().clone() for p in stepper.model.parameters()])
+        stepper.step(*random_batch(), 1.0, *share)
+        return torch.cat([p.detach().flatten() for p in stepper.model.parameters()]) - before
+
+    assert change(0.5).allclose(0.5 * change(1.0), rtol=1e-3, atol=1e-7) and change(1.0).abs().max() > 1e-3
+    assert change().equal(change(1.0))
+
+
+def test_the_state_continues_a_training():
+    """Two steps in one go, or one, the state, and the other: the same weights, momentum, sums, schedule."""
+    torch.manual_seed(0)
+    first, second = random_batch(), random_batch()
+    method = make()
+    weights = {name: value.clone() for name, value in method.model.state_dict().items()}
+    ends = []
+    for stop in (False, True):
+        method.model.load_state_dict(weights)
+        stepper = Stepper(method, 0.1, 5e-4, [1], CPU)
+        stepper.next_epoch()
+        stepper.step(*first, 1.0)
+        if stop:
+            state = copy.deepcopy(stepper.state_dict())
+            stepper = Stepper(make(), 0.5, 5e-4, [10], CPU)
+            stepper.load_state_dict(state)
+        stepper.step(*second, 1.0)
+        ends.append((copy.deepcopy(stepper.state_dict()), stepper.means(), stepper.lr))
+        del ends[-1][0]["sums"]["seconds"]
+    (whole, means, lr), (continued, means_again, lr_again) = ends
+    assert lr == lr_again == pytest.approx(0.01) and means == means_again and digest(continued) == digest(whole)
+    counted = {int(v) for name, v in whole["state_dict"].items() if name.endswith("num_batches_tracked")}
+    assert counted == {2} and digest(stepper.state_dict()["state_dict"]) == digest(whole["state_dict"])  # counted once
+
+
+def test_a_new_epoch_has_empty_sums(recwarn):
+    """No warning, even if no step was taken: the epoch may have been resumed after its last step."""
+    stepper = Stepper(make(), 0.1, 5e-4, [1], CPU)
+    stepper.next_epoch()
+    assert not recwarn.list and stepper.lr == pytest.approx(0.01)
+    stepper.step(*random_batch(2), 1.0)
+    stepper.means()
+    stepper.next_epoch()
+    assert (stepper.sums.steps, stepper.sums.sums, stepper.checked_steps) == (0, {}, 0)
+
+
+# --- speed and precision
+
+
+def test_half_precision_learns_the_same():
+    def losses(amp):
+        torch.manual_seed(0)
+        stepper, found = Stepper(make(), 0.01, 5e-4, [10], CPU, amp), []
+        images, labels = random_batch()
+        for _ in range(2):
+            stepper.sums.reset()
+            stepper.step(images, labels, 0.5)
+            found.append(stepper.means()["terms"]["total"])
+        assert all(p.dtype == torch.float32 for p in stepper.model.parameters())
+        return found
+
+    full, half = losses("off"), losses("bf16")
+    assert full != half == pytest.approx(full, rel=0.02)
+
+
+def test_a_compiled_loss_is_of_one_shape_and_gets_its_weight_as_a_tensor(baseline, monkeypatch):
+    """A number would be compiled into it: each epoch of the ramp-up would be compiled again."""
+    argv, _ = baseline
+    compiled, given, step = [], [], Stepper.step
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(options) or function)
+    monkeypatch.setattr(Stepper, "step", lambda self, images, labels, weight, share: (
+        given.append(type(weight)), step(self, images, labels, weight, share)))
+    for more, kind in (([], float), (["--compile"], torch.Tensor)):
+        given.clear()
+        train.main([*argv, "1", "--overwrite", *more])
+        assert set(given) == {kind}
+    assert compiled == [{"mode": "default", "dynamic": False}]
+
+
+# --- divergence
+
+
+@pytest.mark.parametrize(("terms", "named"), [
+    (["true", "total"], "true"), (["true", "group", "total"], "true and group"), (["total"], "total")])
+def test_divergence_names_epoch_steps_rate_and_terms(terms, named):
+    """The third step's loss is infinite. The total is named only if it alone is not finite."""
+    method, steps = make(), []
+    loss = method.loss
+
+    def third_is_infinite(*batch):
+        found, logits = loss(*batch)
+        steps.append(1)
+        return (found if len(steps) < 3 else Terms(found | {name: found[name] + torch.inf for name in terms})), logits
+
+    method.loss = third_is_infinite
+    stepper = Stepper(method, 0.1, 5e-4, [10], CPU)
+    stepper.step(*random_batch(2), 1.0)
+    stepper.means()
+    for _ in range(3):
+        stepper.step(*random_batch(2), 1.0)
+    for read in (stepper.means, stepper.state_dict):  # so nothing of it gets into a checkpoint
+        with pytest.raises(UserError, match=f"the {named} loss is not finite, epoch 1, between steps 2 and 4, "
+                                            "learning rate 0.1"):
+            read()
+
+
+@pytest.mark.parametrize(("steps", "value"), [(0, torch.inf), (1, torch.nan)])
+def test_divergence_after_an_epoch_is_of_that_epoch(steps, value):
+    """Until the next one has begun. A weight that is not finite is not saved."""
+    stepper = Stepper(make(), 0.1, 5e-4, [10], CPU)
+    stepper.step(*random_batch(2), 1.0)
+    stepper.next_epoch()
+    for _ in range(steps):
+        stepper.step(*random_batch(2), 1.0)
+    stepper.model.head.fc.bias.data[3] = value
+    with pytest.raises(UserError, match=f"a weight is not finite, epoch {1 + steps}, between the last checkpoint"):
+        stepper.state_dict()
+
+
+# --- whole trainings
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_course_of_a_training(baseline, monkeypatch):
+    """Two epochs with held-out images and --save_steps: what is shown, measured, chosen, saved and recorded."""
+    saved, closed, course, shown, save, step, evaluated = [], [], [], [], Checkpoints.save, Stepper.step, loop.evaluate
 
     def note_save(self, best=False):
-        saved.append((len(self.history), self.trainer.sums.steps, best))
+        saved.append((len(self.history), self.stepper.sums.steps, best))
         save(self, best)
 
-    def note_step(self, *batch):
-        modes.append(self.model.training)
-        step(self, *batch)
+    def note_step(self, images, labels, *rest):
+        course.append(self.model.training)
+        shown.append((images.clone(), labels))
+        step(self, images, labels, *rest)
 
     monkeypatch.setattr(Checkpoints, "save", note_save)
-    monkeypatch.setattr(Trainer, "step", note_step)
+    monkeypatch.setattr(Stepper, "step", note_step)
     monkeypatch.setattr(loop, "evaluate", lambda method, images, phase, *rest: (
-        modes.append(phase), evaluated(method, images, phase, *rest))[1])
-    monkeypatch.setattr(Method, "after_epoch", lambda self, held_out, *rest: modes.append(held_out.num_images))
+        course.append(phase), evaluated(method, images, phase, *rest))[1])
+    monkeypatch.setattr(Method, "after_epoch", lambda self, held_out, *rest: course.append(held_out.num_images))
     monkeypatch.setattr(data_loader.Loader, "close", lambda self: closed.append(self.num_images))
-    argv = [*FLAGS[:-2], "--device", "cpu", "--data_dir", flags[-1], "--save_dir", str(tmp_path), "--val_size", "4",
-            "--save_steps", "2", "--save_every", "9", "--resume", "auto", "--num_epochs"]
-    train.main([*argv, "2"])
-    folder = tmp_path / "folder" / "resnet8"
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    summary, parameters = (json.loads((folder / f"{name}.json").read_text()) for name in ("summary", "parameters"))
-    assert summary["chosen_by"] == "val_accTop1" and summary["last"] == records[-1]
-    assert summary["best"] == max(records, key=lambda r: (r["val_accTop1"], r["epoch"]))
+    argv, folder = baseline
+    train.main([*argv, "2", "--val_size", "4", "--save_steps", "2", "--save_every", "9", "--seed", "3"])
+    records, summary = lines(folder), json.loads((folder / "summary.json").read_text())
+    assert summary == {"chosen_by": "val_accTop1", "last": records[-1],
+                       "best": max(records, key=lambda r: (r["val_accTop1"], r["epoch"]))}
     for epoch, record in enumerate(records, 1):
         assert (record["epoch"], record["weight"]) == (epoch, 1.0)
         assert record["train_loss"] == record["train_loss_true"] > 0 == record["train_loss_group"]
         assert {"train_accTop1", "val_accTop1", "test_accTop1", "val_loss", "test_loss"} <= record.keys()
-        assert record["images_per_second"] * record["seconds"] >= 20 and record["images_per_second"] < 1e5
-    assert modes == [True, True, True, 4, "val", "test"] * 2 and sorted(closed) == [4, 20, 24]
-    bests = [records[1]["val_accTop1"] >= records[0]["val_accTop1"]]
-    assert saved == [(0, 2, False), (1, 0, True), (1, 2, False), (2, 0, bests[0])]
-    network = models.create_model("resnet8", 2)
-    assert parameters["weights"] == sum(p.numel() for p in network.parameters()) and parameters["method"] == "baseline"
-    train.main([*argv, "3"])
-    parameters = json.loads((folder / "parameters.json").read_text())
-    assert [(start["epoch"], start["step"]) for start in parameters["starts"]] == [(1, 0), (3, 0)]
-    assert (parameters["environment"], parameters["command"]) == tuple(
-        parameters["starts"][-1][name] for name in ("environment", "command"))
-    first, second = (folder / "train.log").read_text().split("continues after 2 epochs and 0 steps\n")
-    about = f"20 training and 24 test images, {parameters['weights']:,} weights, on cpu\n"
-    assert f"{folder}: resnet8 on folder, {about}" in first
-    assert "continues" not in first
-    assert "learning rate 0.02, divided by 10 after each of the epochs [2], of 2 in all\n" in first
-    assert f"epoch 2/2  loss {records[1]['train_loss']:.4f}  train " in first and "epoch 3/3  loss" in second
-    assert "of 3 in all\n" in first and "continues" not in second and "done: best epoch" in second
+        assert 20 <= record["images_per_second"] * record["seconds"] and record["images_per_second"] < 1e5
+    assert course == [True, True, True, 4, "val", "test"] * 2 and sorted(closed) == [4, 20, 24]
+    second_is_best = records[1]["val_accTop1"] >= records[0]["val_accTop1"]
+    assert saved == [(0, 2, False), (1, 0, True), (1, 2, False), (2, 0, second_is_best)]
+    loader, _ = data_loader.dataloader("folder", 8, 0, argv[argv.index("--data_dir") + 1], seed=3, val_size=4)
+    for epoch, batches in enumerate((shown[:3], shown[3:])):
+        loader.set_epoch(epoch)
+        assert same_batches(batches, loader)
 
 
-def test_a_method_is_told_the_number_of_each_step_before_and_after_it(flags, tmp_path, monkeypatch):
+def test_which_epochs_are_saved(baseline, monkeypatch):
+    """The best one (here the first), every third, and the last. The method's advice is about the last."""
+    saved, advised, save = [], [], Checkpoints.save
+
+    def note_save(self, best=False):
+        saved.append((len(self.history), best))
+        save(self, best)
+
+    monkeypatch.setattr(Checkpoints, "best", lambda self: self.history[0])
+    monkeypatch.setattr(Method, "advice", lambda self, record: advised.append(record["epoch"]))
+    monkeypatch.setattr(Checkpoints, "save", note_save)
+    argv, folder = baseline
+    train.main([*argv, "4", "--save_every", "3"])
+    assert saved == [(1, True), (3, False), (4, False)] and advised == [4] and len(lines(folder)) == 4
+
+
+def test_a_method_is_told_the_number_of_each_step_before_and_after_it(baseline, monkeypatch):
     """Of the whole training and of the epoch, from 1. A stop within the second epoch does not change the numbers."""
     told = []
 
@@ -120,86 +288,50 @@ def test_a_method_is_told_the_number_of_each_step_before_and_after_it(flags, tmp
 
     for moment in ("before", "after"):
         monkeypatch.setattr(Method, f"{moment}_step", tell(moment))
-    argv = [*FLAGS, "--num_epochs", "2", "--data_dir", flags[-1], "--save_dir", str(tmp_path), "--resume", "auto"]
+    argv, _ = baseline
     with pytest.raises(SystemExit):
-        train.main(argv)
-    train.main(argv)
+        train.main([*argv, "2"])
+    train.main([*argv, "2", "--resume", "auto"])
     assert [note[:3] for note in told] == [(moment, step, (step - 1) % 3 + 1)
                                            for step in range(1, 7) for moment in ("before", "after")]
     weights = [weight for *_, weight in told]
     assert weights[1:-1:2] == weights[2::2] and len(set(weights)) == 7
 
 
-def test_a_compiled_loss_gets_its_weight_as_a_tensor(flags, tmp_path, monkeypatch):
-    """A number would be compiled into it: each epoch of the ramp-up would be compiled again."""
-    given, step = [], Trainer.step
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    monkeypatch.setattr(Trainer, "step", lambda self, images, labels, weight, share: (
-        given.append(type(weight)), step(self, images, labels, weight, share))[1])
-    argv = [*FLAGS, "--num_epochs", "1", "--data_dir", flags[-1], "--overwrite", "--save_dir", str(tmp_path)]
-    for more, kind in (([], float), (["--compile"], torch.Tensor)):
-        train.main([*argv, *more])
-        assert set(given) == {kind}
-        given.clear()
-
-
-def test_a_signal_at_the_very_end_is_told_by_the_exit_code(flags, tmp_path, monkeypatch):
+def test_a_signal_at_the_very_end_is_told_by_the_exit_code(baseline, monkeypatch):
     """The training is complete, and the caller learns of the signal."""
-    finish = Records.finish
+    finish, (argv, folder) = Records.finish, baseline
     monkeypatch.setattr(Records, "finish", lambda *args: (finish(*args), signal.raise_signal(signal.SIGTERM)))
     with pytest.raises(SystemExit) as end:
-        train.main([*FLAGS, "--num_epochs", "1", "--data_dir", flags[-1], "--save_dir", str(tmp_path)])
+        train.main([*argv, "1"])
     assert end.value.code == 128 + signal.SIGTERM
-    assert json.loads((tmp_path / "folder" / "resnet8" / "summary.json").read_text())["last"]["epoch"] == 1
-    assert "stopped by signal" not in (tmp_path / "folder" / "resnet8" / "train.log").read_text()
+    assert json.loads((folder / "summary.json").read_text())["last"]["epoch"] == 1
+    assert "stopped by signal" not in (folder / "train.log").read_text()
 
 
-def test_which_epochs_are_saved(flags, tmp_path, monkeypatch):
-    """The best one (here the first), every third, and the last. The method's advice is about the last."""
-    saved, advised, save = [], [], Checkpoints.save
-
-    def note_save(self, best=False):
-        saved.append((len(self.history), best))
-        save(self, best)
-
-    monkeypatch.setattr(Checkpoints, "best", lambda self: self.history[0])
-    monkeypatch.setattr(Method, "advice", lambda self, record: advised.append(record["epoch"]))
-    monkeypatch.setattr(Checkpoints, "save", note_save)
-    train.main([*FLAGS, "--num_epochs", "4", "--save_every", "3", "--data_dir", flags[-1], "--save_dir", str(tmp_path)])
-    assert saved == [(1, True), (3, False), (4, False)] and advised == [4]
-    folder = tmp_path / "folder" / "resnet8"
-    assert len(load(folder)["history"]) == len(lines(folder)) == 4
-
-
-def test_overwrite_replaces_the_run_and_nothing_else(tmp_path):
-    folder = tmp_path / "DIGITS" / "resnet8"
-    train.main([*TINY, "--num_epochs", "2", "--save_dir", str(tmp_path)])
-    (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="--overwrite"):
-        train.main([*TINY, "--num_epochs", "1", "--save_dir", str(tmp_path)])
-    assert len(lines(folder)) == 2
-    train.main([*TINY, "--num_epochs", "1", "--save_dir", str(tmp_path), "--overwrite"])
-    assert len(lines(folder)) == 1 and (folder / "notes.txt").read_text() == "mine"
-    assert len(list(folder.glob("events.out.tfevents.*"))) == 1
-
-
-def test_a_run_that_diverges_keeps_its_last_good_checkpoint(flags, begun):
-    """Weights so large that the next step's loss overflows."""
-    state = load(begun)
-    for weight in state["state_dict"].values():
-        if weight.is_floating_point():
-            weight.fill_(1e30)
-    del state["digest"]
-    good = checkpoints.serialise(state)
-    (begun / "last.pth").write_bytes(good)
-    training = Training("train_GL", [*flags, "--resume", begun], begun.parents[2])
-    assert training.wait() == 2
-    assert "the training diverged" in training.said() and "epoch 2, between steps 1 and" in training.said()
-    assert "Traceback" not in training.said() and (begun / "last.pth").read_bytes() == good
-
-
-def test_diverging_at_once_leaves_no_checkpoint(flags, tmp_path):
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(baseline):
+    """At once, and later: then the last checkpoint is as it was."""
+    argv, folder = baseline
     with pytest.raises(UserError, match="diverged"):
-        train.main([*FLAGS, "--num_epochs", "2", "--data_dir", flags[-1], "--lr", "1e30", "--save_dir", str(tmp_path)])
-    folder = tmp_path / "folder" / "resnet8"
+        train.main([*argv, "2", "--lr", "1e30"])
     assert not (folder / "last.pth").exists() and json.loads((folder / "parameters.json").read_text())["lr"] == 1e30
+    train.main([*argv, "1", "--overwrite"])
+    good = (folder / "last.pth").read_bytes()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="the training diverged.*epoch 2, "
+                                                                               "between steps 1 and 3"):
+        step = Stepper.step
+        patch.setattr(Stepper, "step", lambda self, images, *rest: step(self, images * float("nan"), *rest))
+        train.main([*argv, "2", "--resume", "auto"])
+    assert (folder / "last.pth").read_bytes() == good
+
+
+@pytest.mark.parametrize("error", [ValueError("the trunk of tiny says that its width is 8"), KeyError("a fault")])
+def test_what_a_model_refuses_is_an_error_of_the_user(error, baseline, monkeypatch):
+    """models/ raise ValueError. Other errors are faults of the code."""
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(models, "create_model", refuse)
+    with pytest.raises(UserError if isinstance(error, ValueError) else KeyError, match=str(error)):
+        train.main([*baseline[0], "1"])
+    assert not baseline[1].exists()

@@ -5,35 +5,15 @@ import torch
 from processes import group
 from slow import count_correct
 
-from training.metrics import RunningSums, diversity, name_metrics, topk_correct
+from training.method import Method
+from training.metrics import RunningSums, diversity, evaluate, name_metrics, topk_correct
 
-
-def correct(logits, labels):
-    return topk_correct(logits, labels).sum(0).tolist()
-
-
-@pytest.mark.parametrize("classes", [3, 10, 100])
-def test_topk_correct(classes):
-    torch.manual_seed(0)
-    logits, labels = torch.randn(50, 4, classes), torch.randint(classes, (50,))
-    found = correct(logits, labels)
-    for r in range(4):
-        assert found[r] == [count_correct(logits[:, r].tolist(), labels.tolist(), k) for k in (1, 5)]
-        assert found[r][0] == (logits[:, r].argmax(-1) == labels).sum()
-
-
-def test_of_equal_scores_the_lower_class_is_higher():
-    """As in argmax and in a stable sort: a network with constant outputs is right by chance, not always."""
-    labels = torch.arange(10)
-    assert correct(torch.zeros(10, 1, 10), labels) == [[1, 5]]
-    torch.manual_seed(0)
-    z, labels = torch.randint(4, (200, 1, 10)).bfloat16(), torch.randint(10, (200,))
-    order = z.squeeze(1).float().sort(dim=-1, descending=True, stable=True).indices
-    assert correct(z, labels) == [[(order[:, :k] == labels.unsqueeze(1)).sum().item() for k in (1, 5)]]
+CPU = torch.device("cpu")
 
 
 def test_nan_counts_as_wrong():
-    assert correct(torch.full((4, 1, 10), float("nan")), torch.tensor([0, 1, 2, 3])) == [[0, 0]]
+    """Other scores: tests/test_properties.py."""
+    assert not topk_correct(torch.full((4, 1, 10), float("nan")), torch.tensor([0, 1, 2, 3])).any()
 
 
 @pytest.mark.parametrize("m", [2, 3, 8])
@@ -49,7 +29,7 @@ def test_diversity(m):
 
 
 def test_metrics_are_json():
-    means = {"hits": [[0.5, 1.0], [0.25, 0.75]], "terms": [1.0, 1.0, 0.0]}
+    means = {"correct": [[0.5, 1.0], [0.25, 0.75]], "terms": [1.0, 1.0, 0.0]}
     named = name_metrics(means, ["stu0", ""], "train")
     assert json.loads(json.dumps(named)) == {
         "stu0train_accTop1": 50, "stu0train_accTop5": 100, "train_accTop1": 25, "train_accTop5": 75,
@@ -58,7 +38,7 @@ def test_metrics_are_json():
 
 def test_running_sums_continue_from_a_checkpoint():
     """Means over all images, however many steps came before and after; the seconds of both count."""
-    whole, first, second = (RunningSums(torch.device("cpu")) for _ in range(3))
+    whole, first, second = (RunningSums(CPU) for _ in range(3))
     batches = [(n, torch.tensor([1.5 * n, n / 3])) for n in (8, 8, 5)]
     for n, value in batches:
         whole.add(n, terms=value)
@@ -68,30 +48,79 @@ def test_running_sums_continue_from_a_checkpoint():
     for n, value in batches[1:]:
         second.add(n, terms=value)
     assert second.means() == whole.means() and second.images == 21 and second.steps == 3
-    assert second.seconds >= state["seconds"] > 0
-    assert second.seconds - state["seconds"] < 60 and second.seconds < second.earlier_seconds + 60
-
-
-def test_a_new_epoch_starts_at_0():
-    sums = RunningSums(torch.device("cpu"))
-    assert sums.state_dict()["images"] == sums.state_dict()["steps"] == 0 and sums.state_dict()["sums"] == {}
-    assert sums.earlier_seconds == 0
+    assert 0 < state["seconds"] <= second.seconds < state["seconds"] + 60
 
 
 def test_sums_count_single_images_among_many():
     """In float32, 2^24 + 1 is 2^24."""
-    sums = RunningSums(torch.device("cpu"))
-    sums.add(2**24, hits=torch.tensor([2.0**24]))
-    sums.add(1, hits=torch.tensor([1.0]))
-    assert sums.totals()[1]["hits"].item() == 2**24 + 1 and sums.means() == {"hits": [1.0]}
+    sums = RunningSums(CPU)
+    sums.add(2**24, correct=torch.tensor([2.0**24]))
+    sums.add(1, correct=torch.tensor([1.0]))
+    assert sums.totals()[1]["correct"].item() == 2**24 + 1 and sums.means() == {"correct": [1.0]}
 
 
 def test_only_the_first_process_continues_with_the_sums(monkeypatch):
-    """They are those of all processes: the others start from 0, and count the same steps."""
-    state = {"images": 8, "steps": 2, "seconds": 1.0, "sums": {"terms": torch.tensor([3.0, 4.0])}}
-    for rank, images, terms in (("0", 8, [3, 4]), ("1", 0, [0, 0])):
-        for name, value in (group(2)[0] | {"RANK": rank}).items():
+    """They are those of all processes: the others start from 0, and count the same steps. "hits": in older files."""
+    state = {"images": 8, "steps": 2, "seconds": 1.0, "sums": {"hits": torch.tensor([3.0, 4.0])}}
+    for environment, images, counted in zip(group(2), (8, 0), ([3, 4], [0, 0]), strict=True):
+        for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        sums = RunningSums(torch.device("cpu"))
+        sums = RunningSums(CPU)
         sums.load_state_dict(state)
-        assert (sums.images, sums.steps, sums.sums["terms"].tolist()) == (images, 2, terms)
+        assert (sums.images, sums.steps, sums.sums["correct"].tolist()) == (images, 2, counted)
+
+
+# --- evaluation
+
+
+class Fixed:
+    """A loader of 300 images in batches of 128, 128 and 44."""
+
+    device = CPU
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.logits, self.labels = torch.randn(300, 4, 10), torch.randint(10, (300,))
+
+    def __iter__(self):
+        return zip(self.logits.split(128), self.labels.split(128), strict=True)
+
+
+class Given(Method):
+    """A method whose logits are its images."""
+
+    model = torch.nn.Identity()
+    outputs = dict.fromkeys(["stu0", "stu1", "stu_", ""], "")
+
+    def predict(self, images):
+        # In another order than ``outputs``: names decide.
+        named = {name: images[:, r] for r, name in enumerate(self.outputs)}
+        return dict(reversed(named.items())), {"extra": images[:, 0]}
+
+
+def test_evaluation_weighs_images_not_batches():
+    loader = Fixed()
+    loader.logits[-1, :, :] = 0
+    loader.logits[-44:, 0] = 10 * torch.nn.functional.one_hot(loader.labels[-44:], 10)  # the short batch is all correct
+    found = evaluate(Given(), loader)
+    for r, output in enumerate(Given.outputs):
+        z = loader.logits[:, r]
+        for k in (1, 5):
+            exact = 100 * count_correct(z.tolist(), loader.labels.tolist(), k) / 300
+            assert found[f"{output}test_accTop{k}"] == pytest.approx(exact, rel=1e-14)
+        cross_entropy = torch.nn.functional.cross_entropy(z.double(), loader.labels).item()
+        assert found[f"{output}test_loss"] == pytest.approx(cross_entropy, rel=1e-5)
+    for k in (1, 5):
+        assert found[f"mean_test_accTop{k}"] == (found[f"stu0test_accTop{k}"] + found[f"stu1test_accTop{k}"]) / 2
+    p = torch.softmax(loader.logits.double(), -1)
+    assert found["dist"] == pytest.approx((p[:, 0] - p[:, 1]).norm(dim=-1).mean().item(), rel=1e-5)
+    assert found["extra"] == pytest.approx(loader.logits[:, 0].double().mean(0).tolist(), rel=1e-5)
+
+
+def test_outputs_that_the_method_does_not_name():
+    class Other(Given):
+        def predict(self, images):
+            return {"stu0": images[:, 0], "stu1": images[:, 1]}, {}
+
+    with pytest.raises(ValueError, match=r"returns the outputs \['stu0', 'stu1'\], but its class names"):
+        evaluate(Other(), Fixed())

@@ -9,14 +9,12 @@ from training import outputs
 
 @pytest.mark.parametrize(("name", "parts"), [
     ("test_accTop1", ("", "test", "accTop1")), ("stu_test_accTop1", ("stu_", "test", "accTop1")),
-    ("stu0train_accTop5", ("stu0", "train", "accTop5")), ("stu12val_loss", ("stu12", "val", "loss")),
-    ("mean_test_accTop1", ("mean_", "test", "accTop1")), ("gate_test_ece", ("gate_", "test", "ece")),
-    ("train_loss_true", ("", "train", "loss_true"))])
+    ("stu12val_loss", ("stu12", "val", "loss")), ("train_loss_true", ("", "train", "loss_true"))])
 def test_a_metric_is_parsed_as_it_is_spelled(name, parts):
     assert outputs.parse(name) == parts and outputs.metric(*parts) == name
 
 
-@pytest.mark.parametrize("name", ["dist", "attention", "attention_self", "lr", "epoch", "images_per_second"])
+@pytest.mark.parametrize("name", ["dist", "attention_self", "images_per_second"])
 def test_a_metric_of_the_whole_model_has_no_output(name):
     assert outputs.parse(name) == (None, None, name)
 
@@ -34,8 +32,7 @@ def test_the_mean_is_called_after_the_students():
     assert outputs.mean_titles({"": "network"}) == {}
 
 
-@pytest.mark.parametrize("module", ["utils", "methods", "training.outputs", "training.flags", "runtime.files"])
-def test_needs_no_torch(module):
-    """So that report.py starts in a moment."""
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+def test_what_needs_no_torch():
+    """So that --help and report.py start in a moment."""
+    code = "import sys, utils, methods, training.outputs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

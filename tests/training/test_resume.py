@@ -1,311 +1,314 @@
-"""--resume: continue a run, with the same bits as without a stop, or say why not."""
+"""--resume: continue a run, with the same bits as without a stop, or say why not. After signals, kills, a full disk."""
 
+import contextlib
 import json
+import os
 import shutil
-from argparse import Namespace
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
-from kill import FLAGS, make_images
+from conftest import ROOT
+from kill import FLAGS, METHODS, WORKERS, command, kill_and_compare, make_images
 from PIL import Image
-from processes import TINY, Training, assert_same_run, curve, epochs, lines, load, saved_weights
+from processes import Training, assert_same_run, epochs, lines, load
 
 import evaluate
 import models
 import train
 import train_GL
+import train_kd
 from analysis.records import find_runs
 from losses import ramp_up
 from runtime import checkpoints
 from runtime.errors import Complete, UserError
-from training.checkpoint import FORMAT
-from training.resume import checkpoint_to_resume, is_finished, load_to_resume
+from training import loop
+from training.checkpoint import OLD_NAMES
+from training.run import Interrupted, Signals
+
+OWN_FOLDER = {  # besides those of kill.py: a run's folder -> script and flags
+    "baseline": ("train", []), "CL-ILR": ("train_one", ["--avg", "--bpscale"]),
+    "DML-detach_targets": ("train_DML", ["--detach_targets", "--num_branches", "2"]),
+    "OKDDip-random-no_leader": ("train_GL", ["--aggregation", "random", "--no_leader"]),
+    "OKDDip-detach_targets": ("train_GL", ["--detach_targets"]),
+    "OKDPH-hybrid_gradient": ("train_OKDPH", ["--hybrid_gradient", "--interval", "5_batch", "--num_branches", "2"])}
 
 
-def test_auto_starts_continues_and_leaves_a_complete_run_alone(flags, whole, tmp_path, capsys):
+def run_until_the_end(script, argv, monkeypatch, stops=()):
+    """Train; each number in ``stops`` is that of a check for signals, in one start, at which the run is stopped."""
+    for stop in (*stops, None):
+        checks = []
+
+        def check(self, checks=checks, stop=stop):
+            checks.append(1)
+            if len(checks) == stop:
+                raise Interrupted(signal.SIGTERM)
+
+        monkeypatch.setattr(Signals, "check", check)
+        if stop is None:
+            __import__(script).main(argv)
+        else:
+            with pytest.raises(SystemExit) as end:
+                __import__(script).main(argv)
+            assert end.value.code == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("method", [*METHODS, *OWN_FOLDER])
+def test_stopped_four_times_it_is_the_same_run(method, images, teacher, tmp_path, monkeypatch):
+    """In the first epoch, in its evaluation, before the first step of the second epoch and after it."""
+    if method in METHODS:
+        script, argv = command(method, 0, images, teacher, 2)
+    else:
+        script, flags = OWN_FOLDER[method]
+        argv = [*FLAGS, *flags, "--data_dir", images, "--num_epochs", "2"]
+    argv = [str(word) for word in argv]
+    # A check before each of the three steps of an epoch and after the last; as many in an evaluation. KDCL: more.
+    stops = (2, 7, 10, 2) if method == "KDCL-general" else (2, 6, 6, 2)
+    for name, places in (("whole", ()), ("stopped", stops)):
+        run_until_the_end(script, [*argv, "--resume", "auto", "--save_dir", str(tmp_path / name)], monkeypatch, places)
+    (whole,) = (tmp_path / "whole" / "folder").rglob("resnet8")
+    stopped = tmp_path / "stopped" / whole.relative_to(tmp_path / "whole")
+    assert_same_run(stopped, whole)
+    starts = load(stopped)["starts"]
+    assert [start["epoch"] for start in starts] == [1, 1, 1, 2, 2]
+    assert [bool(start["step"]) for start in starts] == [False, True, True, False, True]
+
+
+def test_one_epoch_and_more_are_those_of_one_go(flags, whole, tmp_path):
+    """With --resume auto, which starts and continues; with other workers; and a complete run is left alone."""
     flags = [*flags, "--save_dir", str(tmp_path), "--resume", "auto"]
     folder = tmp_path / "folder" / "OKDDip" / "resnet8"
-    torch.set_num_threads(1)
     train_GL.main([*flags, "--num_epochs", "1"])
     (folder / "summary.json").unlink()  # as if it had been killed just before
     train_GL.main([*flags, "--num_epochs", "1"])
     assert (folder / "summary.json").exists() and epochs(folder) == 1
-    (folder / "summary.json").unlink()
     state = load(folder)
-    state["recipe"]["num_epochs"] = 4  # of the first start, on which ramp-up and schedule rest
+    state["unchangeable"]["num_epochs"] = 4  # of the first start, on which ramp-up and schedule rest
     del state["digest"]
     (folder / "last.pth").write_bytes(checkpoints.serialise(state))
-    train_GL.main(flags)
+    train_GL.main([*flags, *WORKERS[2]])
     assert_same_run(folder, whole)
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     with pytest.raises(Complete, match="is complete: 4 epochs"):
         train_GL.main(flags)
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
-    training = Training("train_GL", flags, tmp_path)
-    assert training.wait() == 0 and "is complete" in training.said()
 
 
-def test_auto_does_not_pass_over_a_damaged_checkpoint(flags, begun):
-    (begun / "last.pth").write_bytes((begun / "last.pth").read_bytes()[:-1000])
-    with pytest.raises(UserError, match="last.pth is not a checkpoint"):
-        train_GL.main([*flags, "--save_dir", str(begun.parents[2]), "--resume", "auto"])
-
-
-def test_auto_does_not_replace_weights_that_it_cannot_continue(flags, begun):
-    before = (begun / "best.pth").read_bytes()
-    (begun / "last.pth").unlink()
-    with pytest.raises(UserError, match="no last.pth to continue from"):
-        train_GL.main([*flags, "--save_dir", str(begun.parents[2]), "--resume", "auto"])
-    assert (begun / "best.pth").read_bytes() == before
-
-
-def test_a_lone_file_of_a_run_is_not_overwritten(flags, tmp_path):
+def test_raising_num_epochs_keeps_the_first_schedule_and_ramp_up(images, tmp_path):
+    """Milestones 1 2, not 2 3; w(e) begins after half of the first start's two epochs, not after half of four."""
+    schedule = FLAGS.index("--schedule")
+    argv = [*FLAGS[:schedule], *FLAGS[schedule + 2:], "--start_consistency", "0.5", "--length", "2", "--data_dir",
+            str(images), "--save_dir", str(tmp_path), "--num_epochs"]
+    train_GL.main([*argv, "2"])
     folder = tmp_path / "folder" / "OKDDip" / "resnet8"
-    folder.mkdir(parents=True)
-    (folder / "best.pth").write_text("precious")
-    with pytest.raises(UserError, match="holds a run already"):
-        train_GL.main([*flags, "--save_dir", str(tmp_path)])
-    assert (folder / "best.pth").read_text() == "precious"
-
-
-def test_resume_and_overwrite_exclude_each_other(flags, capsys):
-    with pytest.raises(SystemExit):
-        train_GL.main([*flags, "--resume", "auto", "--overwrite"])
-    assert "not both" in capsys.readouterr().err
-
-
-def test_other_data_is_refused(flags, begun, tmp_path):
-    other = make_images(tmp_path / "other", per_class=13)
-    with pytest.raises(UserError, match="other images"):
-        train_GL.main([*flags, "--data_dir", str(other), "--resume", str(begun)])
-    (other / "train" / "blue").rename(other / "train" / "green")
-    (other / "test" / "blue").rename(other / "test" / "green")
-    with pytest.raises(UserError, match="other classes"):
-        train_GL.main([*flags, "--data_dir", str(other), "--resume", str(begun)])
-
-
-def test_other_pixels_and_other_test_images_are_refused(flags, begun, tmp_path):
-    """As many images of the same classes, one of them white: other mean and std. One more test image."""
-    other = tmp_path / "other"
-    shutil.copytree(flags[-1], other)
-    (image := other / "train" / "red" / "0.png").unlink()
-    Image.new("RGB", (32, 32), "white").save(image)
-    with pytest.raises(UserError, match="other normalisation"):
-        train_GL.main([*flags, "--data_dir", str(other), "--resume", str(begun)])
-    shutil.rmtree(other)
-    shutil.copytree(flags[-1], other)
-    shutil.copy(other / "test" / "red" / "0.png", other / "test" / "red" / "one more.png")
-    with pytest.raises(UserError, match=r"other images \(.* there, .* here\): resume it with the same images"):
-        train_GL.main([*flags, "--data_dir", str(other), "--resume", str(begun)])
-
-
-def test_another_teacher_is_refused(images, teacher, tmp_path):
-    import train_kd
-
-    flags = [*FLAGS, "--num_epochs", "1", "--data_dir", str(images), "--T_model", "resnet14", "--save_dir",
-             str(tmp_path), "--T_model_path"]
-    train_kd.main([*flags, str(teacher)])
-    other = models.create_model("resnet14", 2)
-    torch.save({"state_dict": other.state_dict()}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="other teacher"):
-        train_kd.main([*flags, str(tmp_path / "other.pth"), "--num_epochs", "2", "--resume",
-                       str(tmp_path / "folder" / "KD" / "resnet8")])
-
-
-def test_num_epochs_is_not_lowered(flags, whole):
-    with pytest.raises(UserError, match="was 4: it can be raised, not lowered"):
-        train_GL.main([*flags, "--num_epochs", "3", "--resume", str(whole)])
-
-
-def test_an_older_checkpoint_does_not_undo_the_run(flags, whole, tmp_path):
-    shutil.copytree(whole, tmp_path / "run")
-    state = load(whole)
-    state["history"].pop()
-    del state["digest"]
-    (tmp_path / "run" / "best.pth").write_bytes(checkpoints.serialise(state))
-    with pytest.raises(UserError, match="has gone on since best.pth"):
-        train_GL.main([*flags, "--resume", str(tmp_path / "run" / "best.pth")])
-
-
-def test_a_checkpoint_without_its_digest_is_not_resumed(begun):
-    state = load(begun)
-    del state["digest"]
-    torch.save(state, begun / "last.pth")
-    with pytest.raises(UserError, match="digest"):
-        checkpoints.load_checkpoint(begun / "last.pth")
-
-
-def test_a_file_that_is_not_resumed_gets_no_lock_beside_it(flags, tmp_path):
-    torch.save({"state_dict": {}}, tmp_path / "exported.pth")
-    with pytest.raises(UserError, match="exported.pth cannot be resumed: it has no format"):
-        train_GL.main([*flags, "--resume", str(tmp_path / "exported.pth")])
-    assert [path.name for path in tmp_path.iterdir()] == ["exported.pth"]
-
-
-def test_resume_continues_where_the_run_stopped(finished, tmp_path):
-    """One epoch, then two more: the weights, metrics and curves of three in one go."""
-    train_GL.main([*TINY, "--num_epochs", "1", "--save_dir", str(tmp_path)])
-    folder = tmp_path / "DIGITS" / "OKDDip" / "resnet8"
-    train_GL.main([*TINY, "--num_epochs", "3", "--resume", str(folder)])
-    assert all(value.equal(saved_weights(folder)[name]) for name, value in saved_weights(finished).items())
-    assert lines(folder) == lines(finished)
-    assert curve(folder, "Test/AccTop1") == curve(finished, "Test/AccTop1")
-
-
-def test_raising_num_epochs_keeps_the_first_schedule(tmp_path):
-    flags = [f for f in TINY if f not in ("--schedule", "3")]
-    train.main([*flags, "--num_epochs", "2", "--save_dir", str(tmp_path)])
-    folder = tmp_path / "DIGITS" / "resnet8"
-    train.main([*flags, "--num_epochs", "3", "--resume", str(folder / "last.pth")])
-    assert [record["lr"] for record in lines(folder)] == pytest.approx([0.1, 0.01, 0.001])  # milestones 1 2, not 2 3
-
-
-def test_raising_num_epochs_keeps_the_first_ramp_up(tmp_path):
-    """w(e) begins after half of the first start's two epochs, not after half of four."""
-    flags = [*TINY, "--start_consistency", "0.5", "--length", "2"]
-    train_GL.main([*flags, "--num_epochs", "2", "--save_dir", str(tmp_path)])
-    folder = tmp_path / "DIGITS" / "OKDDip" / "resnet8"
-    train_GL.main([*flags, "--num_epochs", "4", "--resume", str(folder)])
+    train_GL.main([*argv, "4", "--resume", str(folder / "last.pth")])
+    assert [record["lr"] for record in lines(folder)] == pytest.approx([0.02, 0.002, 0.0002, 0.0002])
     assert [record["weight"] for record in lines(folder)] == [ramp_up(epoch, 2, 0.5, 2) for epoch in range(4)]
 
 
-@pytest.mark.parametrize(("flags", "said"), [(["--lr", "0.2"], "--lr 0.1 there, 0.2 here"),
-                                             (["--num_branches", "3"], "--num_branches 4 there, 3 here")])
-def test_resuming_with_other_flags_is_refused(finished, flags, said):
-    before = (finished / "last.pth").read_bytes()
-    with pytest.raises(UserError, match=said):
-        train_GL.main([*TINY, *flags, "--num_epochs", "4", "--resume", str(finished)])
-    with pytest.raises(UserError, match="--method OKDDip there"):
-        train.main([*TINY, "--num_epochs", "4", "--resume", str(finished)])
-    assert (finished / "last.pth").read_bytes() == before
+def test_a_checkpoint_of_older_code(images, tmp_path):
+    """Entries had other names, flags and a metric were missing, a baseline had no name. It is measured and continued as
+    if it named the flags' defaults, and with nothing else. report.py adds the metric."""
+    def older(folder, *, pop=()):
+        state = checkpoints.load_checkpoint(folder / "last.pth")
+        for name, new in OLD_NAMES.items():
+            state[name] = state.pop(new)
+        del state["terms"]
+        state["flags"] = {k: v for k, v in state["flags"].items() if k not in ("train_size", "detach_targets")}
+        state["flags"]["method"] = state["flags"]["method"].replace("baseline", "")
+        state["tally"]["sums"]["hits"] = state["tally"]["sums"].pop("correct")
+        removed = [record.pop(name) for record in state["history"] for name in pop]
+        (folder / "last.pth").write_bytes(checkpoints.serialise(state))
+        return removed
 
-
-def test_a_checkpoint_from_before_a_flag_or_a_metric_was_there(tmp_path):
-    """It is continued as if it named the flag's default, and with nothing else. report.py adds the metric."""
-    flags = [*TINY, "--train_size", "0"]
-    train_GL.main([*flags, "--num_epochs", "1", "--save_dir", str(tmp_path)])
-    folder = tmp_path / "DIGITS" / "OKDDip" / "resnet8"
-    state = checkpoints.load_checkpoint(folder / "last.pth")
-    assert state["flags"].pop("train_size") == 0 and state["flags"].pop("detach_targets") is False
-    first = state["history"][0].pop("attention_self")
-    (folder / "last.pth").write_bytes(checkpoints.serialise(state))
-    for other, said in ((["--train_size", "500"], "--train_size 0 there, 500 here"),
-                        (["--detach_targets"], "--detach_targets False there, True here")):
-        with pytest.raises(UserError, match=said):
-            train_GL.main([*flags, *other, "--num_epochs", "2", "--resume", str(folder)])
-    evaluate.main([str(folder / "last.pth"), "--device", "cpu"])
-    train_GL.main([*flags, "--num_epochs", "2", "--resume", str(folder)])
-    assert ["attention_self" in record for record in lines(folder)] == [False, True]
+    argv = [*FLAGS, "--data_dir", str(images), "--save_dir", str(tmp_path), "--num_epochs"]
+    for script, method, pop in ((train, "", []), (train_GL, "OKDDip", ["attention_self"])):
+        step = loop.Stepper.step
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(loop.Stepper, "step", lambda self, *batch, step=step: (step(self, *batch),
+                          self.scheduler.last_epoch == 1 and signal.raise_signal(signal.SIGTERM)))
+            script.main([*argv, "2"])
+        folder = tmp_path / "folder" / method / "resnet8"
+        removed = older(folder, pop=pop)
+        evaluate.main([str(folder / "last.pth"), "--device", "cpu"])
+        for other, said in ((["--train_size", "20"], "--train_size 0 there, 20 here"),
+                            (["--lr", "0.3"], "--lr 0.02 there, 0.3 here")):
+            with pytest.raises(UserError, match=said):
+                script.main([*argv, "2", *other, "--resume", str(folder)])
+        script.main([*argv, "2", "--resume", str(folder)])
+        whole = tmp_path / f"whole{method}"
+        script.main([*argv, "2", "--save_dir", str(whole)])
+        assert all(value.equal(load(folder)["state_dict"][name])
+                   for name, value in load(whole / "folder" / method / "resnet8")["state_dict"].items())
+        assert lines(folder)[1] == lines(whole / "folder" / method / "resnet8")[1]
     (run,), notes = find_runs([folder])
-    assert notes == [] and run.history[0]["attention_self"] == pytest.approx(first, rel=1e-12)
-    assert checkpoints.load_checkpoint(folder / "last.pth")["flags"]["train_size"] == 0
+    assert notes == [] and [run.history[0]["attention_self"]] == pytest.approx(removed, rel=1e-12)
 
 
-def test_a_checkpoint_that_would_run_code_is_not_resumed(begun, flags, tmp_path):
-    class Harm:
-        def __reduce__(self):
-            return open, (str(tmp_path / "harm"), "w")
-
-    torch.save({"state_dict": Harm()}, begun / "last.pth")
-    with pytest.raises(UserError, match="not a checkpoint that can be loaded safely"):
-        train_GL.main([*flags, "--resume", str(begun)])
-    assert not (tmp_path / "harm").exists()
+# --- what is refused
 
 
-# --- the rules, with checkpoints that were never trained
-
-DICTIONARIES = ("flags", "recipe", "state_dict", "optimizer", "scheduler", "scaler", "tally")
-LISTS = ("history", "random", "starts")
-FLAGS_OF = {"resume": "auto", "num_epochs": 2, "lr": 0.1, "seed": 0, "device": "cpu", "save_dir": "runs"}
-HISTORY = [{"epoch": 1, "test_accTop1": 50.0}, {"epoch": 2, "test_accTop1": 60.0}]
-
-
-def made_up(folder, history=HISTORY, name="last.pth", **changes):
-    """A checkpoint with all parts, and the summary of a training that has ended with it."""
-    content = dict.fromkeys(DICTIONARIES, {}) | dict.fromkeys(LISTS, []) | {
-        "format": FORMAT, "history": history, "flags": {"method": "ONE", **FLAGS_OF}} | changes
-    path = folder / name
-    path.write_bytes(checkpoints.serialise({part: value for part, value in content.items() if value is not None}))
-    (folder / "summary.json").write_text(json.dumps({"last": history[-1] if history else None}))
-    return path
-
-
-def asked(path, folder, method="ONE", **flags):
-    return load_to_resume(path, Namespace(**FLAGS_OF | flags), method, folder)
+def test_other_data_is_refused(flags, begun, tmp_path):
+    """Another number of images, a white one instead of one (other mean and std), a class with another name."""
+    other = tmp_path / "other"
+    for said in ("images", "normalisation", "classes"):
+        shutil.copytree(flags[-1], other)
+        image = other / "train" / "red" / "0.png"
+        if said == "images":
+            shutil.copy(other / "test" / "red" / "0.png", other / "test" / "red" / "one more.png")
+        elif said == "normalisation":
+            image.unlink()
+            Image.new("RGB", (32, 32), "white").save(image)
+        else:
+            for part in ("train", "test"):
+                (other / part / "blue").rename(other / part / "green")
+        with pytest.raises(UserError, match=f"other {said} .*there, .* here.*: resume it with the same {said}"):
+            train_GL.main([*flags, "--data_dir", str(other), "--resume", str(begun)])
+        shutil.rmtree(other)
 
 
-@pytest.mark.parametrize("part", ["format", *DICTIONARIES, *LISTS])
-@pytest.mark.parametrize("value", [None, "of another type"])
-def test_a_missing_part_is_named(part, value, tmp_path):
-    said = "checkpoint format of another type" if (part, value) == ("format", "of another type") else (
-        f"cannot be resumed: it has no {part}")
-    with pytest.raises(UserError, match=said):
-        asked(made_up(tmp_path, **{part: value}), tmp_path)
+def test_another_teacher_is_refused(images, teacher, tmp_path):
+    argv = [*FLAGS, "--num_epochs", "1", "--data_dir", str(images), "--T_model", "resnet14", "--save_dir",
+            str(tmp_path), "--T_model_path"]
+    train_kd.main([*argv, str(teacher)])
+    torch.save({"state_dict": models.create_model("resnet14", 2).state_dict()}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="other teacher"):
+        train_kd.main([*argv, str(tmp_path / "other.pth"), "--num_epochs", "2", "--resume",
+                       str(tmp_path / "folder" / "KD" / "resnet8")])
 
 
-def test_another_format_is_named(tmp_path):
-    with pytest.raises(UserError, match=f"format {FORMAT + 1}, this code resumes {FORMAT}"):
-        asked(made_up(tmp_path, format=FORMAT + 1), tmp_path)
+def test_files_that_are_not_resumed(flags, begun, tmp_path):
+    """A damaged one, one of another training, one that is no checkpoint of a run. They get no lock beside them."""
+    (begun / "last.pth").write_bytes((begun / "last.pth").read_bytes()[:-1000])
+    with pytest.raises(UserError, match="last.pth is not a checkpoint"):  # auto does not pass over it
+        train_GL.main([*flags, "--save_dir", str(begun.parents[2]), "--resume", "auto"])
+    with pytest.raises(UserError, match="--method OKDDip there, baseline here"):
+        train.main([word for word in flags if word not in ("--length", "3")] + ["--resume", str(begun / "best.pth")])
+    (folder := tmp_path / "exported").mkdir()
+    torch.save({"state_dict": {}}, folder / "exported.pth")
+    with pytest.raises(UserError, match="exported.pth cannot be resumed: it has no format"):
+        train_GL.main([*flags, "--resume", str(folder / "exported.pth")])
+    assert [path.name for path in folder.iterdir()] == ["exported.pth"]
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"lr": 0.2}, "--lr 0.1 there, 0.2 here"), ({"method": "Ind"}, "--method ONE there, Ind here"),
-    ({"alpha": 1.0}, "--alpha None there, 1.0 here"), ({"num_epochs": 1}, "was 2: it can be raised, not lowered"),
-    ({"train_size": 5}, "--train_size 0 there, 5 here"), ({"decoder": "fast"}, "--decoder pil there, fast here"),
-    ({"lr": 0.2, "seed": 1}, "--lr 0.1 there, 0.2 here; --seed 0 there, 1 here")])
-def test_what_may_not_change(changes, said, tmp_path):
-    with pytest.raises(UserError, match=said):
-        asked(made_up(tmp_path), tmp_path, **changes)
+# --- signals, in processes of their own
 
 
-def test_what_may_change(tmp_path):
-    """Free flags, more epochs, and a later flag at its default."""
-    path = made_up(tmp_path)
-    found = asked(path, tmp_path, num_epochs=3, device="cuda", save_dir="elsewhere", resume=str(path), train_size=0)
-    assert found["history"] == HISTORY
+@pytest.mark.parametrize(("number", "workers"), [
+    (signal.SIGTERM, 2), *(pytest.param(number, workers, marks=pytest.mark.slow) for number, workers in (
+        (signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGINT, 2), (signal.SIGHUP, 0)))])
+def test_a_signal_stops_during_an_epoch_and_loses_nothing(number, workers, flags, tmp_path):
+    """Sent to the process or, where there are workers, to all of them."""
+    images = make_images(tmp_path / "images", per_class=48)  # epochs long enough to stop in
+    flags = [*flags, *WORKERS[workers], "--log_every", "1", "--data_dir", str(images), "--num_epochs", "3", "--resume",
+             "auto", "--save_dir"]
+    stopped, whole = (tmp_path / name / "folder" / "OKDDip" / "resnet8" for name in ("stopped", "whole"))
+    training = Training("train_GL", [*flags, tmp_path / "stopped"], tmp_path)
+    training.until(lambda: "epoch 2/3  step 1/12" in training.said())
+    training.signal(number, group=workers > 0)
+    assert training.wait() == 128 + number
+    state = load(stopped)
+    assert len(state["history"]) == 1 and state["sums"]["steps"] > 0, "not during the second epoch"
+    assert (f"stopped by signal {number} after step {state['sums']['steps']} of epoch 2: --resume {stopped} continues "
+            "there") in training.said() and "Traceback" not in training.said()
+    for root in ("stopped", "whole"):
+        train_GL.main([*map(str, flags), str(tmp_path / root)])
+    assert_same_run(stopped, whole)
 
 
-def test_complete_is_only_what_has_ended(tmp_path):
-    """The summary is that of the last epoch, and no more epochs are wanted."""
-    path = made_up(tmp_path)
-    with pytest.raises(Complete, match="is complete: 2 epochs .more with --num_epochs"):
-        asked(path, tmp_path)
-    for summary in ("{}", "not JSON", json.dumps({"last": HISTORY[0]})):
-        (tmp_path / "summary.json").write_text(summary)
-        assert asked(path, tmp_path)["history"] == HISTORY
-    (tmp_path / "summary.json").unlink()
-    assert asked(path, tmp_path)["history"] == HISTORY
-    assert asked(made_up(tmp_path, HISTORY[:1]), tmp_path)["history"] == HISTORY[:1]
-    with pytest.raises(Complete, match="3 epochs"):  # it was raised to 3 meanwhile
-        asked(made_up(tmp_path, [*HISTORY, {"epoch": 3}]), tmp_path)
+def test_nohup_ignores_sighup(flags, tmp_path):
+    """What is ignored at the start stays ignored: the training reaches its end."""
+    words = ["nohup", sys.executable, ROOT / "train_GL.py", *flags, "--num_epochs", "2", "--log_every", "1",
+             "--save_dir", tmp_path]
+    process = subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in process.stdout:
+        if "epoch 1/2  step 1/3" in line:
+            process.send_signal(signal.SIGHUP)
+            break
+    assert "done: best epoch" in process.communicate(timeout=120)[0] and process.returncode == 0
 
 
-def test_an_empty_history_has_not_ended(tmp_path):
-    assert asked(made_up(tmp_path, []), tmp_path)["history"] == []
-    assert not is_finished(tmp_path, [])
+@pytest.mark.slow
+def test_sighup_stops_all_processes_of_torchrun(flags, tmp_path):
+    """Even under nohup, because torchrun passes the signal on: each process has its step saved."""
+    words = ["nohup", sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+             ROOT / "train_GL.py", *flags, "--log_every", "1", "--num_epochs", "300", "--save_dir", tmp_path]
+    process = subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               env=os.environ | {"OMP_NUM_THREADS": "1"})
+    for line in process.stdout:
+        if "epoch 2/300  step 1/3" in line:
+            process.send_signal(signal.SIGHUP)
+            break
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode != 0 and "stopped by signal 1 after step" in said, said
+    assert len(load(tmp_path / "folder" / "OKDDip" / "resnet8")["history"]) >= 1
 
 
-def test_an_older_best_is_not_continued(tmp_path):
-    """Unless last.pth is missing, or not newer."""
-    best = made_up(tmp_path, HISTORY[:1], "best.pth")
-    assert asked(best, tmp_path)["history"] == HISTORY[:1]
-    last = made_up(tmp_path)
-    with pytest.raises(UserError, match="has gone on since best.pth: --resume .* continues it; to go back, copy"):
-        asked(best, tmp_path)
-    assert asked(last, tmp_path, num_epochs=3)["history"] == HISTORY
-    made_up(tmp_path, HISTORY[:1])
-    assert asked(best, tmp_path)["history"] == HISTORY[:1]
+def test_a_second_signal_ends_at_once(flags, begun):
+    before = (begun / "last.pth").read_bytes()
+    training = Training("train_GL", [*flags, "--resume", begun, "--log_every", "1"], begun, slow_disk=True)
+    training.until(lambda: "epoch 2/4  step 1/3" in training.said())
+    training.signal(signal.SIGTERM)
+    training.until(lambda: (begun / "last.tmp.pth").exists())
+    training.signal(signal.SIGTERM)
+    assert training.wait() == -signal.SIGTERM
+    assert (begun / "last.pth").read_bytes() == before
 
 
-def test_which_file_is_resumed(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
+# --- kills and full disks: a whole checkpoint is always there
 
-    def chosen(resume):
-        return checkpoint_to_resume(Namespace(resume=resume), folder)
 
-    assert chosen(None) is None and chosen("auto") is None
-    (folder / "last.pth").write_text("")
-    assert chosen("auto") == chosen(str(folder)) == chosen(str(folder / "last.pth")) == folder / "last.pth"
-    assert chosen(str(folder / "best.pth")) == folder / "best.pth" and chosen(None) is None
-    assert chosen(str(tmp_path)) == tmp_path / "last.pth"
+@pytest.mark.parametrize(("method", "workers"), [("OKDDip", 2), *(
+    pytest.param(method, workers, marks=pytest.mark.slow) for method, workers in (
+        ("OKDDip", 0), ("ONE", 2), ("KD", 0), ("FFL", 0), ("PCL", 2), ("KDCL-general", 0), ("OKDPH-dirichlet", 2)))])
+def test_killed_at_random_moments(method, workers, images, teacher, tmp_path):
+    kill_and_compare(method, workers, images, teacher, tmp_path, kills=2)
+
+
+@pytest.fixture(scope="module")
+def two_then_three(flags, tmp_path_factory):
+    """num_epochs -> the folder of a run that was not killed: two epochs, and the same after a third."""
+    root, folders = tmp_path_factory.mktemp("two_then_three"), {}
+    for num_epochs in ("2", "3"):
+        train_GL.main([*flags, "--resume", "auto", "--save_dir", str(root), "--num_epochs", num_epochs])
+        folders[num_epochs] = shutil.copytree(root / "folder" / "OKDDip" / "resnet8", root / num_epochs)
+    return folders
+
+
+@pytest.mark.parametrize("place", [3, *(pytest.param(place, marks=pytest.mark.slow)
+                                        for place in (1, 2, *range(4, 11)))])
+def test_killed_before_each_rename(place, flags, two_then_three, tmp_path):
+    """Of all files, over two epochs; then again, over a third: nothing is missing once it has gone on to its end."""
+    flags = [*flags, "--resume", "auto", "--save_dir", tmp_path]
+    folder = tmp_path / "folder" / "OKDDip" / "resnet8"
+    for num_epochs in ("2", "3"):
+        training = Training("train_GL", [*flags, "--num_epochs", num_epochs], tmp_path, die_at=place)
+        assert training.wait() in (-signal.SIGKILL, 0), training.said()
+        with contextlib.suppress(Complete):
+            train_GL.main([*map(str, flags), "--num_epochs", num_epochs])
+        assert_same_run(folder, two_then_three[num_epochs])
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["last"]["epoch"] == int(num_epochs)
+
+
+@pytest.mark.parametrize("share", [0.3, *(pytest.param(share, marks=pytest.mark.slow)
+                                          for share in (0.0005, 0.001, 0.01, 0.6, 0.99, 0.9999))])
+def test_a_disk_that_fills_leaves_the_old_checkpoint(share, flags, begun):
+    """Files may not grow beyond a share of a checkpoint: as a full disk, it fails the write."""
+    before = {name: (begun / name).read_bytes() for name in ("last.pth", "best.pth", "test_best_metrics.json")}
+    training = Training("train_GL", [*flags, "--resume", begun], begun.parents[2],
+                        file_size=int(share * len(before["last.pth"])))
+    assert training.wait() == 2
+    assert {name: (begun / name).read_bytes() for name in before} == before and epochs(begun) == 1
+    assert not list(begun.glob("*.tmp.*"))
+    assert training.said().count("cannot be written") == 1 and "Traceback" not in training.said()
+
+
+def test_a_folder_that_vanishes_is_named(baseline, monkeypatch):
+    argv, folder = baseline
+    measure = loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda *batch: (shutil.rmtree(folder), measure(*batch))[1])
+    with pytest.raises(UserError, match="cannot be written .No such file or directory"):
+        train.main([*argv, "1"])

@@ -12,24 +12,24 @@ from runtime import processes
 from runtime.device import seed_everything
 from runtime.errors import UserError
 from training.folder import FILES
-from training.log import log
+from training.records import log
 from training.run import Run
 
 
 def test_precision(arguments):
     for tf32 in (True, False):
-        Run(arguments(*["--tf32"] * tf32))
+        Run(arguments(*["--tf32"] * tf32), "baseline")
         assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == tf32
 
 
 def test_the_seed_is_set_before_the_model_is_made(arguments):
     drawn = []
-    for start in (lambda: seed_everything(7), lambda: Run(arguments("--seed", "7"))):
+    for start in (lambda: seed_everything(7), lambda: Run(arguments("--seed", "7"), "baseline")):
         seed_everything(0)
         start()
         drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
     assert drawn[0] == drawn[1]
-    run = Run(arguments("--seed", "7"))
+    run = Run(arguments("--seed", "7"), "baseline")
     torch.nn.Linear(2, 2)
     before = torch.get_rng_state()
     with run:
@@ -37,19 +37,19 @@ def test_the_seed_is_set_before_the_model_is_made(arguments):
 
 
 def test_overwrite_removes_the_old_run_at_its_start(arguments, tmp_path):
-    """A stop in the first epoch then leaves nothing that could be resumed or reported."""
+    """And no other file. A stop in the first epoch then leaves nothing that could be resumed or reported."""
     folder = tmp_path / "CIFAR10" / "resnet32"
-    folder.mkdir(parents=True)
-    for name in (*FILES, "last.pth.tmp", "notes.txt"):
+    (folder / "B").mkdir(parents=True)
+    for name in (*FILES, "last.tmp.pth", "events.out.tfevents.1", "B/events.out.tfevents.1", "notes.txt"):
         (folder / name).write_text("old")
-    with Run(arguments("--overwrite")):
+    with Run(arguments("--overwrite"), "baseline"):
         assert {path.name for path in folder.iterdir()} == {"lock", "notes.txt", "train.log"}
         assert (folder / "train.log").read_text() == ""
 
 
 def test_each_run_has_its_own_log_and_lets_go_of_its_folder(arguments):
     for version in ("A", "B"):
-        run = Run(arguments("--version", version))
+        run = Run(arguments("--version", version), "baseline")
         with run as entered:
             assert entered is run and not run.lock.file.closed
             log.info(f"a line of {version}")
@@ -59,7 +59,7 @@ def test_each_run_has_its_own_log_and_lets_go_of_its_folder(arguments):
 
 
 def test_the_first_process_alone_writes_the_log(arguments, monkeypatch, capsys):
-    run = Run(arguments())
+    run = Run(arguments(), "baseline")
     monkeypatch.setattr(processes, "on_main", lambda function: None)  # the first process opens the folder
     monkeypatch.setattr(log, "handlers", [logging.StreamHandler()])
     for name, value in group(2)[1].items():
@@ -69,13 +69,15 @@ def test_the_first_process_alone_writes_the_log(arguments, monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_has_changed_is_reported_by_the_first_process_alone(arguments, monkeypatch):
-    run = Run(arguments())
-    run.check_unchanged(classes=["a", "b"])
-    run.check_unchanged(classes=["a", "b"])
-    for environment in group(2):
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        with pytest.raises(UserError, match="was started with other classes .* resume it with the same") as error:
-            run.check_unchanged(classes=["a", "c"])
-        assert error.value.already_reported == (environment["RANK"] == "1")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_has_changed_is_reported_by_the_first_process_alone(rank, arguments, monkeypatch):
+    run = Run(arguments(), "baseline")
+    for _ in range(2):
+        run.check_unchanged(2, classes=["a", "b"])
+    for name, value in group(2)[rank].items():
+        monkeypatch.setenv(name, value)
+    for revision, classes, said in ((2, ["a", "c"], "was started with other classes .* resume it with the same"),
+                                    (3, ["a", "b"], "was begun by older code, whose baseline computed something else")):
+        with pytest.raises(UserError, match=said) as error:
+            run.check_unchanged(revision, classes=classes)
+        assert error.value.already_reported == (rank == 1)
