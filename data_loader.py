@@ -80,17 +80,21 @@ DATASETS = {
 
 def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root: str = "./Data", *, seed: int = 0,
                device: str | torch.device = "cpu", cache: bool = True, val_size: int = 0,
-               train_size: int = 0, views: int = 1, decoder: str = "pil") -> tuple[Loader, Loader]:
+               train_size: int = 0, views: int = 1, decoder: str = "pil", image_size: int | None = None,
+               normalisation: tuple[Sequence, Sequence] | None = None) -> tuple[Loader, Loader]:
     """-> train_loader, test_loader of one of DATASETS.
 
     num_workers: threads that decode image files; if images are streamed, processes.
-    cache: keep all images on the device. Without it, and always for imagenet, they are streamed.
+    cache: keep all images on the device. Without it, and always if they are large, they are streamed.
     val_size: training images to hold out, stratified, if the data set has no held-out images of its own.
         train_loader.held_out is the loader of the held-out images, without augmentation.
     train_size: training images to train on, stratified, the same for every seed (0: all that are not held out).
     views: with more than one, train_loader augments each image so often, each time with another crop and flip: images
         [B, views, 3, H, W]. Evaluation has one view.
-    decoder: of imagenet's files, one of DECODERS; "fast" differs from "pil" by rounding.
+    decoder: of large images, one of DECODERS; "fast" differs from "pil" by rounding.
+    image_size: height and width of the images, instead of the data set's. Above 64 they are large: prepared as
+        ImageNet's and streamed.
+    normalisation: mean and std instead of the data set's.
     UserError if the data cannot be read or a number does not fit them.
 
     Of several processes (runtime.processes.start) the first one reads the data before the others: it may download them.
@@ -99,7 +103,8 @@ def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root
 
     def load() -> tuple[Loader, Loader]:
         # Measured on all training images: a network's mean and std do not depend on the sizes.
-        data = read_data(data_name, root, cache, num_workers, decoder, val_size).measured(num_workers)
+        data = read_data(data_name, root, cache, num_workers, decoder, val_size, image_size=image_size)
+        data = data.normalised(*normalisation) if normalisation else data.measured(num_workers)
         train, held_out = divide(data, train_size, val_size, seed)
         smallest = min(len(split.labels) for split in (data.test, held_out) if split)
         check_batch_size(data_name, batch_size, len(train.labels), smallest)
@@ -114,18 +119,20 @@ def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root
 
 
 def test_images(data_name: str, batch_size: int = 128, num_workers: int = 8, root: str = "./Data", *, mean: Sequence,
-                std: Sequence, device: str | torch.device = "cpu", cache: bool = True, decoder: str = "pil") -> Loader:
+                std: Sequence, device: str | torch.device = "cpu", cache: bool = True, decoder: str = "pil",
+                image_size: int | None = None) -> Loader:
     """The test_loader of ``dataloader`` alone, normalised by a network's own mean and std.
 
     No training image is read. Of a folder data set, train/ may be missing.
     """
-    device, data = torch.device(device), read_data(data_name, root, cache, num_workers, decoder, test_only=True)
-    data = data._replace(mean=tuple(mean), std=tuple(std))
+    device = torch.device(device)
+    data = read_data(data_name, root, cache, num_workers, decoder, test_only=True, image_size=image_size)
+    data = data.normalised(mean, std)
     return make_loader(data, data.test, evaluation_batch(batch_size, data, device), device, num_workers, decoder)
 
 
 def read_data(data_name: str, root: str, cache: bool, num_workers: int, decoder: str, val_size: int = 0,
-              test_only: bool = False) -> Data:
+              test_only: bool = False, image_size: int | None = None) -> Data:
     """The data set, with its image files decoded if it is cached.
 
     UserError if it is unknown, missing or damaged, if the decoder does not fit, or if there is a val_size but the data
@@ -133,14 +140,16 @@ def read_data(data_name: str, root: str, cache: bool, num_workers: int, decoder:
     """
     if data_name not in DATASETS:
         raise UserError(f"unknown dataset {data_name!r}; known are {', '.join(DATASETS)}")
-    large = is_large(DATASETS[data_name].size)
+    data = DATASETS[data_name].of_size(image_size)
+    large = is_large(data.size)
     if decoder not in DECODERS:
         raise UserError(f"unknown decoder {decoder!r}; known are {', '.join(DECODERS)}")
     if decoder == "fast" and not large:
-        raise UserError(f"--decoder fast is for the large images of --dataset imagenet, not for {data_name}")
+        raise UserError("--decoder fast is for the large images of --dataset imagenet or of --image_size above 64, not "
+                        f"for {data_name}")
     if decoder == "fast" and not find_spec("simplejpeg"):
         raise UserError("--decoder fast needs a package that is not installed: pip install simplejpeg")
-    data = DATASETS[data_name].load(root, test_only)._replace(cached=cache and not large)
+    data = data.load(root, test_only)._replace(cached=cache and not large)
     if data.held_out and val_size:
         raise UserError(f"--val_size {val_size} and {Path(root, 'val')} both hold out images to choose the best epoch: "
                         "leave out --val_size, or rename the folder")
@@ -185,18 +194,16 @@ def normalisation(data_name: str, num_workers: int = 8, root: str = "./Data") ->
     return data.mean, data.std
 
 
-def sample_images(data_name: str, root: str, count: int) -> Tensor | None:
+def sample_images(data_name: str, root: str, count: int, size: int) -> Tensor | None:
     """Up to ``count`` of the test images, uint8 [N, H, W, 3]. None if they are not there: nothing is downloaded."""
-    data = DATASETS[data_name]
+    data = DATASETS[data_name].of_size(size)
     try:
         if data_name in ("CIFAR10", "CIFAR100"):
             images = getattr(datasets, data_name)(root, train=False).data
         else:
             images = data.load(root, test_only=True).test.images
         images = images[np.unique(np.linspace(0, len(images) - 1, count).astype(int))]
-        if images.dtype.kind != "S":
-            return torch.from_numpy(images)
-        return torch.stack([load_image(os.fsdecode(path), data.size) for path in images])
+        return torch.cat([preparation(size)(image) for image in images])
     except (UserError, OSError, RuntimeError):  # RuntimeError: torchvision's, if CIFAR is missing
         return None
 

@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     from runtime.device import pick_device
 
     for flag, known in (("dataset", data_loader.DATASETS), ("model", models.NETWORKS)):
-        if (name := getattr(args, flag)) not in (None, *known):
+        if (name := getattr(args, flag)) not in (None, *known) and not (flag == "model" and models.is_external(name)):
             raise UserError(f"argument --{flag}: unknown name {name!r}; known are {', '.join(known)}")
     if args.export:
         exporting.check_target(args.export, args.overwrite)

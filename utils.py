@@ -179,25 +179,47 @@ DECODERS = ("pil", "fast")
 def recipe_flags(p: Parser) -> None:
     """Network, data and training recipe. Names and defaults are those of the authors' code."""
     g = p.add_argument_group("recipe")
-    g.add_argument("--model", default="resnet32", metavar="NAME", help=f"network: {NETWORKS}")
+    g.add_argument("--model", default="resnet32", metavar="NAME",
+                   help=f"network: {NETWORKS}; or torchvision:NAME, timm:NAME, or FILE.py:NAME, your own function or "
+                        "class (docs/own_project.md)")
     g.add_argument("--dataset", default="CIFAR10", metavar="NAME",
                    help=f"{DATASETS} (folder and imagenet: <data_dir>/train/<class>/*, and test/ or val/ "
                         "next to it; of both, val/ chooses the best epoch)")
+    g.add_argument("--image_size", type=number(int, 8, high=2048), metavar="S",
+                   help="height and width of the images; above 64 they are cropped and streamed as ImageNet's "
+                        "(default: imagenet 224, others 32; folder with torchvision: and timm: the network's own)")
     g.add_argument("--train_size", default=0, type=number(int, 0), metavar="N",
                    help="train on N training images, stratified, the same for every --seed (0: all not held out)")
     g.add_argument("--val_size", default=0, type=number(int, 0), metavar="N",
                    help="hold out N training images, stratified, to choose the best epoch (0: test images)")
     g.add_argument("--num_epochs", default=300, type=number(int, 1), help="length of the training")
     g.add_argument("--batch_size", default=128, type=number(int, 1), help="images per step")
-    g.add_argument("--lr", default=0.1, type=number(float, 0, open_end=True), help="initial learning rate")
+    g.add_argument("--optimizer", default="sgd", choices=("sgd", "adamw"), help="sgd has Nesterov momentum 0.9")
+    g.add_argument("--lr", type=number(float, 0, open_end=True),
+                   help="initial learning rate (default: 0.1, with adamw 0.001)")
+    g.add_argument("--cosine", action="store_true",
+                   help="the learning rate falls to 0 as half a cosine, instead of by --schedule")
+    g.add_argument("--warmup", default=0, type=number(int, 0), metavar="N",
+                   help="epochs in which the learning rate rises at the beginning")
+    g.add_argument("--label_smoothing", default=0.0, type=number(float, 0, high=1), metavar="X",
+                   help="part of a label's probability that is spread over all classes")
     g.add_argument("--schedule", type=number(int, 1), nargs="+", metavar="EPOCH",
                    help="epochs after which the learning rate is divided by 10 "
                         "(default: half and three quarters of --num_epochs)")
-    g.add_argument("--wd", default=5e-4, type=number(float, 0), help="weight decay, on every parameter")
+    g.add_argument("--wd", type=number(float, 0),
+                   help="weight decay, on every parameter (default: 0.0005, with adamw 0.05)")
     g.add_argument("--dropout", default=0.0, type=number(float, 0), help="dropout of VGG's classifier")
     g.add_argument("--efficient", action="store_true", help="DenseNet: recompute activations to save memory")
     g.add_argument("--seed", default=0, type=number(int, 0, high=2**63 - 1),
                    help="fixes weights, data order and augmentation")
+    g = p.add_argument_group("networks from elsewhere (docs/own_project.md)")
+    g.add_argument("--branch_at", metavar="MODULE", help="the submodule where the branches begin; what comes before it "
+                                                         "is their trunk (whole networks need none)")
+    g.add_argument("--classifier", metavar="MODULE", help="the submodule whose input are the features (default: the "
+                                                          "last nn.Linear)")
+    g.add_argument("--pretrained", action="store_true", help="start from the weights of torchvision or timm, and use "
+                                                             "their mean and std")
+    g.add_argument("--init", metavar="FILE", help="start from the weights in a .pth or .safetensors file")
     g = p.add_argument_group("speed (each flag changes rounding and is off by default)")
     g.add_argument("--amp", default="off", choices=("off", "bf16", "fp16"), help="networks in half precision")
     g.add_argument("--compile", action="store_true", help="torch.compile the training step; on a GPU, CUDA graphs")
@@ -279,6 +301,16 @@ def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
     recipe_flags(p)
     run_flags(p)
     args = p.parse_args(argv)
+    adamw = args.optimizer == "adamw"
+    args.lr = args.lr or (1e-3 if adamw else 0.1)
+    args.wd = (0.05 if adamw else 5e-4) if args.wd is None else args.wd
+    if args.cosine and args.schedule:
+        p.error("argument --schedule: the learning rate falls by steps or as a --cosine, not both")
+    falls = args.num_epochs if args.cosine else (args.schedule or [-(-args.num_epochs // 2)])[0]
+    if args.warmup >= falls:
+        p.error(f"argument --warmup: must end before the learning rate falls, after epoch {falls}, not {args.warmup}")
+    if args.pretrained and args.init:
+        p.error("argument --init: the weights start from a file or from --pretrained, not both")
     if args.schedule and any(a >= b for a, b in zip(args.schedule, args.schedule[1:], strict=False)):
         p.error(f"argument --schedule: epochs must increase, not {' '.join(map(str, args.schedule))}")
     if args.resume and args.overwrite:
@@ -312,7 +344,8 @@ def several_networks(p: Parser, args: argparse.Namespace, words: list[str]) -> N
 
 def network_options(args: argparse.Namespace) -> dict:
     """The flags that a network is built with."""
-    return {"dropout": args.dropout, "efficient": args.efficient}
+    return {name: getattr(args, name) for name in ("dropout", "efficient", "classifier", "branch_at", "pretrained",
+                                                   "init")} | {"image_size": args.image_size or 32}
 
 
 def teacher_path(args: argparse.Namespace) -> Path | str:

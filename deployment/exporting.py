@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import data_loader
 from deployment import formats
 from deployment.reading import SavedModel
-from models import create_model
+from models import Network, in_file, plain_network
 from runtime.errors import UserError
 from runtime.files import save
 from training.folder import belongs_to_run
@@ -56,9 +56,8 @@ def check_batches(saved: SavedModel) -> list[Tensor]:
     """Images to compare on: five random ones, one random one, and eight test images if the data is there."""
     generator = torch.Generator().manual_seed(0)
     random = torch.randint(256, (5, saved.size, saved.size, 3), dtype=torch.uint8, generator=generator)
-    dataset = saved.flags.dataset
-    fits = dataset and data_loader.DATASETS[dataset].size == saved.size
-    real = data_loader.sample_images(dataset, saved.flags.data_dir, 8) if fits else None
+    flags = saved.flags
+    real = data_loader.sample_images(flags.dataset, flags.data_dir, 8, saved.size) if flags.dataset else None
     normalise = data_loader.Normalise(saved.mean, saved.std, torch.device("cpu"))
     return [normalise(images) for images in (random, random[:1], real) if images is not None]
 
@@ -70,12 +69,13 @@ def write_checked(path: Path, network: nn.Module, metadata: dict, logits: Callab
     Before the file gets its name, it is loaded again and compared on ``batches`` [B, 3, H, W]. UserError, and no file,
     if the logits do not agree, or if the file cannot be written.
     """
-    copy = create_model(network.name, len(metadata["classes"]))  # its weights are contiguous, not channels_last
-    copy.load_state_dict(network.state_dict())
+    copy = plain_network(network.name, len(metadata["classes"]))  # its weights are contiguous, not channels_last
+    copy.load_state_dict(network.own_state_dict() if isinstance(network, Network) else network.state_dict())
+    named = network.name if in_file(network.name) else None
     differences = []
 
     def compare(place: Path) -> None:
-        largest, scale = difference(formats.load(place), logits, batches).tolist()
+        largest, scale = difference(formats.load(place, named), logits, batches).tolist()
         absolute, relative = TOLERANCE
         if not largest <= max(absolute, relative * scale):  # also refuses a NaN
             raise UserError(f"{path} is not written: its logits differ by {largest:.3g} from the run's, whose largest "

@@ -28,12 +28,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
+import numpy as np
 import safetensors.torch
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from models import create_model
+from loading.augmentation import Normalise, preparation
+from models import in_file, plain_network
 from models.imagenet import NETWORKS as LARGE
 from runtime.checkpoints import load_checkpoint, serialise
 from runtime.errors import UserError, first_words
@@ -60,7 +64,7 @@ def need(*packages: str) -> list[ModuleType]:
                         ) from error
 
 
-# --- formats. write_...(network, metadata) -> the content of a file; read_...(path) -> network, metadata --------------
+# --- formats. write_...(network, metadata) -> the content of a file; read_...(path, model) -> network, metadata -------
 
 
 def as_strings(metadata: dict) -> dict[str, str]:
@@ -93,9 +97,16 @@ def check_digest(path: Path) -> None:
         raise ValueError("its digest differs")
 
 
-def rebuild(weights: dict[str, Tensor], metadata: dict) -> nn.Module:
-    """The network that metadata describe, with these weights."""
-    network = create_model(metadata["model"], len(metadata["classes"]))
+def rebuild(weights: dict[str, Tensor], metadata: dict, model: str | None = None) -> nn.Module:
+    """The network that metadata describe, with these weights. model: PATH/FILE.py:NAME of a network from a file.
+
+    UserError if a Python file would have to be imported that nobody has named.
+    """
+    name = model or metadata["model"]
+    if in_file(name) and not model:
+        raise UserError(f"these are the weights of {name}, which a Python file makes: name the file that is to be "
+                        "imported, with --model or torch.hub's model=, as PATH/FILE.py:NAME")
+    network = plain_network(name, len(metadata["classes"]))
     network.load_state_dict(weights)
     return network
 
@@ -116,10 +127,10 @@ def write_pth(network: nn.Module, metadata: dict) -> bytes:
     return serialise({"state_dict": network.state_dict(), **metadata})
 
 
-def read_pth(path: Path) -> tuple[nn.Module, dict]:
+def read_pth(path: Path, model: str | None = None) -> tuple[nn.Module, dict]:
     content = load_checkpoint(path)
     weights = content.pop("state_dict")
-    return rebuild(weights, content), content
+    return rebuild(weights, content, model), content
 
 
 def write_safetensors(network: nn.Module, metadata: dict) -> bytes:
@@ -127,11 +138,11 @@ def write_safetensors(network: nn.Module, metadata: dict) -> bytes:
     return with_digest(safetensors.torch.save(network.state_dict(), as_strings(metadata | NO_DIGEST)))
 
 
-def read_safetensors(path: Path) -> tuple[nn.Module, dict]:
+def read_safetensors(path: Path, model: str | None = None) -> tuple[nn.Module, dict]:
     check_digest(path)
     with safetensors.safe_open(path, "pt") as file:
         metadata = from_strings(file.metadata())
-        return rebuild({name: file.get_tensor(name) for name in file.keys()}, metadata), metadata
+        return rebuild({name: file.get_tensor(name) for name in file.keys()}, metadata, model), metadata
 
 
 def example(metadata: dict) -> tuple[Tensor, dict]:
@@ -175,7 +186,7 @@ def write_onnx(network: nn.Module, metadata: dict) -> bytes:
     return with_digest(content.SerializeToString())
 
 
-def read_onnx(path: Path) -> tuple[nn.Module, dict]:
+def read_onnx(path: Path, model: str | None = None) -> tuple[nn.Module, dict]:
     (library,) = need("onnxruntime")
     check_digest(path)
     options = library.SessionOptions()
@@ -200,7 +211,7 @@ def write_pt2(network: nn.Module, metadata: dict) -> bytes:
     return buffer.getvalue()
 
 
-def read_pt2(path: Path) -> tuple[nn.Module, dict]:
+def read_pt2(path: Path, model: str | None = None) -> tuple[nn.Module, dict]:
     """UserError names both versions of torch if they may be the cause."""
     extra = {"metadata.json": ""}
     try:
@@ -234,7 +245,7 @@ FORMATS = {  # ending -> write, read
 }
 
 
-def format_of(path: Path) -> tuple[Callable[[nn.Module, dict], bytes], Callable[[Path], tuple[nn.Module, dict]]]:
+def format_of(path: Path) -> tuple[Callable[..., bytes], Callable[..., tuple[nn.Module, dict]]]:
     """The format of a file by its ending: write, read. UserError if there is no such format."""
     if path.suffix not in FORMATS:
         raise UserError(f"{path} must end in one of {', '.join(FORMATS)}: the ending chooses the kind of file")
@@ -244,24 +255,40 @@ def format_of(path: Path) -> tuple[Callable[[nn.Module, dict], bytes], Callable[
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def load(path: str | Path) -> nn.Module:
+class Preprocess(NamedTuple):
+    """Prepares an image for a network, as test images are prepared."""
+
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """An image of Pillow, of any size and mode -> float32 [1, 3, size, size], normalised."""
+        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return Normalise(self.mean, self.std, torch.device("cpu"))(preparation(self.size)(pixels))
+
+
+def load(path: str | Path, model: str | None = None) -> nn.Module:
     """The network of an exported file, in evaluation mode: images float32 [B, 3, size, size] -> logits [B, C].
 
-    It has the metadata of the file: .name, .classes, .mean, .std, .size. UserError if the file is missing, damaged or
-    was not exported, or if a package that opens it is missing. torch.export.load opens .pt2 files. It is not safe for
-    files from people whom you do not trust. Reading the other kinds runs no code from the file.
+    It has the metadata of the file: .name, .classes, .mean, .std, .size; and .preprocess, which prepares an image of
+    Pillow: -> float32 [1, 3, size, size]. A network from elsewhere is what its library or file makes. model:
+    PATH/FILE.py:NAME, for a network that a Python file makes: the file is imported. UserError if the file is missing,
+    damaged or was not exported, or if a package that opens it is missing. torch.export.load opens .pt2 files. It is
+    not safe for files from people whom you do not trust. Reading the other kinds runs no code from the file.
     """
     path = Path(path)
     _, read = format_of(path)
     if not path.is_file():
         raise UserError(f"there is no file at {path}")
     try:
-        network, metadata = read(path)
+        network, metadata = read(path, model)
         network.name, network.classes = metadata["model"], metadata["classes"]
         network.mean, network.std = check_normalisation(metadata["mean"], metadata["std"])
         network.size = metadata.get("size", usual_size(network.name))
         if not isinstance(network.size, int) or network.size < 1:
             raise ValueError(f"images of size {network.size!r}")
+        network.preprocess = Preprocess(network.size, network.mean, network.std)
     except UserError:
         raise
     except Exception as error:  # each library has exceptions of its own

@@ -27,12 +27,9 @@ def measure(saved: SavedModel, device: torch.device, branch: int | None = None) 
     flags, output = saved.flags, saved.deployed_output(branch)
     if flags.dataset is None:
         raise UserError(f"{saved.path} does not say which data it is for: name it with --data_dir, --dataset or both")
-    if data_loader.DATASETS[flags.dataset].size != saved.size:
-        raise UserError(f"{saved.path} takes images of {saved.size}x{saved.size} pixels, but --dataset {flags.dataset} "
-                        "has another size. For your own class folders: folder is 32x32, imagenet is 224x224")
     loader = data_loader.test_images(flags.dataset, flags.batch_size, flags.num_workers, flags.data_dir,
                                      mean=saved.mean, std=saved.std, device=device, cache=flags.cache == "on",
-                                     decoder=flags.decoder)
+                                     decoder=flags.decoder, image_size=saved.size)
     check_classes(saved, loader.classes)
     saved.move(device)
     metrics = evaluate(saved.method, loader, autocast=saved.autocast(device), more_sums=calibration_and_class_sums)

@@ -1,6 +1,7 @@
 """Read a trained model: a run's checkpoint, an exported file, or a checkpoint of the authors' code."""
 
 import re
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
@@ -90,14 +91,18 @@ class SavedModel(NamedTuple):
         return autocast(device, self.flags.amp)
 
 
-def load_teacher(name: str, num_classes: int, path: str | Path) -> nn.Module:
+def load_teacher(name: str, path: str | Path, train_loader) -> nn.Module:
     """The network that a file deploys: images [B, 3, H, W] -> logits [B, C]. path: as in ``read``.
 
     It is in evaluation mode, and its weights need no gradients. UserError if the file cannot be read, if it deploys no
-    network, or if that is not the network ``name`` with ``num_classes`` classes.
+    network, or if that is not the network ``name``, or not for the classes and the size of the loader's images.
     """
-    saved = processes.main_first(lambda: read(path, T_model=name))
+    num_classes, size = train_loader.num_classes, train_loader.size
+    saved = processes.main_first(lambda: read(path, T_model=name, model=name if models.in_file(name) else None))
     _, network = saved.deployed_network()
+    if models.is_external(name) and saved.size != size:
+        raise UserError(f"{path} holds a network for images of {saved.size}x{saved.size}, and here they are "
+                        f"{size}x{size}: train with --image_size {saved.size}, or name another teacher")
     if network.name != name:
         raise UserError(f"{path} holds a {network.name}, not a {name}: use --T_model {network.name}, or name another "
                         "file with --T_model_path")
@@ -143,8 +148,10 @@ def read_run(path: Path, checkpoint: dict, model: str | None, method: str | None
     try:
         recorded, classes, mean, std = (checkpoint[name] for name in ("flags", "classes", "mean", "std"))
         Kind, defaults = methods.find(recorded["method"])
-        refuse_other(path, model=(model, recorded["model"]), method=(method, methods.family(recorded["method"])))
-        flags = Namespace(**vars(defaults) | recorded | given)
+        refuse_other(path, method=(method, methods.family(recorded["method"])))
+        named = named_networks(path, checkpoint, model)
+        started = {"pretrained": False, "init": None}  # its weights are in the checkpoint
+        flags = Namespace(**vars(defaults) | recorded | given | named | started)
         known = data_loader.DATASETS
         if flags.dataset not in known:
             raise UserError(f"{path} was trained on an unknown data set, {flags.dataset}: name one with --dataset")
@@ -152,7 +159,7 @@ def read_run(path: Path, checkpoint: dict, model: str | None, method: str | None
         built = Kind(flags, len(classes))
         built.model.load_state_dict(checkpoint["state_dict"])
         built.deploy()
-        size = known.get(recorded["dataset"], known[flags.dataset]).size
+        size = flags.image_size or known.get(recorded["dataset"], known[flags.dataset]).size
         epoch = (checkpoint.get("history") or [{}])[-1].get("epoch")
     except MISFITS as error:
         raise UserError(f"{path} is not a checkpoint of a run that can be rebuilt ({type(error).__name__}: "
@@ -160,11 +167,41 @@ def read_run(path: Path, checkpoint: dict, model: str | None, method: str | None
     return SavedModel(path, built, flags, classes, mean, std, size, epoch)
 
 
+def named_networks(path: Path, checkpoint: dict, model: str | None) -> dict:
+    """--model and --models, with the files to import that make such networks. model: as the user named it, or None.
+
+    A file is imported if the user names it, or if it still is where and what it was in the training. UserError if not.
+    """
+    recorded = checkpoint["flags"]
+    if not any(models.in_file(name) for name in (recorded.get("models") or [recorded["model"]])):
+        refuse_other(path, model=(model, recorded["model"]))
+        return {}
+    if model and not recorded.get("models"):
+        return {"model": model}
+    found = {}
+    for name, (file, sha256) in checkpoint["files"].items():
+        found[name] = f"{file}:{name.rpartition(':')[2]}"
+        if not Path(file).is_file():
+            raise UserError(f"{path} needs {name}, and {file} is not there any more: name the file that is to be "
+                            "imported with --model PATH/FILE.py:NAME")
+        if models.file_of(found[name])[1] != sha256:
+            raise UserError(f"{path} needs {name}, and {file} has changed since the training: restore it, or name the "
+                            "file that is to be imported with --model PATH/FILE.py:NAME")
+        print(f"imports {file}", file=sys.stderr)
+    networks = {flag: recorded.get(flag) for flag in ("model", "models")}
+    return {flag: [found.get(n, n) for n in value] if isinstance(value, list) else found.get(value, value)
+            for flag, value in networks.items()}
+
+
 def read_exported(path: Path, model: str | None, method: str | None, given: dict) -> SavedModel:
     """A file that --export wrote. Its flags are the defaults of train.py."""
-    network = formats.load(path)
-    refuse_other(path, model=(model, network.name), method=(method, "baseline"))
-    folders = "folder" if network.size == data_loader.DATASETS["folder"].size else "imagenet"
+    network = formats.load(path, model if models.in_file(model or "") else None)
+    if not models.in_file(network.name):
+        refuse_other(path, model=(model, network.name))
+    elif model:
+        network.name = model
+    refuse_other(path, method=(method, "baseline"))
+    folders = "imagenet" if network.size == data_loader.DATASETS["imagenet"].size else "folder"
     _, defaults = methods.find("baseline")
     own = {"model": network.name, "method": "exported", "dataset": folders if given.get("data_dir") else None}
     named = network.classes != class_numbers(len(network.classes))

@@ -14,8 +14,6 @@ from torchvision.transforms import v2
 from loading.data import is_large
 from loading.images import decode, read, read_fast
 
-PADDING = 4
-SHIFTS = 2 * PADDING + 1  # a crop of the padded image starts at one of 9 rows and 9 columns
 DECODERS = {"pil": read, "fast": read_fast}  # --decoder
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random crop of a large image: its part of the area, width / height
 
@@ -36,7 +34,7 @@ def augmentation_parameters(num_images: int, seed: int, epoch: int, flip: bool, 
     def view() -> tuple[Tensor, ...]:
         if is_large(size):
             return (torch.randint(2**63 - 1, (num_images,), generator=generator),)
-        top, left = torch.randint(SHIFTS, (2, num_images), generator=generator)
+        top, left = torch.randint(2 * padding(size) + 1, (2, num_images), generator=generator)
         flips = torch.rand(num_images, generator=generator) < 0.5 if flip else torch.zeros(num_images, dtype=torch.bool)
         return top, left, flips
 
@@ -44,48 +42,58 @@ def augmentation_parameters(num_images: int, seed: int, epoch: int, flip: bool, 
     return order, *(torch.stack(parameter, 1) for parameter in drawn)  # V times [N] -> [N, V]
 
 
+def padding(size: int) -> int:
+    """The border of small images: 4 for 32x32. A crop of the padded image starts at one of 9 rows and 9 columns."""
+    return size // 8
+
+
 # --- one image at a time, in worker processes. The image is read once, whatever the number of views.
 
 
-def preparation(size: int, decoder: str = "pil") -> Callable[..., Tensor]:
+def preparation(size: int, decoder: str = "pil", flip: bool = True) -> Callable[..., Tensor]:
     """The function that prepares an image of this size: image, parameters of each view -> uint8 [V, size, size, 3].
 
-    Without parameters it gives one view, which is not augmented. decoder: of large images, one of DECODERS.
+    image: the path of a file, or uint8 [H, W, 3]. Without parameters it gives one view, which is not augmented.
+    decoder, flip: of large images; one of DECODERS, and whether they may be mirrored.
     """
-    return partial(prepare_large, size=size, decoder=decoder) if is_large(size) else partial(prepare_small, size=size)
+    if is_large(size):
+        return partial(prepare_large, size=size, decoder=decoder, flip=flip)
+    return partial(prepare_small, size=size)
 
 
-def prepare_small(image: np.ndarray | bytes, top: Sequence[int] = (PADDING,), left: Sequence[int] = (PADDING,),
-                  flips: Sequence[bool] = (False,), *, size: int) -> Tensor:
-    """uint8 [size, size, 3], or the path of a file -> its views, padded, cropped and flipped."""
-    pixels = torch.from_numpy(decode(image, size) if isinstance(image, bytes) else image)
-    parameters = (torch.tensor(values) for values in ([0] * len(top), top, left, flips))
-    return crop_and_flip(pad(pixels[None]), *parameters)
+def prepare_small(image: np.ndarray | bytes, top: Sequence[int] = (), left: Sequence[int] = (),
+                  flips: Sequence[bool] = (), *, size: int) -> Tensor:
+    """An image -> its views, padded, cropped and flipped."""
+    pixels = torch.from_numpy(decode(image, size))[None]
+    if not len(top):
+        return pixels
+    return crop_and_flip(pad(pixels), size, *(torch.tensor(values) for values in ([0] * len(top), top, left, flips)))
 
 
-def prepare_large(path: bytes, seeds: Sequence[int] = (), *, size: int, decoder: str) -> Tensor:
-    """The path of a file -> a random crop and flip for each seed; without seeds the centre crop.
+def prepare_large(image: np.ndarray | bytes, seeds: Sequence[int] = (), *, size: int, decoder: str,
+                  flip: bool) -> Tensor:
+    """An image -> a random crop and flip for each seed; without seeds the centre crop.
 
     All decoders crop and flip alike. PyTorch instead of Pillow resizes what "fast" decodes: other rounding.
     """
-    image = DECODERS[decoder](path)
+    image = DECODERS[decoder](image) if isinstance(image, bytes) else Image.fromarray(image)
     if not isinstance(image, Image.Image):
         image = torch.from_numpy(image).permute(2, 0, 1)  # [3, H, W]
     if not seeds:
         resized = v2.functional.resize(image, [size * 8 // 7])  # 224 -> 256
         return pixels(v2.functional.center_crop(resized, [size, size]))[None]
     with torch.random.fork_rng(devices=[]):
-        return torch.stack([random_view(image, seed, size) for seed in seeds])
+        return torch.stack([random_view(image, seed, size, flip) for seed in seeds])
 
 
-def random_view(image: Image.Image | Tensor, seed: int, size: int) -> Tensor:
-    """torchvision's RandomResizedCrop(size) and RandomHorizontalFlip() after torch.manual_seed(seed).
+def random_view(image: Image.Image | Tensor, seed: int, size: int, flip: bool) -> Tensor:
+    """torchvision's RandomResizedCrop(size) and (flip) RandomHorizontalFlip() after torch.manual_seed(seed).
 
     An image, or uint8 [3, H, W] -> uint8 [size, size, 3].
     """
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
     box = transforms.RandomResizedCrop.get_params(image, SCALE, RATIO)
-    mirrored = torch.rand(1) < 0.5
+    mirrored = flip and torch.rand(1) < 0.5
     crop = v2.functional.crop(image, *box)
     if isinstance(crop, Tensor):  # one piece of memory is resized faster
         crop = crop.permute(1, 2, 0).contiguous().permute(2, 0, 1)
@@ -102,20 +110,21 @@ def pixels(image: Image.Image | Tensor) -> Tensor:
 
 
 def pad(images: Tensor) -> Tensor:
-    """uint8 [N, H, W, 3] -> [N, H + 8, W + 8, 3], with a black border: zeros before normalising."""
-    return F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
+    """uint8 [N, S, S, 3] -> [N, S + 2 p, S + 2 p, 3], p the ``padding``: a black border, zeros before normalising."""
+    border = padding(images.shape[1])
+    return F.pad(images, (0, 0, border, border, border, border))
 
 
-def crop_and_flip(padded: Tensor, index: Tensor, top: Tensor, left: Tensor, flips: Tensor) -> Tensor:
-    """Images ``index`` of padded [N, H + 8, W + 8, 3], each with its own crop and flip -> [B, H, W, 3].
+def crop_and_flip(padded: Tensor, size: int, index: Tensor, top: Tensor, left: Tensor, flips: Tensor) -> Tensor:
+    """Images ``index`` of what ``pad`` returns, each with its own crop and flip -> [B, size, size, 3].
 
-    All H x W windows of all images are a view of overlapping memory: [N, 9, 9, H, 3 W]. So one gather crops a batch.
+    All S x S windows of all images are a view of overlapping memory: for S = 32 [N, 9, 9, S, 3 S]. So one gather crops
+    a batch.
     """
-    n, height, width, channels = padded.shape
-    height, width = height - 2 * PADDING, width - 2 * PADDING
+    shifts = padded.shape[1] - size + 1
     image, row, column = padded.stride()[:3]
-    windows = padded.as_strided((n, SHIFTS, SHIFTS, height, width * channels), (image, row, column, row, 1))
-    crops = windows[index, top, left].view(-1, height, width, channels)  # [B, H, 3 W] -> [B, H, W, 3]
+    windows = padded.as_strided((len(padded), shifts, shifts, size, size * 3), (image, row, column, row, 1))
+    crops = windows[index, top, left].view(-1, size, size, 3)  # [B, S, 3 S] -> [B, S, S, 3]
     return torch.where(flips[:, None, None, None], crops.flip(2), crops)
 
 

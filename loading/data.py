@@ -66,10 +66,18 @@ class Data(NamedTuple):
         found = self.read(root, test_only)
         return self._replace(train=found.train, test=found.test, held_out=found.held_out, classes=found.classes)
 
+    def of_size(self, size: int | None) -> "Data":
+        """The same with images of another height and width. None: its own."""
+        return self._replace(size=size or self.size)
+
+    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> "Data":
+        """The same with another mean and std."""
+        return self._replace(mean=tuple(mean), std=tuple(std))
+
     def decoded(self, num_workers: int) -> "Data":
         """The same with all images in memory. DamagedFiles has all files that do not decode."""
         def in_memory(split: Split | None) -> Split | None:
-            if split is None or not split.in_files:
+            if split is None or not split.in_files and split.images.shape[1] == self.size:
                 return split
             return Split(np.concatenate(map_blocks(np.asarray, split, self.size, num_workers)), split.labels)
 
@@ -90,7 +98,7 @@ class Data(NamedTuple):
         levels, share = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)  # [256], [3, 256]
         mean = share @ levels  # [3]
         std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1)).clip(1 / 255)  # not 0 for a constant channel
-        return self._replace(mean=tuple(mean.round(4).tolist()), std=tuple(std.round(4).tolist()))
+        return self.normalised(mean.round(4).tolist(), std.round(4).tolist())
 
     def warn_if_constant(self, name: str) -> None:
         """A warning if, in a split, each image has one colour."""
@@ -108,7 +116,7 @@ def map_blocks(function: Callable[[np.ndarray], np.ndarray], split: Split, size:
     DamagedFiles if some do not decode: all files are read, to know all of these.
     """
     def work(block: np.ndarray) -> np.ndarray:
-        return function(np.stack(each(lambda path: decode(path, size), block)) if split.in_files else block)
+        return function(np.stack(each(lambda image: decode(image, size), block)))
 
     with ThreadPoolExecutor(max(1, usable_workers(num_workers))) as pool:
         blocks = np.split(split.images, range(256, len(split.images), 256))
@@ -119,8 +127,7 @@ def constant(images: np.ndarray, size: int) -> bool:
     """Whether each image, of files the first 256, has one colour. Usually the first image shows that it is not so."""
     files = images[:256] if images.dtype.kind == "S" else images
     try:
-        return all(not np.ptp(decode(image, size) if isinstance(image, bytes) else image, (0, 1)).any()
-                   for image in files)
+        return all(not np.ptp(decode(image, size), (0, 1)).any() for image in files)
     except UserError:  # it is reported when the file's batch is read
         return False
 

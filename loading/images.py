@@ -118,6 +118,12 @@ def read_fast(path: bytes) -> Image.Image | np.ndarray:
     return read(path)
 
 
-def decode(path: bytes, size: int) -> np.ndarray:
-    """An image file -> uint8 [size, size, 3], its sides shrunk or stretched to the size. UserError as in ``read``."""
-    return np.array(read(path).resize((size, size), Image.Resampling.BILINEAR))
+def decode(image: bytes | np.ndarray, size: int) -> np.ndarray:
+    """The path of a file, or uint8 [H, W, 3] -> uint8 [size, size, 3], the sides shrunk or stretched to the size.
+
+    UserError as in ``read``.
+    """
+    if isinstance(image, np.ndarray) and len(image) == size:
+        return image
+    image = read(image) if isinstance(image, bytes) else Image.fromarray(image)
+    return np.array(image.resize((size, size), Image.Resampling.BILINEAR))

@@ -112,7 +112,7 @@ class Cached(Loader):
             index = order[a:b]
             by_view = (t[a:b].mT.flatten() for t in (top, left, flips))  # [B, V] -> [V B]
             repeated = index.expand(self.views, -1).flatten()
-            yield self.finish(crop_and_flip(self.images, repeated, *by_view)), self.labels[index]
+            yield self.finish(crop_and_flip(self.images, self.size, repeated, *by_view)), self.labels[index]
 
 
 class Streamed(Loader):
@@ -127,8 +127,9 @@ class Streamed(Loader):
         self.keys, workers = BatchKeys(), usable_workers(num_workers)
         # batch_size=None: each item is a whole batch already. generator: DataLoader draws one number for its workers,
         # which is not used here. With its own generator it does not change the random numbers of the training.
+        prepare = preparation(self.size, decoder, self.flip)
         self.loader = DataLoader(
-            Batches(split, preparation(self.size, decoder)), batch_size=None, sampler=self.keys, num_workers=workers,
+            Batches(split, prepare), batch_size=None, sampler=self.keys, num_workers=workers,
             persistent_workers=workers > 0, pin_memory=self.device.type == "cuda", generator=torch.Generator(),
             worker_init_fn=leave_signals_to_the_parent)
 

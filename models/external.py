@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .architecture import Architecture, Head
 from .cut import Cut, cut, evaluated, origin, pieces
-from .sources import in_library, maker, read, title, weights_of
+from .sources import in_library, maker, own_size, read, title, weights_of
 
 OPTIONS = ("classifier", "branch_at", "pretrained", "init", "image_size")
 
@@ -162,6 +162,26 @@ def load_but_classifier(network: nn.Module, weights: dict[str, Tensor], classifi
             raise ValueError(f"{misfit}: {len(keys)} are {problem}, the first is {keys[0]}")
     network.load_state_dict(weights, strict=False)
     return left_out
+
+
+def default_size(name: str) -> int:
+    """Height and width of the images that a network gets if nobody says so: 32 if its smallest map is then 4x4 or more.
+
+    Else the size that torchvision or timm gives for it. Networks from files get 32.
+    """
+    if not in_library(name):
+        return 32
+    with torch.random.fork_rng(devices=[]):
+        network, _ = Source(name).build(10)
+    smallest = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:  # others may compute gates of channels
+            module.register_forward_hook(lambda _, x, y: smallest.append(min(y.shape[-2:])))
+    try:
+        evaluated(network, lambda: network(torch.zeros(1, 3, 32, 32)))
+    except (RuntimeError, AssertionError):
+        return own_size(name)
+    return 32 if min(smallest, default=0) >= 4 else own_size(name)
 
 
 # --- parts of a network

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+from torch import nn
+
 from . import densenet, external, imagenet, resnet, vgg
 from .architecture import Architecture, Network
 from .sources import is_external, title
@@ -44,6 +46,11 @@ def find_each(names: Sequence[str | Callable], shared_trunk: bool = False, **opt
 def has(name: str | Callable, option: str) -> bool:
     """Whether a network has an option."""
     return option in external.OPTIONS if is_external(name) else NETWORKS[name].has(option)
+
+
+def plain_network(name: str, num_classes: int) -> nn.Module:
+    """A network as its own library or file makes it, with random weights; one of NETWORKS as in ``create_model``."""
+    return external.Source(name).build(num_classes)[0] if is_external(name) else create_model(name, num_classes)
 
 
 def create_model(name: str | Callable, num_classes: int, **options) -> Network:

@@ -26,6 +26,11 @@ def title(name: str | Callable) -> str:
     return name if isinstance(name, str) else getattr(name, "__name__", type(name).__name__)
 
 
+def in_file(name: str) -> bool:
+    """Whether a Python file makes the network."""
+    return is_external(name) and not in_library(name)
+
+
 def in_library(name: str | Callable) -> bool:
     """Whether torchvision or timm makes the network."""
     return isinstance(name, str) and name.partition(":")[0] in ("torchvision", "timm")
@@ -75,7 +80,7 @@ def import_file(path: str, name: str):
     file = Path(path).resolve()
     if not file.is_file():
         raise ValueError(f"unknown network {name!r}: there is no file {path}")
-    module_name = f"{file.stem}_{digest(path)[:12]}"  # Pickle finds its classes by this name.
+    module_name = f"{file.stem}_{file_of(name)[1][:12]}"  # pickle finds its classes by this name
     if module_name in sys.modules:
         return sys.modules[module_name]
     if str(file.parent) not in sys.path:
@@ -92,9 +97,10 @@ def import_file(path: str, name: str):
     return module
 
 
-def digest(path: str) -> str:
-    """The SHA-256 of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def file_of(name: str) -> list[str]:
+    """PATH/FILE.py:NAME -> the absolute path of the file, and the SHA-256 of its content."""
+    path = Path(name.rpartition(":")[0]).resolve()
+    return [str(path), hashlib.sha256(path.read_bytes()).hexdigest()]
 
 
 def weights_of(name: str) -> dict[str, Tensor]:
@@ -117,6 +123,22 @@ def default_weights(own: str):
     if not len(weights):
         raise ValueError(f"torchvision has no weights for {own}: leave out --pretrained")
     return weights.DEFAULT
+
+
+def own_size(name: str) -> int:
+    """The height and width that the library gives for a network."""
+    source, _, own = name.partition(":")
+    if source == "timm":
+        return import_timm(name).get_pretrained_cfg(own).input_size[-1]
+    weights = torchvision.models.get_model_weights(own)
+    return weights.DEFAULT.transforms().crop_size[0] if len(weights) else 224
+
+
+def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and std that the library's own weights of a network were trained with."""
+    source, _, own = name.partition(":")
+    constants = import_timm(name).get_pretrained_cfg(own) if source == "timm" else default_weights(own).transforms()
+    return tuple(constants.mean), tuple(constants.std)
 
 
 def read(path: str) -> dict[str, Tensor]:

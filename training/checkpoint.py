@@ -40,6 +40,9 @@ def load_to_resume(path: Path, args: argparse.Namespace, method: str, folder: Pa
     done, planned = len(checkpoint["history"]), recorded["num_epochs"]
     if args.num_epochs < planned:
         raise UserError(f"--num_epochs of {folder} was {planned}: it can be raised, not lowered")
+    if args.cosine and args.num_epochs > planned:
+        raise UserError(f"--num_epochs of {folder} was {planned}, where the learning rate of --cosine is 0: train anew "
+                        "with another --version")
     last = folder / "last.pth"
     if path.name != "last.pth" and last.exists() and done < len(load_checkpoint(last)["history"]):
         raise UserError(f"{folder} has gone on since {path.name}: --resume {folder} continues it; to go back, copy "

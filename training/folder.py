@@ -4,6 +4,7 @@ import argparse
 import errno
 import json
 import os
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -28,7 +29,9 @@ FREE_FLAGS = {"resume", "overwrite", "save_dir", "data_dir", "cache", "num_worke
 # Flags that the first runs did not have, with the values those runs would have had. Older checkpoints and records are
 # read as if they named them.
 LATER_FLAGS = {"train_size": 0, "detach_targets": False, "models": None, "decoder": "pil",
-               "hybrid_gradient": False, "interval": "1_epoch"}
+               "hybrid_gradient": False, "interval": "1_epoch", "image_size": None, "optimizer": "sgd", "cosine": False,
+               "warmup": 0, "label_smoothing": 0.0, "branch_at": None, "classifier": None, "pretrained": False,
+               "init": None}
 # The entries of parameters.json that are no flags.
 NO_FLAGS = {"method", "milestones", "classes", "mean", "std", "weights", "command", "environment", "starts"}
 
@@ -49,7 +52,11 @@ def changed(recorded: dict, flags: dict) -> list[str]:
 
 
 def run_path(args: argparse.Namespace, method: str = "baseline", model: str = "", version: str = "V0") -> Path:
-    """<save_dir>/<dataset>/[<method>/]<model>[_<version>]: where a run is. A baseline has no folder of its method."""
+    """<save_dir>/<dataset>/[<method>/]<model>[_<version>]: where a run is. A baseline has no folder of its method.
+
+    timm:NAME becomes timm-NAME, and PATH/FILE.py:NAME becomes FILE-NAME.
+    """
+    model = re.sub(r"[^+]*/", "", model).replace(".py:", "-").replace(":", "-")
     name = model if version == "V0" else f"{model}_{version}"
     return Path(args.save_dir, args.dataset, "" if method == "baseline" else method, name)
 

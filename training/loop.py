@@ -12,8 +12,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+import models
 from data_loader import dataloader
-from models import count_batches
 from runtime import processes
 from runtime.device import autocast, environment
 from runtime.errors import UserError
@@ -34,16 +34,21 @@ class Stepper:
     amp: "bf16" or "fp16", the precision of the networks. Losses stay in float32; fp16 scales its gradients.
     compiled: trace the loss with torch.compile, on CUDA into CUDA graphs.
     sync_bn: with several processes, BatchNorm over the images of all of them.
+    optimizer, cosine, warmup: see ``make_optimizer`` and ``make_scheduler``.
+    label_smoothing: the part of a label's probability that is spread over all num_classes.
     """
 
     def __init__(self, method: Method, lr: float, wd: float, milestones: list[int], device: torch.device,
-                 amp: str = "off", compiled: bool = False, sync_bn: bool = False):
+                 amp: str = "off", compiled: bool = False, sync_bn: bool = False, optimizer: str = "sgd",
+                 cosine: int = 0, warmup: int = 0, label_smoothing: float = 0.0, num_classes: int = 0):
         self.model = method.model.to(device, memory_format=torch.channels_last)
         if method.teacher is not None:
             method.teacher.to(device, memory_format=torch.channels_last)
         self.replica = processes.replicated(self.model, device, sync_bn)
         self.device, self.compiled = device, compiled
-        self.optimizer, self.scheduler = sgd(self.model, lr, wd, milestones)
+        self.optimizer = make_optimizer(optimizer, self.model, lr, wd)
+        self.scheduler = make_scheduler(self.optimizer, milestones, cosine, warmup)
+        self.label_smoothing, self.num_classes = label_smoothing, num_classes
         self.amp = amp
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         mode = "reduce-overhead" if device.type == "cuda" else "default"
@@ -72,7 +77,7 @@ class Stepper:
         number = self.earlier_steps + of_epoch
         self.method.before_step(number, of_epoch)
         with self.autocast():
-            terms, logits = self.loss(self.replica, images, labels, weight)
+            terms, logits = self.loss(self.replica, images, self.smoothed(labels), weight)
         self.terms = list(terms)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(terms.total if share == 1 else terms.total * share).backward()
@@ -83,6 +88,13 @@ class Stepper:
         with torch.no_grad():
             correct = topk_correct(in_rows(logits, self.method.outputs), labels).sum(0)  # [R, 2]
             self.sums.add(len(labels), terms=torch.stack(list(terms.values())) * len(labels), correct=correct)
+
+    def smoothed(self, labels: Tensor) -> Tensor:
+        """Class numbers [B] -> with label smoothing, the probabilities (1 - e) [c = y] + e/C [B, C]."""
+        if not self.label_smoothing:
+            return labels
+        e, C = self.label_smoothing, self.num_classes
+        return torch.full((len(labels), C), e / C, device=labels.device).scatter_(1, labels[:, None], 1 - e + e / C)
 
     def means(self) -> dict:
         """The means of the sums; of the loss's terms by name. UserError if one is not finite: its sum then stays so."""
@@ -112,10 +124,10 @@ class Stepper:
         """Everything that a resumed training needs. UserError if weights or momentum are not finite."""
         if self.sums.steps:
             self.means()
-        count_batches(self.model, self.uncounted)
+        models.count_batches(self.model, self.uncounted)
         self.uncounted = 0
-        momenta = [state["momentum_buffer"] for state in self.optimizer.state.values()]
-        numbers = [t for t in (*self.model.state_dict().values(), *momenta) if t is not None and t.is_floating_point()]
+        momenta = [t for state in self.optimizer.state.values() for t in state.values() if t is not None]
+        numbers = [t for t in (*self.model.state_dict().values(), *momenta) if t.is_floating_point()]
         finite = torch.stack(torch._foreach_norm(numbers, math.inf)).isfinite().all()
         if processes.greatest(int(not finite))():
             raise self.diverged("a weight", "the last checkpoint and this one")
@@ -133,16 +145,32 @@ class Stepper:
                 "scaler": self.scaler, "sums": self.sums}
 
 
-def sgd(model: nn.Module, lr: float, wd: float, milestones: list[int]):
-    """-> optimizer, scheduler: Nesterov momentum 0.9, weight decay on every parameter (the paper's recipe).
-
-    The learning rate is divided by 10 at each zero-based epoch in ``milestones``. scheduler.step() ends an epoch.
-    """
+def make_optimizer(name: str, model: nn.Module, lr: float, wd: float) -> torch.optim.Optimizer:
+    """"sgd": Nesterov momentum 0.9 (the paper's recipe); "adamw". Weight decay on every parameter."""
+    if name == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr, weight_decay=wd, fused=True)
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=wd, fused=True)
     for p in model.parameters():  # if GradScaler skips the first step, the optimizer does not make these itself
         if p.requires_grad:
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
-    return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+    return optimizer
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, milestones: list[int], cosine: int = 0, warmup: int = 0):
+    """The learning rate of each epoch; scheduler.step() ends one.
+
+    It is divided by 10 at each zero-based epoch in ``milestones``. cosine: instead, it falls to 0 over so many epochs,
+    as half a cosine. warmup: before, it rises over so many epochs: lr/(N+1), 2 lr/(N+1), ...
+    """
+    schedulers = torch.optim.lr_scheduler
+    if cosine:
+        main = schedulers.CosineAnnealingLR(optimizer, cosine - warmup)
+    else:
+        main = schedulers.MultiStepLR(optimizer, [epoch - warmup for epoch in milestones], gamma=0.1)
+    if not warmup:
+        return main
+    rise = schedulers.LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
+    return schedulers.SequentialLR(optimizer, [rise, main], [warmup])
 
 
 def default_milestones(num_epochs: int) -> list[int]:
@@ -202,7 +230,8 @@ def train_method(Kind: type[Method], args: argparse.Namespace) -> None:
     train_loader, test_loader = dataloader(
         args.dataset, args.batch_size, args.num_workers, args.data_dir, device=run.device, seed=args.seed,
         cache=args.cache == "on", val_size=args.val_size, train_size=args.train_size, views=Kind.views(args),
-        decoder=args.decoder)
+        decoder=args.decoder, image_size=args.image_size,
+        normalisation=models.normalisation(args.model) if args.pretrained else None)
     try:
         method = Kind(args, train_loader.num_classes)
     except ValueError as error:  # models/ imports nothing of this repository, so it has no UserError
@@ -218,9 +247,12 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> None:
     and saved; the exit code is 128 + the signal's number.
     """
     args, history = run.args, run.history
-    milestones = args.schedule or default_milestones(run.unchangeable["num_epochs"])
-    run.check_unchanged(method.revision, **data_identity(train_loader, test_loader), **method.unchangeable())
-    stepper = Stepper(method, args.lr, args.wd, milestones, run.device, args.amp, args.compile, args.sync_bn)
+    milestones = [] if args.cosine else args.schedule or default_milestones(run.unchangeable["num_epochs"])
+    run.check_unchanged(method.revision, **data_identity(train_loader, test_loader), **method.unchangeable(),
+                        **{f"content of {file}": sha256 for file, sha256 in run.files.values()})
+    cosine = run.unchangeable["num_epochs"] if args.cosine else 0
+    stepper = Stepper(method, args.lr, args.wd, milestones, run.device, args.amp, args.compile, args.sync_bn,
+                      args.optimizer, cosine, args.warmup, args.label_smoothing, train_loader.num_classes)
     evaluated = {"test": test_loader}
     if train_loader.held_out is not None:
         evaluated = {"val": train_loader.held_out, "test": test_loader}
@@ -279,7 +311,7 @@ def describe(run: Run, stepper: Stepper, train_loader, milestones: list[int]) ->
                   "weights": sum(p.numel() for p in stepper.model.parameters()), "command": start["command"],
                   "environment": start["environment"], "starts": starts}
     return parameters, {"unchangeable": run.unchangeable, "flags": {"method": run.method, **vars(run.args)}, **data,
-                        "starts": starts}
+                        "files": run.files, "starts": starts}
 
 
 def log_header(run: Run, stepper: Stepper, train_loader, test_loader, parameters: dict) -> None:
@@ -287,8 +319,13 @@ def log_header(run: Run, stepper: Stepper, train_loader, test_loader, parameters
     args = run.args
     log.info(f"{run.folder}: {args.model} on {args.dataset}, {train_loader.num_images} training and "
              f"{test_loader.num_images} test images, {parameters['weights']:,} weights, on {run.device}")
-    log.info(f"learning rate {args.lr:g}, divided by 10 after each of the epochs {parameters['milestones']}, "
-             f"of {args.num_epochs} in all")
+    steps = f"divided by 10 after each of the epochs {parameters['milestones']}, of {args.num_epochs} in all"
+    schedule = f"falling to 0 as half a cosine in {args.num_epochs} epochs" if args.cosine else steps
+    warmup = f", after a warm-up of {args.warmup} epochs" if args.warmup else ""
+    log.info(f"{'AdamW, ' * (args.optimizer == 'adamw')}learning rate {args.lr:g}, {schedule}{warmup}")
+    for start in [args.init or args.model] if args.init or args.pretrained else []:
+        new = dict.fromkeys(name for part in stepper.model.modules() for name in getattr(part, "new_weights", ()))
+        log.info(f"the weights start from those of {start}" + (f", but for new ones: {', '.join(new)}" if new else ""))
     if train_loader.held_out is not None:
         log.info(f"{train_loader.held_out.num_images} held-out images choose the best epoch")
     if run.history or stepper.sums.steps:

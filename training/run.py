@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from models import registry
+import models
 from models.imagenet import NETWORKS as LARGE
 from runtime import processes
 from runtime.device import pick_device, seed_everything, set_precision
@@ -16,6 +16,7 @@ from runtime.errors import UserError, warn
 from training.checkpoint import load_to_resume
 from training.folder import Lock, remove_run, run_folder
 from training.records import close_log, log, open_log
+from utils import network_options
 
 
 class Run:
@@ -24,6 +25,7 @@ class Run:
     Create it before the data and the model. Creating it writes no file. UserError if a network, the device, the folder
     or the checkpoint to resume is wrong.
 
+    files: the networks that a Python file makes -> the file, and the SHA-256 of its content.
     unchangeable: what must be the same whenever the run is resumed; a checkpoint holds it. The schedule and the ramp-up
     are those of the num_epochs in there, which are those of the first start, even if --num_epochs was raised later.
     """
@@ -49,16 +51,30 @@ class Run:
         if getattr(args, "T_model", None):
             flags.setdefault(args.T_model, "--T_model")
         try:
-            registry.find_each(flags)
-            registry.find_each(names, dropout=args.dropout, efficient=args.efficient)
+            self.choose_size(names)
+            models.find_each(flags)
+            models.find_each(names, **network_options(args))
         except ValueError as error:
             raise UserError(str(error), found_by_all=True) from error
+        self.files = {name: models.file_of(name) for name in names if models.in_file(name)}
+        size = args.image_size or (224 if args.dataset == "imagenet" else 32)
         for name, flag in flags.items():
-            if args.dataset == "imagenet" and name.startswith("vgg"):
-                raise UserError(f"argument {flag}: {name} is made for images of 32x32, not for imagenet", True)
-            if args.dataset != "imagenet" and name in LARGE:
-                warn(f"the images of --dataset {args.dataset} are 32x32, and {flag} {name} is made for 224x224: its "
-                     "last feature map is 1x1 here (--dataset imagenet crops your own large images to 224x224)")
+            if size != 32 and name.startswith("vgg"):
+                raise UserError(f"argument {flag}: {name} is made for images of 32x32, not {size}x{size} (torchvision "
+                                "has vgg networks for large images: torchvision:vgg16_bn)", True)
+            if size <= 64 and name in LARGE:
+                last = size // 32
+                warn(f"the images of --dataset {args.dataset} are {size}x{size}, and {flag} {name} is made for 224x224:"
+                     f" its last feature map is {last}x{last} here (--image_size 224 makes them larger)")
+
+    def choose_size(self, names: list[str]) -> None:
+        """Set --image_size if it is not given and a network comes from elsewhere: to its own size, in a folder."""
+        args, elsewhere = self.args, [name for name in names if models.is_external(name)]
+        if args.image_size or not elsewhere:
+            return
+        args.image_size = {"imagenet": 224, "folder": max(map(models.default_size, elsewhere))}.get(args.dataset, 32)
+        if args.image_size != 32 and processes.is_main():
+            print(f"--image_size {args.image_size}: what {' and '.join(elsewhere)} is made for")
 
     def load(self, path: Path) -> dict:
         """The checkpoint that this run continues. The folder is locked before, so that no other process replaces it."""
