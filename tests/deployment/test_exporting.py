@@ -119,7 +119,7 @@ def test_a_full_disk(runs, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match="x.pth cannot be written .No space left"):
         exported(runs / "resnet8", tmp_path / "x.pth")
     assert not list(tmp_path.iterdir())
