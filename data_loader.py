@@ -10,7 +10,7 @@ the same batches, with any number of workers.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
@@ -21,30 +21,22 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
-from loading.augmentation import DECODERS, Normalise, prepare_large
-from loading.damaged import each, first_of
-from loading.data import Data, Split
+from loading.augmentation import DECODERS, Normalise, preparation
+from loading.data import Data, Split, divide, is_large
 from loading.folders import class_folders
-from loading.images import channel_statistics, constant, decode, in_memory
 from loading.loaders import Cached, Loader, Streamed
 from runtime import processes
-from runtime.errors import UserError, warn
+from runtime.errors import UserError
 
-__all__ = ["CONSTANTS", "DATASETS", "DECODERS", "Cached", "Data", "Loader", "Normalise", "Split", "Streamed",
-           "dataloader", "load_image", "normalisation", "sample_images", "test_images"]
-
-CONSTANTS = {  # mean, std
-    "CIFAR10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "CIFAR100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
+__all__ = ["DATASETS", "DECODERS", "Cached", "Data", "Loader", "Normalise", "Split", "Streamed", "dataloader",
+           "load_image", "normalisation", "sample_images", "test_images"]
 
 
 def cifar(kind: type[datasets.CIFAR10], root: str, test_only: bool = False) -> Data:
     """CIFAR-10 or CIFAR-100. torchvision downloads it if it is missing, and checks the MD5 sums."""
     missing = [place for place in (Path(root), *Path(root).parents) if not place.exists()]
     try:
-        splits = [kind(root, train=train, download=True) for train in ((False,) if test_only else (True, False))]
+        splits = [kind(root, train=train, download=True) for train in ((False,) if test_only else (False, True))]
     except (OSError, RuntimeError) as error:
         for place in missing:
             with suppress(OSError):
@@ -53,8 +45,8 @@ def cifar(kind: type[datasets.CIFAR10], root: str, test_only: bool = False) -> D
             f"{kind.__name__} is not in {root} and could not be downloaded ({error}): put {kind.filename} from "
             f"{kind.url} there (MD5 {kind.tgz_md5}), or try --dataset DIGITS, which needs no download"
         ) from error
-    *train, test = (Split(s.data, np.array(s.targets, dtype=np.int64)) for s in splits)
-    return Data(train[0] if train else None, test, splits[0].classes, *CONSTANTS[kind.__name__])
+    test, *train = (Split(s.data, np.array(s.targets, dtype=np.int64)) for s in splits)
+    return Data(train[0] if train else None, test, splits[0].classes)
 
 
 def digits(root: str, test_only: bool = False) -> Data:
@@ -69,93 +61,21 @@ def digits(root: str, test_only: bool = False) -> Data:
     grey = np.round(bunch.images * (255 / 16)).astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)
     images, labels = np.stack([grey] * 3, axis=-1), bunch.target.astype(np.int64)
     x_train, x_test, y_train, y_test = train_test_split(images, labels, test_size=360, random_state=0, stratify=labels)
-    return Data(Split(x_train, y_train), Split(x_test, y_test), [str(i) for i in range(10)], flip=False)
+    return Data(Split(x_train, y_train), Split(x_test, y_test), [str(i) for i in range(10)])
 
 
-def folder(root: str, test_only: bool = False) -> Data:
-    """Your own images, resized to 32x32: <root>/train/<class>/* and test/<class>/* or val/ or both (class_folders)."""
-    splits = class_folders(root, "folder", ("test", "val"), test_only)
-    return Data(splits.train, splits.test, splits.classes, held_out=splits.held_out)
-
-
-def imagenet(root: str, test_only: bool = False) -> Data:
-    """ImageNet as it is usually unpacked: <root>/train/<class>/* and val/<class>/* or test/ or both (class_folders)."""
-    splits = class_folders(root, "imagenet", ("val", "test"), test_only)
-    return Data(splits.train, splits.test, splits.classes, *CONSTANTS["imagenet"], large=True, held_out=splits.held_out)
-
-
-DATASETS: dict[str, Callable[..., Data]] = {  # name -> function(root, test_only=False)
-    "CIFAR10": partial(cifar, datasets.CIFAR10),
-    "CIFAR100": partial(cifar, datasets.CIFAR100),
-    "DIGITS": digits,
-    "folder": folder,
-    "imagenet": imagenet,
+DATASETS = {
+    "CIFAR10": Data(read=partial(cifar, datasets.CIFAR10), size=32,
+                    mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
+    "CIFAR100": Data(read=partial(cifar, datasets.CIFAR100), size=32,
+                     mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
+    "DIGITS": Data(read=digits, size=32, flip=False),
+    # your own images: <root>/train/<class>/* and test/<class>/* or val/ or both
+    "folder": Data(read=partial(class_folders, "folder", ("test", "val")), size=32),
+    # as it is usually unpacked: <root>/train/<class>/* and val/<class>/* or test/ or both
+    "imagenet": Data(read=partial(class_folders, "imagenet", ("val", "test")), size=224,
+                     mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
 }
-
-
-# --- sizes: --train_size, --val_size
-
-
-def hold_out(split: Split, size: int, seed: int, names: Sequence[str]) -> tuple[Split, Split]:
-    """-> the images to train on, and ``size`` held-out images: stratified, and chosen by the seed alone.
-
-    names: of the classes. UserError if the size does not fit, or if a class has one image.
-    """
-    from sklearn.model_selection import train_test_split
-
-    found, counts = np.unique(split.labels, return_counts=True)
-    n, classes = len(split.labels), len(found)
-    if not classes <= size < n:
-        raise UserError(f"--val_size must lie between the {classes} classes and the {n} training images, not {size}")
-    if single := [names[label] for label in found[counts == 1]]:
-        raise UserError(f"--val_size {size} holds out images of each class, but there is only one training image of "
-                        f"{first_of(single)}: add images, remove such classes, or leave out --val_size")
-    if n - size < classes:
-        raise UserError(f"--val_size {size} leaves {n - size} training images for {classes} classes: it must be at "
-                        f"most {n - classes}")
-    rows = train_test_split(np.arange(n), test_size=size, random_state=seed % 2**32, stratify=split.labels)
-    rest, held_out = (split.take(np.sort(r)) for r in rows)
-    return rest, held_out
-
-
-def proportional(split: Split, size: int, seed: int = 0) -> tuple[Split, Split]:
-    """-> ``size`` of the images, and the others: stratified, with at least one image of each class.
-
-    The seed alone chooses them, in all versions of NumPy (RandomState is frozen). A smaller one is part of a larger.
-    """
-    n, counts = len(split.labels), np.bincount(split.labels)
-    order = np.random.RandomState(seed % 2**32).permutation(n)
-    order = order[np.argsort(split.labels[order], kind="stable")]  # class by class; within a class in random order
-    place = np.concatenate([np.arange(count) for count in counts])
-    quantile = np.where(place == 0, 0, (place + 0.5) / counts.repeat(counts))  # of each image, in its class
-    order = order[np.argsort(quantile, kind="stable")]
-    return split.take(np.sort(order[:size])), split.take(np.sort(order[size:]))
-
-
-def divide(data: Data, train_size: int, val_size: int, seed: int) -> tuple[Split, Split | None]:
-    """-> the images to train on (train_size 0: all others), and the held-out ones: the data set's own, or val_size
-    others. None if there are none.
-
-    With a train_size, the training images are the same for every seed, and the seed chooses the held-out ones from the
-    rest. UserError if a size does not fit.
-    """
-    split = data.train
-    if not train_size:
-        return hold_out(split, val_size, seed, data.classes) if val_size else (split, data.held_out)
-    n, classes = len(split.labels), len(np.unique(split.labels))
-    if not classes <= train_size <= n:
-        raise UserError(f"--train_size must lie between the {classes} classes and the {n} training images, not "
-                        f"{train_size}")
-    train, rest = proportional(split, train_size)
-    if not val_size:
-        return train, data.held_out
-    if not classes <= val_size <= len(rest.labels):
-        raise UserError(f"--val_size must be at least the {classes} classes and at most the {len(rest.labels)} "
-                        f"training images that --train_size {train_size} leaves, not {val_size}")
-    return train, proportional(rest, val_size, seed)[0]
-
-
-# --- loaders
 
 
 def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root: str = "./Data", *, seed: int = 0,
@@ -176,62 +96,65 @@ def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root
     Of several processes (runtime.processes.start) the first one reads the data before the others: it may download them.
     """
     device = torch.device(device)
-    check_decoder(decoder, data_name)
 
     def load() -> tuple[Loader, Loader]:
-        data = read_data(data_name, root, cache, num_workers, val_size)
+        # Measured on all training images: a network's mean and std do not depend on the sizes.
+        data = read_data(data_name, root, cache, num_workers, decoder, val_size).measured(num_workers)
         train, held_out = divide(data, train_size, val_size, seed)
         smallest = min(len(split.labels) for split in (data.test, held_out) if split)
         check_batch_size(data_name, batch_size, len(train.labels), smallest)
-        streamed = partial(Streamed, num_workers=num_workers, decoder=decoder)
-        make = streamed if data.large or not cache else Cached
-        train_loader = make(train, data, batch_size, device, seed, augment=True, views=views)
-        test_batch = evaluation_batch(batch_size, data, device)
+        loader = partial(make_loader, data, device=device, num_workers=num_workers, decoder=decoder)
+        evaluated = evaluation_batch(batch_size, data, device)
+        train_loader = loader(train, batch_size, seed=seed, augment=True, views=views)
         if held_out:
-            train_loader.held_out = make(held_out, data, test_batch, device)
-        return train_loader, make(data.test, data, test_batch, device)
+            train_loader.held_out = loader(held_out, evaluated)
+        return train_loader, loader(data.test, evaluated)
 
     return processes.main_first(load)
 
 
-def check_decoder(decoder: str, data_name: str) -> None:
-    """UserError if --decoder is unknown, does not fit the data set, or needs a package that is not installed."""
-    if decoder not in DECODERS:
-        raise UserError(f"unknown decoder {decoder!r}; known are {', '.join(DECODERS)}")
-    if decoder == "fast" and data_name != "imagenet":
-        raise UserError(f"--decoder fast is for the large images of --dataset imagenet, not for {data_name}")
-    if decoder == "fast" and not find_spec("simplejpeg"):
-        raise UserError("--decoder fast needs a package that is not installed: pip install simplejpeg")
+def test_images(data_name: str, batch_size: int = 128, num_workers: int = 8, root: str = "./Data", *, mean: Sequence,
+                std: Sequence, device: str | torch.device = "cpu", cache: bool = True, decoder: str = "pil") -> Loader:
+    """The test_loader of ``dataloader`` alone, normalised by a network's own mean and std.
+
+    No training image is read. Of a folder data set, train/ may be missing.
+    """
+    device, data = torch.device(device), read_data(data_name, root, cache, num_workers, decoder, test_only=True)
+    data = data._replace(mean=tuple(mean), std=tuple(std))
+    return make_loader(data, data.test, evaluation_batch(batch_size, data, device), device, num_workers, decoder)
 
 
-def read_data(data_name: str, root: str, cache: bool, num_workers: int, val_size: int) -> Data:
-    """The data set with its mean and std. If it will be cached, its files are decoded.
+def read_data(data_name: str, root: str, cache: bool, num_workers: int, decoder: str, val_size: int = 0,
+              test_only: bool = False) -> Data:
+    """The data set, with its image files decoded if it is cached.
 
-    UserError if that fails, or if there is a val_size but the data set has held-out images of its own.
+    UserError if it is unknown, missing or damaged, if the decoder does not fit, or if there is a val_size but the data
+    set has held-out images of its own.
     """
     if data_name not in DATASETS:
         raise UserError(f"unknown dataset {data_name!r}; known are {', '.join(DATASETS)}")
-    data = DATASETS[data_name](root)
+    large = is_large(DATASETS[data_name].size)
+    if decoder not in DECODERS:
+        raise UserError(f"unknown decoder {decoder!r}; known are {', '.join(DECODERS)}")
+    if decoder == "fast" and not large:
+        raise UserError(f"--decoder fast is for the large images of --dataset imagenet, not for {data_name}")
+    if decoder == "fast" and not find_spec("simplejpeg"):
+        raise UserError("--decoder fast needs a package that is not installed: pip install simplejpeg")
+    data = DATASETS[data_name].load(root, test_only)._replace(cached=cache and not large)
     if data.held_out and val_size:
         raise UserError(f"--val_size {val_size} and {Path(root, 'val')} both hold out images to choose the best epoch: "
                         "leave out --val_size, or rename the folder")
-    splits = {"train": data.train, "held_out": data.held_out, "test": data.test}
-    if cache and not data.large:
-        splits = dict(zip(splits, each(lambda split: split and in_memory(split, num_workers), splits.values()),
-                          strict=True))
-        data = data._replace(**splits)
-    warn_if_constant(data_name, {"training": data.train, "held-out": data.held_out, "test": data.test})
-    if not data.mean:  # measured on all training images: a network's constants do not depend on the sizes
-        mean, std = channel_statistics(data.train, num_workers)
-        data = data._replace(mean=mean, std=std)
+    data = data.decoded(num_workers) if data.cached else data
+    data.warn_if_constant(data_name)
     return data
 
 
-def warn_if_constant(data_name: str, splits: dict[str, Split | None]) -> None:
-    """A warning if, in a split, each image has one colour. splits: by their names."""
-    if names := [name for name, split in splits.items() if split and constant(split.images)]:
-        warn(f"each of the {' and '.join(names)} images of {data_name} has one colour in all its pixels: look at "
-             "the files, they may be empty or saved with numbers of another range")
+def make_loader(data: Data, split: Split, batch_size: int, device: torch.device, num_workers: int, decoder: str,
+                **augmentation) -> Loader:
+    """The loader of one split. augmentation: seed, augment, views, as in ``Loader``."""
+    if data.cached:
+        return Cached(split, data, batch_size, device, **augmentation)
+    return Streamed(split, data, batch_size, device, num_workers=num_workers, decoder=decoder, **augmentation)
 
 
 def check_batch_size(data_name: str, batch_size: int, num_train: int, num_evaluated: int) -> None:
@@ -251,49 +174,33 @@ def check_batch_size(data_name: str, batch_size: int, num_train: int, num_evalua
 
 def evaluation_batch(batch_size: int, data: Data, device: torch.device) -> int:
     """The batch size of an evaluation. GPUs have room for more; on CPUs larger batches were slower."""
-    least = processes.world_size() * (256 if data.large else 1024) if device.type == "cuda" else 1
+    least = processes.world_size() * (256 if is_large(data.size) else 1024) if device.type == "cuda" else 1
     return max(batch_size, least)
-
-
-def test_images(data_name: str, batch_size: int = 128, num_workers: int = 8, root: str = "./Data", *, mean: Sequence,
-                std: Sequence, device: str | torch.device = "cpu", cache: bool = True, decoder: str = "pil") -> Loader:
-    """The test_loader of ``dataloader`` alone, normalised by a network's own mean and std.
-
-    No training image is read. Of a folder data set, train/ may be missing.
-    """
-    check_decoder(decoder, data_name)
-    data, device = DATASETS[data_name](root, test_only=True), torch.device(device)
-    data = data._replace(mean=tuple(mean), std=tuple(std))
-    batch_size = evaluation_batch(batch_size, data, device)
-    streamed = data.large or not cache
-    test = data.test if streamed else in_memory(data.test, num_workers)
-    warn_if_constant(data_name, {"test": test})
-    if streamed:
-        return Streamed(test, data, batch_size, device, num_workers=num_workers, decoder=decoder)
-    return Cached(test, data, batch_size, device)
 
 
 def normalisation(data_name: str, num_workers: int = 8, root: str = "./Data") -> tuple[tuple, tuple]:
     """-> the mean and std of ``dataloader``: the data set's constants, or measured on its training images."""
-    return CONSTANTS.get(data_name) or channel_statistics(DATASETS[data_name](root).train, num_workers)
+    data = DATASETS[data_name]
+    data = data if data.mean else data.load(root).measured(num_workers)
+    return data.mean, data.std
 
 
 def sample_images(data_name: str, root: str, count: int) -> Tensor | None:
     """Up to ``count`` of the test images, uint8 [N, H, W, 3]. None if they are not there: nothing is downloaded."""
+    data = DATASETS[data_name]
     try:
         if data_name in ("CIFAR10", "CIFAR100"):
-            images, large = getattr(datasets, data_name)(root, train=False).data, False
+            images = getattr(datasets, data_name)(root, train=False).data
         else:
-            data = DATASETS[data_name](root, test_only=True)
-            images, large = data.test.images, data.large
+            images = data.load(root, test_only=True).test.images
         images = images[np.unique(np.linspace(0, len(images) - 1, count).astype(int))]
         if images.dtype.kind != "S":
             return torch.from_numpy(images)
-        return torch.stack([load_image(os.fsdecode(path), large) for path in images])
+        return torch.stack([load_image(os.fsdecode(path), data.size) for path in images])
     except (UserError, OSError, RuntimeError):  # RuntimeError: torchvision's, if CIFAR is missing
         return None
 
 
-def load_image(path: str, large: bool) -> Tensor:
-    """A file, prepared as a test image: uint8 [32, 32, 3]; large: [224, 224, 3]. UserError if it does not decode."""
-    return prepare_large(os.fsencode(path))[0] if large else torch.from_numpy(decode(os.fsencode(path)))
+def load_image(path: str, size: int) -> Tensor:
+    """A file, prepared as a test image: uint8 [size, size, 3]. UserError if it does not decode."""
+    return preparation(size)(os.fsencode(path))[0]

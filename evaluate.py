@@ -79,9 +79,9 @@ def main(argv: list[str] | None = None) -> None:
     # Here, because --help and wrong flags do not need PyTorch.
     import data_loader
     import models
-    from deployment import classifying, exporting, measuring, printing
+    from deployment import classifying, exporting, measuring
     from deployment.reading import read
-    from loading.damaged import DamagedFiles
+    from loading.images import DamagedFiles
     from runtime.device import pick_device
 
     for flag, known in (("dataset", data_loader.DATASETS), ("model", models.NETWORKS)):
@@ -92,14 +92,13 @@ def main(argv: list[str] | None = None) -> None:
     saved = read(args.file, model=args.model, method=args.method, dataset=args.dataset, data_dir=args.data_dir,
                  batch_size=args.batch_size, num_workers=args.num_workers, decoder=args.decoder)
     if args.export:
-        result, text = exporting.export_model(saved, args.export, args.branch), printing.exported_file
+        result, text = exporting.export_model(saved, args.export, args.branch), exporting.as_text
     else:  # .onnx and .pt2 files always run on the CPU
         device = pick_device("cpu" if saved.external else args.device, args.gpu_id)
         if args.images:
-            result = classifying.classify(saved, args.images, device, args.branch, args.top)
-            text = printing.classes_of_images
+            result, text = classifying.classify(saved, args.images, device, args.branch, args.top), classifying.as_text
         else:
-            result, text = measuring.measure(saved, device, args.branch), printing.table
+            result, text = measuring.measure(saved, device, args.branch), measuring.as_text
     utils.write_result(as_json(result).decode() if args.json else text(result) + "\n")
     if result.get("unreadable"):
         raise DamagedFiles(result["unreadable"])

@@ -1,6 +1,7 @@
 """The losses: one pure function per method, with a name for each term.
 
-Shapes: B images, C classes, m students. Symbols: z logits, t targets (logits, too), y labels, T temperature, and
+Shapes: B images, C classes, m students. Labels are class numbers [B], or probabilities [B, C] (mixup, smoothing).
+Symbols: z logits, t targets (logits, too), y labels, T temperature, and
 
     KL(t || z) = batch mean of sum_c p_c (log p_c - log q_c),   p = softmax(t/T), q = softmax(z/T).
 
@@ -51,12 +52,12 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 def true_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """sum_i CE(z_i, y), averaged over the batch: logits [B, m, C] or [B, C], labels [B] -> scalar."""
+    """sum_i CE(z_i, y), averaged over the batch: logits [B, m, C] or [B, C], labels [B] or [B, C] -> scalar."""
     logits = full_precision(logits)
     if logits.dim() == 2:
         return F.cross_entropy(logits, labels)
     m = logits.shape[1]
-    labels = labels.unsqueeze(1).expand(-1, m).flatten()  # [B] -> [B m]
+    labels = labels.unsqueeze(1).expand(-1, m, *labels.shape[1:]).flatten(0, 1)  # [B] -> [B m]; [B, C] -> [B m, C]
     return F.cross_entropy(logits.flatten(0, 1), labels) * m  # [B, m, C] -> [B m, C]
 
 

@@ -47,7 +47,7 @@ if __name__ == "__main__":
 import torch
 
 import models
-from deployment.teacher import load_teacher
+from deployment.reading import load_teacher
 from losses import okddip_loss
 from runtime.errors import warn
 from training.loop import train_method

@@ -24,7 +24,7 @@ def parse_args(argv: list[str] | None):
 if __name__ == "__main__":
     utils.before_pytorch(parse_args)  # --help, wrong flags and a finished run end here
 
-from deployment.teacher import load_teacher
+from deployment.reading import load_teacher
 from losses import kd_loss
 from train import Baseline
 from training.loop import train_method

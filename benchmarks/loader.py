@@ -31,7 +31,7 @@ from torchvision import datasets, transforms
 
 import utils
 from benchmarks import compare
-from data_loader import CONSTANTS, DECODERS, Cached, Loader, Split, Streamed, dataloader
+from data_loader import DATASETS, DECODERS, Cached, Loader, Split, Streamed, dataloader
 
 
 class Images(Dataset):
@@ -95,7 +95,7 @@ def large(args: Namespace, root: Path, device: torch.device) -> dict[str, Loader
     """Loaders of JPEG files as in ImageNet: plain, with each decoder, and without normalising."""
     make_files(root, args.large, args.seed)
     loaders = {"plain (PIL)": plain(partial(datasets.ImageFolder, root / "train"), transforms.RandomResizedCrop(224),
-                                    *CONSTANTS["imagenet"], args, device)}
+                                    DATASETS["imagenet"].mean, DATASETS["imagenet"].std, args, device)}
     for name in (*DECODERS, "fast, uint8"):
         loaders[name], _ = dataloader("imagenet", args.batch_size, args.workers, str(root), seed=args.seed,
                                       device=device, decoder=name.partition(",")[0])

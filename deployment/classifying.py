@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 
 import data_loader
-from deployment.saved_model import SavedModel
-from loading.damaged import DamagedFiles, attempt
+from deployment.reading import SavedModel
 from loading.folders import image_files, warn_of_other_files
+from loading.images import DamagedFiles, attempt
 from losses import full_precision
 from runtime.errors import UserError
 from training.outputs import WHOLE
@@ -32,7 +32,7 @@ def classify(saved: SavedModel, files: Sequence[str], device: torch.device, bran
     normalise = data_loader.Normalise(saved.mean, saved.std, device)
     batch_size, results = saved.flags.batch_size, []
     for first in range(0, len(files), batch_size):
-        loaded, problems = attempt(lambda file: (file, data_loader.load_image(file, saved.size == 224)),
+        loaded, problems = attempt(lambda file: (file, data_loader.load_image(file, saved.size)),
                                    files[first:first + batch_size])
         unreadable += problems
         if not loaded:
@@ -52,6 +52,14 @@ def classify(saved: SavedModel, files: Sequence[str], device: torch.device, bran
         raise DamagedFiles(unreadable)
     return {"file": str(saved.path), "network": saved.method.outputs[output], "images": results,
             "unreadable": unreadable}
+
+
+def as_text(result: dict) -> str:
+    """The result of ``classify`` as text."""
+    lines = [f"{result['file']}, {result['network']}"]
+    for image in result["images"]:
+        lines += ["", image["file"], *(f"{100 * top['probability']:8.2f} %  {top['class']}" for top in image["top"])]
+    return "\n".join(lines)
 
 
 def images_of(path: str) -> tuple[list[str], list[str]]:

@@ -8,12 +8,11 @@ from torch import Tensor, nn
 
 import data_loader
 from deployment import formats
-from deployment.saved_model import SavedModel, image_size
+from deployment.reading import SavedModel
 from models import create_model
 from runtime.errors import UserError
 from runtime.files import save
 from training.folder import belongs_to_run
-from training.outputs import students_of
 
 TOLERANCE = 1e-4, 5e-6  # largest allowed difference of two logits: absolute, or relative to the largest logit
 
@@ -22,7 +21,9 @@ def check_target(path: Path, overwrite: bool) -> None:
     """UserError if nothing can be written to ``path``. Called before any work is done."""
     if belongs_to_run(path):
         raise UserError(f"{path} belongs to a run, which would be lost: export under another name")
-    formats.format_of(path).check()
+    formats.format_of(path)
+    if path.suffix == ".onnx":
+        formats.check_onnx()
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is not a folder: make it first, or export to another place")
     if path.is_dir():
@@ -36,14 +37,7 @@ def export_model(saved: SavedModel, path: Path, branch: int | None = None) -> di
 
     branch: the student to export; None: the leader. UserError if the group has no leader, or the model no weights.
     """
-    output = saved.deployed_output(branch)
-    if output is None:
-        raise UserError(f"{saved.path} is a group without a leader: choose one of its "
-                        f"{len(students_of(saved.method.outputs))} students with --branch")
-    if saved.external:
-        raise UserError(f"{saved.path} does not give access to its weights: export the run itself, or a .pth or "
-                        ".safetensors file of it")
-    network = saved.method.network(output)
+    output, network = saved.deployed_network(branch)
     metadata = formats.describe(network.name, saved.classes, saved.mean, saved.std, saved.size)
     batches = check_batches(saved)
     largest = write_checked(path, network, metadata, lambda images: saved.logits(images, output), batches)
@@ -52,12 +46,18 @@ def export_model(saved: SavedModel, path: Path, branch: int | None = None) -> di
             "compared_on": "random images" if len(batches) == 2 else "random and test images"}
 
 
+def as_text(result: dict) -> str:
+    """The result of ``export_model`` as text."""
+    return (f"{result['file']}: {result['network']} of {result['of']}, {result['model']}, {result['bytes']:,} bytes; "
+            f"logits on {result['compared_on']} differ from the run's by at most {result['largest_difference']:.1e}")
+
+
 def check_batches(saved: SavedModel) -> list[Tensor]:
     """Images to compare on: five random ones, one random one, and eight test images if the data is there."""
     generator = torch.Generator().manual_seed(0)
     random = torch.randint(256, (5, saved.size, saved.size, 3), dtype=torch.uint8, generator=generator)
     dataset = saved.flags.dataset
-    fits = dataset and image_size(dataset) == saved.size
+    fits = dataset and data_loader.DATASETS[dataset].size == saved.size
     real = data_loader.sample_images(dataset, saved.flags.data_dir, 8) if fits else None
     normalise = data_loader.Normalise(saved.mean, saved.std, torch.device("cpu"))
     return [normalise(images) for images in (random, random[:1], real) if images is not None]
@@ -67,11 +67,12 @@ def write_checked(path: Path, network: nn.Module, metadata: dict, logits: Callab
                   batches: Iterable[Tensor]) -> float:
     """Write a plain network to ``path``. -> the largest difference of its logits from ``logits``, those of the run.
 
-    The file is written under a temporary name, loaded again and compared on ``batches`` [B, 3, H, W]. It is renamed
-    only if the logits agree. UserError, and no file, if they do not, or if the file cannot be written.
+    Before the file gets its name, it is loaded again and compared on ``batches`` [B, 3, H, W]. UserError, and no file,
+    if the logits do not agree, or if the file cannot be written.
     """
-    content = formats.format_of(path).write(plain_copy(network, len(metadata["classes"])), metadata)
-    found = []
+    copy = create_model(network.name, len(metadata["classes"]))  # its weights are contiguous, not channels_last
+    copy.load_state_dict(network.state_dict())
+    differences = []
 
     def compare(place: Path) -> None:
         largest, scale = difference(formats.load(place), logits, batches).tolist()
@@ -79,17 +80,11 @@ def write_checked(path: Path, network: nn.Module, metadata: dict, logits: Callab
         if not largest <= max(absolute, relative * scale):  # also refuses a NaN
             raise UserError(f"{path} is not written: its logits differ by {largest:.3g} from the run's, whose largest "
                             f"is {scale:.3g}; please report this")
-        found.append(largest)
+        differences.append(largest)
 
-    save({path: content}, compare, "export to another place, or make room there")
-    return found[0]
-
-
-def plain_copy(network: nn.Module, num_classes: int) -> nn.Module:
-    """A copy in evaluation mode with contiguous weights. Trained weights are in channels_last."""
-    copy = create_model(network.name, num_classes)
-    copy.load_state_dict(network.state_dict())
-    return copy.eval()
+    write, _ = formats.format_of(path)
+    save({path: write(copy.eval(), metadata)}, compare, "export to another place, or make room there")
+    return differences[0]
 
 
 @torch.no_grad()

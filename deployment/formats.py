@@ -28,8 +28,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -60,7 +60,7 @@ def need(*packages: str) -> list[ModuleType]:
                         ) from error
 
 
-# --- formats ----------------------------------------------------------------------------------------------------------
+# --- formats. write_...(network, metadata) -> the content of a file; read_...(path) -> network, metadata --------------
 
 
 def as_strings(metadata: dict) -> dict[str, str]:
@@ -79,22 +79,17 @@ DIGEST = re.compile(rb"digest[^0-9a-f]{1,6}([0-9a-f]{64})")
 NO_DIGEST = {"digest": "0" * 64}
 
 
-def file_digest(content: bytes, start: int, end: int) -> bytes:
-    """SHA-256 of a file that has zeros from ``start`` to ``end``, the place of its digest."""
-    return hashlib.sha256(content[:start] + b"0" * 64 + content[end:]).hexdigest().encode()
-
-
 def with_digest(content: bytes) -> bytes:
-    """A file whose metadata have NO_DIGEST -> the same with its digest in place of the zeros."""
+    """The file with its digest: the SHA-256 of the file that has zeros in the place that metadata have for it."""
     start, end = DIGEST.search(content).span(1)
-    return content[:start] + file_digest(content, start, end) + content[end:]
+    sha = hashlib.sha256(content[:start] + b"0" * 64 + content[end:])
+    return content[:start] + sha.hexdigest().encode() + content[end:]
 
 
 def check_digest(path: Path) -> None:
     """ValueError if the file is not what was written. Files without a digest pass."""
     content = path.read_bytes()
-    found = DIGEST.search(content)
-    if found and found[1] != file_digest(content, *found.span(1)):
+    if DIGEST.search(content) and with_digest(content) != content:
         raise ValueError("its digest differs")
 
 
@@ -122,7 +117,6 @@ def write_pth(network: nn.Module, metadata: dict) -> bytes:
 
 
 def read_pth(path: Path) -> tuple[nn.Module, dict]:
-    """-> network, metadata of a .pth file."""
     content = load_checkpoint(path)
     weights = content.pop("state_dict")
     return rebuild(weights, content), content
@@ -130,15 +124,12 @@ def read_pth(path: Path) -> tuple[nn.Module, dict]:
 
 def write_safetensors(network: nn.Module, metadata: dict) -> bytes:
     """The weights, and the metadata as strings."""
-    (library,) = need("safetensors.torch")
-    return with_digest(library.save(network.state_dict(), as_strings(metadata | NO_DIGEST)))
+    return with_digest(safetensors.torch.save(network.state_dict(), as_strings(metadata | NO_DIGEST)))
 
 
 def read_safetensors(path: Path) -> tuple[nn.Module, dict]:
-    """-> network, metadata of a .safetensors file."""
-    (library,) = need("safetensors")
     check_digest(path)
-    with library.safe_open(path, "pt") as file:
+    with safetensors.safe_open(path, "pt") as file:
         metadata = from_strings(file.metadata())
         return rebuild({name: file.get_tensor(name) for name in file.keys()}, metadata), metadata
 
@@ -185,7 +176,6 @@ def write_onnx(network: nn.Module, metadata: dict) -> bytes:
 
 
 def read_onnx(path: Path) -> tuple[nn.Module, dict]:
-    """-> network, metadata of an .onnx file. onnxruntime computes the logits."""
     (library,) = need("onnxruntime")
     check_digest(path)
     options = library.SessionOptions()
@@ -198,25 +188,20 @@ def read_onnx(path: Path) -> tuple[nn.Module, dict]:
     return ExternalModel(compute), from_strings(session.get_modelmeta().custom_metadata_map)
 
 
-def this_torch() -> dict[str, str]:
-    """The entry of .pt2 files that says which version of torch wrote them."""
-    return {"torch": str(torch.__version__)}
-
-
 def write_pt2(network: nn.Module, metadata: dict) -> bytes:
-    """A program of torch.export, for any batch size."""
+    """A program of torch.export, for any batch size. Its metadata say which version of torch wrote it."""
     images, shapes = example(metadata)
-    buffer = io.BytesIO()
+    buffer, metadata = io.BytesIO(), metadata | {"torch": str(torch.__version__)}
     with quiet():
         program = torch.export.export(network, (images,), dynamic_shapes=shapes)
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # it holds paths of this machine's files
-        torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata | this_torch())})
+        torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
     return buffer.getvalue()
 
 
 def read_pt2(path: Path) -> tuple[nn.Module, dict]:
-    """-> network, metadata of a .pt2 file. UserError names both versions of torch if they may be the cause."""
+    """UserError names both versions of torch if they may be the cause."""
     extra = {"metadata.json": ""}
     try:
         with quiet():
@@ -241,23 +226,19 @@ def torch_of_pt2(path: Path) -> str | None:
         return None
 
 
-class Format(NamedTuple):
-    """write(network, metadata) -> the file's content. read(path) -> network, metadata.
-
-    check(): UserError if nothing of this kind can be written here.
-    """
-
-    write: Callable[[nn.Module, dict], bytes]
-    read: Callable[[Path], tuple[nn.Module, dict]]
-    check: Callable[[], object] = lambda: None
-
-
-FORMATS = {
-    ".pth": Format(write_pth, read_pth),
-    ".safetensors": Format(write_safetensors, read_safetensors, lambda: need("safetensors")),
-    ".onnx": Format(write_onnx, read_onnx, check_onnx),
-    ".pt2": Format(write_pt2, read_pt2),
+FORMATS = {  # ending -> write, read
+    ".pth": (write_pth, read_pth),
+    ".safetensors": (write_safetensors, read_safetensors),
+    ".onnx": (write_onnx, read_onnx),
+    ".pt2": (write_pt2, read_pt2),
 }
+
+
+def format_of(path: Path) -> tuple[Callable[[nn.Module, dict], bytes], Callable[[Path], tuple[nn.Module, dict]]]:
+    """The format of a file by its ending: write, read. UserError if there is no such format."""
+    if path.suffix not in FORMATS:
+        raise UserError(f"{path} must end in one of {', '.join(FORMATS)}: the ending chooses the kind of file")
+    return FORMATS[path.suffix]
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -271,15 +252,15 @@ def load(path: str | Path) -> nn.Module:
     files from people whom you do not trust. Reading the other kinds runs no code from the file.
     """
     path = Path(path)
-    kind = format_of(path)
+    _, read = format_of(path)
     if not path.is_file():
         raise UserError(f"there is no file at {path}")
     try:
-        network, metadata = kind.read(path)
+        network, metadata = read(path)
         network.name, network.classes = metadata["model"], metadata["classes"]
         network.mean, network.std = check_normalisation(metadata["mean"], metadata["std"])
         network.size = metadata.get("size", usual_size(network.name))
-        if network.size not in (32, 224):
+        if not isinstance(network.size, int) or network.size < 1:
             raise ValueError(f"images of size {network.size!r}")
     except UserError:
         raise
@@ -295,10 +276,3 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Se
     if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0:
         raise ValueError(f"mean {mean!r} and std {std!r} are not three numbers each, std above 0")
     return mean, std
-
-
-def format_of(path: Path) -> Format:
-    """The format of a file by its ending. UserError if there is no such format."""
-    if path.suffix not in FORMATS:
-        raise UserError(f"{path} must end in one of {', '.join(FORMATS)}: the ending chooses the kind of file")
-    return FORMATS[path.suffix]

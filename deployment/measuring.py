@@ -1,17 +1,20 @@
-"""Measure a SavedModel on test images: the metrics of the run, calibration error, accuracy per class, speed."""
+"""Measure a SavedModel: the metrics of the run, calibration error, accuracy per class, speed. As JSON and as text."""
 
+import statistics
+import time
 from collections.abc import Iterable
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import data_loader
-from deployment.saved_model import SavedModel, image_size
-from deployment.speed import measure_speed
+import models
+from deployment.reading import SavedModel
 from runtime.errors import UserError
 from training.metrics import evaluate
-from training.outputs import metric
+from training.outputs import WHOLE, mean_titles, metric, student, students_of
 
 BINS = 15  # bins of confidence, as in Guo et al. (2017)
 
@@ -24,7 +27,7 @@ def measure(saved: SavedModel, device: torch.device, branch: int | None = None) 
     flags, output = saved.flags, saved.deployed_output(branch)
     if flags.dataset is None:
         raise UserError(f"{saved.path} does not say which data it is for: name it with --data_dir, --dataset or both")
-    if image_size(flags.dataset) != saved.size:
+    if data_loader.DATASETS[flags.dataset].size != saved.size:
         raise UserError(f"{saved.path} takes images of {saved.size}x{saved.size} pixels, but --dataset {flags.dataset} "
                         "has another size. For your own class folders: folder is 32x32, imagenet is 224x224")
     loader = data_loader.test_images(flags.dataset, flags.batch_size, flags.num_workers, flags.data_dir,
@@ -83,3 +86,100 @@ def name_calibration_and_classes(metrics: dict, outputs: Iterable[str]) -> dict:
         metrics[metric(output, "test", "accPerClass")] = [100 * c / n if n else None
                                                           for c, n in zip(output_correct, images, strict=True)]
     return metrics
+
+
+# --- speed
+
+
+@torch.inference_mode()
+def measure_speed(saved: SavedModel, output: str | None, batch_size: int, device: torch.device) -> dict:
+    """Images per second and parameters of the deployed network alone, and of its group.
+
+    Medians of forward passes of one batch. The two take turns, so that other work on the machine slows both.
+    output: what is deployed; None (a group without a leader): the first student is measured.
+    """
+    images = torch.randn(batch_size, 3, saved.size, saved.size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    networks = {"deployed": saved.method.network(student(0) if output is None else output)}
+    if output != WHOLE:
+        networks["group"] = saved.method.model
+    seconds = {name: [] for name in networks}
+    start = time.perf_counter()
+    while len(seconds["deployed"]) < 4 or len(seconds["deployed"]) < 8 and time.perf_counter() - start < 10:
+        for name, network in networks.items():
+            seconds[name].append(timed(network, images, saved.autocast(device)))
+    return {"batch_size": batch_size} | {
+        name: {"images_per_second": batch_size / statistics.median(seconds[name][1:]),  # the first one warms up
+               "parameters": count_parameters(saved, network)} for name, network in networks.items()}
+
+
+def timed(network: nn.Module, images: Tensor, autocast: torch.autocast) -> float:
+    """Seconds of one forward pass."""
+    wait = partial(torch.cuda.synchronize, images.device) if images.is_cuda else lambda: None
+    wait()
+    start = time.perf_counter()
+    with autocast:
+        network(images)
+    wait()
+    return time.perf_counter() - start
+
+
+def count_parameters(saved: SavedModel, network: nn.Module) -> int:
+    """The number of weights of a network."""
+    if saved.external:  # its weights cannot be seen
+        network = models.create_model(network.name, len(saved.classes))
+    return sum(p.numel() for p in network.parameters())
+
+
+# --- as text
+
+
+def as_text(result: dict) -> str:
+    """The result of ``measure`` as text."""
+    metrics, outputs = result["figures"], result["rows"]
+    epoch = f", epoch {result['epoch']}" if result["epoch"] else ""
+    means = mean_titles(outputs)
+    width = max(20, *(len(title) + 1 for title in (outputs | means).values()))
+    lines = [f"{result['file']}: {result['method']}, {result['model']}{epoch}; {result['images']:,} test images of "
+             f"{result['dataset']}, on {result['device']}", "",
+             f"{'':{width}}{'top-1':>8}{'top-5':>8}{'NLL':>9}{'ECE':>9}"]
+    for output, title in outputs.items():
+        cells = (metrics[metric(output, "test", name)] for name in ("accTop1", "accTop5", "loss", "ece"))
+        lines.append("{:{}}{:8.2f}{:8.2f}{:9.4f}{:9.4f}".format(title, width, *cells))
+    for mean, title in means.items():
+        top1, top5 = (metrics[metric(mean, "test", name)] for name in ("accTop1", "accTop5"))
+        lines.append(f"{title:{width}}{top1:8.2f}{top5:8.2f}")
+    if "dist" in metrics:
+        lines.append(f"{'diversity':{width}}{metrics['dist']:8.4f}")
+    if "attention" in metrics:
+        lines += ["", *attention_lines([outputs[peer] for peer in students_of(outputs)], metrics["attention"])]
+    return "\n".join([*lines, "", *class_lines(result), "", *speed_lines(result)])
+
+
+def attention_lines(peers: list[str], attention: list[list[float]]) -> list[str]:
+    """The mean attention [m-1, m-1] as text: lines are peers that attend, columns are peers that are attended to."""
+    return [f"{'attention of, to':20}" + "".join(f"{peer:>9}" for peer in peers),
+            *(f"{peer:20}" + "".join(f"{weight:9.4f}" for weight in weights)
+              for peer, weights in zip(peers, attention, strict=True))]
+
+
+def class_lines(result: dict) -> list[str]:
+    """Top-1 accuracy of each class as text: of the deployed network and of the ensemble."""
+    if len(result["classes"]) > 100:
+        return [f"top-1 of each of the {len(result['classes'])} classes: --json"]
+    outputs = dict.fromkeys(output for output in (result["deployed"], WHOLE) if output is not None)
+    columns = [result["figures"][metric(output, "test", "accPerClass")] for output in outputs]
+    lines = [f"{'top-1 by class':20}" + "".join(f"{result['rows'][output]:>10}" for output in outputs)]
+    for name, *values in zip(result["classes"], *columns, strict=True):
+        cells = ("-" if value is None else f"{value:.2f}" for value in values)
+        lines.append(f"{name:20}" + "".join(f"{cell:>10}" for cell in cells))
+    return lines
+
+
+def speed_lines(result: dict) -> list[str]:
+    """Images per second and parameters as text."""
+    speed, deployed = dict(result["speed"]), result["deployed"]
+    title = f"in batches of {speed.pop('batch_size')}"
+    titles = {"deployed": "one student" if deployed is None else result["rows"][deployed], "group": "the group"}
+    return [f"{title:20}{'images/s':>10}{'parameters':>13}",
+            *(f"{titles[k]:20}{v['images_per_second']:10,.0f}{v['parameters']:13,}" for k, v in speed.items())]

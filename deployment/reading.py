@@ -1,21 +1,110 @@
-"""Read a file into a SavedModel: a run's checkpoint, an exported file, or a checkpoint of the authors' code."""
+"""Read a trained model: a run's checkpoint, an exported file, or a checkpoint of the authors' code."""
 
+import re
 from argparse import Namespace
 from pathlib import Path
+from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 import data_loader
 import methods
 import models
-from deployment import authors, formats
-from deployment.saved_model import SavedModel, image_size
+from deployment import formats
+from runtime import processes
 from runtime.checkpoints import load_checkpoint
+from runtime.device import autocast, set_precision
 from runtime.errors import UserError, first_words
-from training.method import SingleNetwork
+from training.method import Method, SingleNetwork
+from training.outputs import LEADER, WHOLE, students_of
 
 # What a damaged or foreign file raises when its content is looked up, or does not fit the model.
 MISFITS = (LookupError, AttributeError, TypeError, ValueError, RuntimeError)
+
+
+class SavedModel(NamedTuple):
+    """A network or a group from a file.
+
+    flags: those of the run; flags of the command line replace them.
+    classes: their names, or their numbers if the file does not name them (``named`` is False then).
+    mean, std: of each channel, for pixels in 0..1. size: height and width of the images. epoch: of a run's checkpoint.
+    """
+
+    path: Path
+    method: Method
+    flags: Namespace
+    classes: list[str]
+    mean: list[float]
+    std: list[float]
+    size: int
+    epoch: int | None = None
+    named: bool = True
+
+    @property
+    def external(self) -> bool:
+        """True if PyTorch cannot access the weights (.onnx and .pt2 files). Such a model runs on the CPU."""
+        return isinstance(self.method.model, formats.ExternalModel)
+
+    def deployed_output(self, branch: int | None = None) -> str | None:
+        """The output that is deployed: student ``branch``, else the leader, else the only network.
+
+        None for a group without a leader if ``branch`` is None. UserError if there is no such branch.
+        """
+        outputs = self.method.outputs
+        if list(outputs) == [WHOLE]:
+            if branch is not None:
+                raise UserError(f"{self.path} holds one network: leave out --branch {branch}")
+            return WHOLE
+        if branch is None:
+            return LEADER if LEADER in outputs else None
+        branches = students_of(outputs) + [LEADER] * (LEADER in outputs)  # the leader is the last one
+        if branch >= len(branches):
+            raise UserError(f"{self.path} has the branches 0 to {len(branches) - 1}, not {branch}: choose one of these")
+        return branches[branch]
+
+    def deployed_network(self, branch: int | None = None) -> tuple[str, nn.Module]:
+        """-> the output that is deployed, and its network. UserError if there is none, or if its weights are hidden."""
+        output = self.deployed_output(branch)
+        if output is None:
+            raise UserError(f"{self.path} is a group without a leader: export one of its "
+                            f"{len(students_of(self.method.outputs))} students with evaluate.py {self.path} --export "
+                            "FILE --branch I, and use that file")
+        if self.external:
+            raise UserError(f"{self.path} does not give access to its weights: name the run itself, or a .pth or "
+                            ".safetensors file of it")
+        return output, self.method.network(output)
+
+    def logits(self, images: Tensor, output: str) -> Tensor:
+        """Logits of one output: [B, 3, H, W] -> [B, C]."""
+        logits, _ = self.method.predict(images)
+        return logits[output]
+
+    def move(self, device: torch.device) -> None:
+        """Move the model to ``device``, and compute there with the precision of the run."""
+        set_precision(self.flags.tf32)
+        self.method.model.to(device, memory_format=torch.channels_last)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context in which the run evaluated its networks: half precision with --amp."""
+        return autocast(device, self.flags.amp)
+
+
+def load_teacher(name: str, num_classes: int, path: str | Path) -> nn.Module:
+    """The network that a file deploys: images [B, 3, H, W] -> logits [B, C]. path: as in ``read``.
+
+    It is in evaluation mode, and its weights need no gradients. UserError if the file cannot be read, if it deploys no
+    network, or if that is not the network ``name`` with ``num_classes`` classes.
+    """
+    saved = processes.main_first(lambda: read(path, T_model=name))
+    _, network = saved.deployed_network()
+    if network.name != name:
+        raise UserError(f"{path} holds a {network.name}, not a {name}: use --T_model {network.name}, or name another "
+                        "file with --T_model_path")
+    if len(saved.classes) != num_classes:
+        raise UserError(f"{path} holds a network for {len(saved.classes)} classes, and the data set has {num_classes}: "
+                        "name a teacher of the same classes with --T_model_path")
+    return network.eval().requires_grad_(False)
 
 
 def read(path: str | Path, *, model: str | None = None, method: str | None = None, T_model: str | None = None,
@@ -29,17 +118,15 @@ def read(path: str | Path, *, model: str | None = None, method: str | None = Non
     path = Path(path)
     path = path / "best.pth" if path.is_dir() else path
     given = {name: value for name, value in flags.items() if value is not None}
-    if path.suffix in formats.FORMATS and path.suffix != ".pth":
+    exported = path.suffix in formats.FORMATS and path.suffix != ".pth"
+    checkpoint = {} if exported else load_checkpoint(path)
+    if "flags" in checkpoint:
+        saved = read_run(path, checkpoint, model, method, given)
+    elif exported or {"state_dict", "model", "classes", "mean", "std"} <= checkpoint.keys():
         saved = read_exported(path, model, method, given)
     else:
-        checkpoint = load_checkpoint(path)
-        if "flags" in checkpoint:
-            saved = read_run(path, checkpoint, model, method, given)
-        elif {"state_dict", "model", "classes", "mean", "std"} <= checkpoint.keys():
-            saved = read_exported(path, model, method, given)
-        else:
-            right = "network with --T_model" if T_model else "ones with --model and --method"
-            saved = read_weights(path, checkpoint.get("state_dict", checkpoint), model or T_model, method, given, right)
+        right = "network with --T_model" if T_model else "ones with --model and --method"
+        saved = read_weights(path, checkpoint.get("state_dict", checkpoint), model or T_model, method, given, right)
     saved.method.model.eval()
     return saved
 
@@ -58,13 +145,15 @@ def read_run(path: Path, checkpoint: dict, model: str | None, method: str | None
         Kind, defaults = methods.find(recorded["method"])
         refuse_other(path, model=(model, recorded["model"]), method=(method, methods.family(recorded["method"])))
         flags = Namespace(**vars(defaults) | recorded | given)
-        if flags.dataset not in data_loader.DATASETS:
+        known = data_loader.DATASETS
+        if flags.dataset not in known:
             raise UserError(f"{path} was trained on an unknown data set, {flags.dataset}: name one with --dataset")
         formats.check_normalisation(mean, std)
         built = Kind(flags, len(classes))
         built.model.load_state_dict(checkpoint["state_dict"])
         built.deploy()
-        size, epoch = image_size(recorded["dataset"]), (checkpoint.get("history") or [{}])[-1].get("epoch")
+        size = known.get(recorded["dataset"], known[flags.dataset]).size
+        epoch = (checkpoint.get("history") or [{}])[-1].get("epoch")
     except MISFITS as error:
         raise UserError(f"{path} is not a checkpoint of a run that can be rebuilt ({type(error).__name__}: "
                         f"{first_words(error)})") from error
@@ -75,12 +164,15 @@ def read_exported(path: Path, model: str | None, method: str | None, given: dict
     """A file that --export wrote. Its flags are the defaults of train.py."""
     network = formats.load(path)
     refuse_other(path, model=(model, network.name), method=(method, "baseline"))
-    folders = "imagenet" if network.size == image_size("imagenet") else "folder"
+    folders = "folder" if network.size == data_loader.DATASETS["folder"].size else "imagenet"
     _, defaults = methods.find("baseline")
     own = {"model": network.name, "method": "exported", "dataset": folders if given.get("data_dir") else None}
-    named = network.classes != authors.class_numbers(len(network.classes))
+    named = network.classes != class_numbers(len(network.classes))
     return SavedModel(path, SingleNetwork(network), Namespace(**vars(defaults) | own | given), network.classes,
                       network.mean, network.std, network.size, named=named)
+
+
+# --- checkpoints of the authors' code, which do not name their method: their parameter names show it
 
 
 def read_weights(path: Path, weights: dict[str, Tensor], model: str | None, method: str | None,
@@ -91,11 +183,11 @@ def read_weights(path: Path, weights: dict[str, Tensor], model: str | None, meth
         raise UserError(f"{path} is not a checkpoint: its state_dict is not a dictionary of weights")
     try:
         weights = models.without_prefixes(weights)
-        recognised, group = authors.recognise(weights)
+        recognised, group = recognise(weights)
         method = method or recognised
         Kind, defaults = methods.find(method)
         flags = Namespace(**vars(defaults) | {"model": model, "method": method, "dataset": "CIFAR10"} | group | given)
-        num_classes = authors.count_classes(weights)
+        num_classes = count_classes(weights)
         built = Kind(flags, num_classes)
         if any(key.startswith("trunk.") for key in weights):
             built.model.load_state_dict(weights)
@@ -108,5 +200,33 @@ def read_weights(path: Path, weights: dict[str, Tensor], model: str | None, meth
         raise UserError(f"{path} does not hold the weights of a {model}, or of a group of them, under the authors' "
                         f"names ({first_words(error)}): name the right {right}") from error
     mean, std = data_loader.normalisation(flags.dataset, flags.num_workers, flags.data_dir)
-    return SavedModel(path, built, flags, authors.class_numbers(num_classes), mean, std, image_size(flags.dataset),
-                      named=False)
+    return SavedModel(path, built, flags, class_numbers(num_classes), mean, std,
+                      data_loader.DATASETS[flags.dataset].size, named=False)
+
+
+def recognise(weights: dict[str, Tensor]) -> tuple[str, dict]:
+    """-> the method, and flags of its group. weights: with the authors' names, without the prefix "module.".
+
+    OKDDip has an attention, ONE has a gate. Other groups count as individual branches: their weights look the same.
+    """
+    numbers = [re.match(r"(?:stu|Branch|norm_final_|fc_|(?:layer|classifier)\d_)(\d+)\.", key) for key in weights]
+    students = {int(number[1]) for number in numbers if number}
+    if not students:
+        return "baseline", {}
+    method = "OKDDip" if "query_weight.weight" in weights else "ONE" if "control_v1.weight" in weights else "Ind"
+    network_based = any(key.startswith("stu") for key in weights)
+    # bpscale is for CL-ILR. It changes only gradients, and whole networks do not have it.
+    return method, {"num_branches": max(students) + 1, "MulStu": network_based, "bpscale": False}
+
+
+def count_classes(weights: dict[str, Tensor]) -> int:
+    """The number of classes: the length of the last classifier's bias. LookupError if there is no classifier."""
+    biases = [key for key in weights if re.search(r"(?:^|\.)(?:fc|classifier)[^.]*(?:\.\d+)?\.bias$", key)]
+    if not biases:
+        raise LookupError("it has no classifier")
+    return len(weights[biases[-1]])
+
+
+def class_numbers(num_classes: int) -> list[str]:
+    """Class names for a file without names: "0", "1", ..."""
+    return [str(c) for c in range(num_classes)]

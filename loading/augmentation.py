@@ -1,6 +1,7 @@
 """Augmentation: its parameters for an epoch, the crops and flips, and normalising."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,18 +11,21 @@ from torch.nn import functional as F
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from loading.images import SIZE, decode, read, read_fast
+from loading.data import is_large
+from loading.images import decode, read, read_fast
 
 PADDING = 4
 SHIFTS = 2 * PADDING + 1  # a crop of the padded image starts at one of 9 rows and 9 columns
+DECODERS = {"pil": read, "fast": read_fast}  # --decoder
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random crop of a large image: its part of the area, width / height
 
 
-def augmentation_parameters(num_images: int, seed: int, epoch: int, flip: bool, large: bool,
+def augmentation_parameters(num_images: int, seed: int, epoch: int, flip: bool, size: int = 32,
                             views: int = 1) -> tuple[Tensor, ...]:
     """-> the order of the images in an epoch [N], then the parameters of each view of the image at each place of it:
     each [N, V].
 
-    32x32 images: first row and first column of the crop, and whether to flip. Large images: the seed of torchvision's
+    Small images: first row and first column of the crop, and whether to flip. Large images: the seed of torchvision's
     transforms. They follow from (seed, epoch) alone, and are drawn on the CPU: every device sees the same images. The
     first view is the same for every number of views.
     """
@@ -30,7 +34,7 @@ def augmentation_parameters(num_images: int, seed: int, epoch: int, flip: bool, 
     order = torch.randperm(num_images, generator=generator)
 
     def view() -> tuple[Tensor, ...]:
-        if large:
+        if is_large(size):
             return (torch.randint(2**63 - 1, (num_images,), generator=generator),)
         top, left = torch.randint(SHIFTS, (2, num_images), generator=generator)
         flips = torch.rand(num_images, generator=generator) < 0.5 if flip else torch.zeros(num_images, dtype=torch.bool)
@@ -43,45 +47,41 @@ def augmentation_parameters(num_images: int, seed: int, epoch: int, flip: bool, 
 # --- one image at a time, in worker processes. The image is read once, whatever the number of views.
 
 
-def prepare(image: np.ndarray | bytes, top: Sequence[int] = (PADDING,), left: Sequence[int] = (PADDING,),
-            flip: Sequence[bool] = (False,)) -> Tensor:
-    """uint8 [32, 32, 3], or the path of a file -> its views, padded, cropped and flipped: uint8 [V, 32, 32, 3].
+def preparation(size: int, decoder: str = "pil") -> Callable[..., Tensor]:
+    """The function that prepares an image of this size: image, parameters of each view -> uint8 [V, size, size, 3].
 
-    The parameters are those of each view. The default ones give one view: the image as it is.
+    Without parameters it gives one view, which is not augmented. decoder: of large images, one of DECODERS.
     """
-    pixels = torch.from_numpy(decode(image) if isinstance(image, bytes) else image)
-    padded = v2.functional.pad(pixels.permute(2, 0, 1), [PADDING])  # [32, 32, 3] -> [3, 40, 40]
-    views = []
-    for first_row, first_column, mirrored in zip(top, left, flip, strict=True):
-        x = v2.functional.crop(padded, first_row, first_column, SIZE, SIZE)
-        views.append(v2.functional.horizontal_flip(x) if mirrored else x)
-    return torch.stack(views).permute(0, 2, 3, 1)  # [V, 3, 32, 32] -> [V, 32, 32, 3]
+    return partial(prepare_large, size=size, decoder=decoder) if is_large(size) else partial(prepare_small, size=size)
 
 
-SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random crop: its part of the image's area, width / height
-LARGE = [224, 224]
-DECODERS = {"pil": read, "fast": read_fast}  # --decoder
+def prepare_small(image: np.ndarray | bytes, top: Sequence[int] = (PADDING,), left: Sequence[int] = (PADDING,),
+                  flips: Sequence[bool] = (False,), *, size: int) -> Tensor:
+    """uint8 [size, size, 3], or the path of a file -> its views, padded, cropped and flipped."""
+    pixels = torch.from_numpy(decode(image, size) if isinstance(image, bytes) else image)
+    parameters = (torch.tensor(values) for values in ([0] * len(top), top, left, flips))
+    return crop_and_flip(pad(pixels[None]), *parameters)
 
 
-def prepare_large(path: bytes, seeds: Sequence[int] = (), decoder: str = "pil") -> Tensor:
-    """The path of an image file -> uint8 [V, 224, 224, 3]: a random crop and flip for each seed.
+def prepare_large(path: bytes, seeds: Sequence[int] = (), *, size: int, decoder: str) -> Tensor:
+    """The path of a file -> a random crop and flip for each seed; without seeds the centre crop.
 
-    Without seeds it is one view, the centre crop. decoder: one of DECODERS. All of them crop and flip alike. PyTorch
-    instead of Pillow resizes what "fast" decodes: other rounding.
+    All decoders crop and flip alike. PyTorch instead of Pillow resizes what "fast" decodes: other rounding.
     """
     image = DECODERS[decoder](path)
     if not isinstance(image, Image.Image):
         image = torch.from_numpy(image).permute(2, 0, 1)  # [3, H, W]
     if not seeds:
-        return pixels(v2.functional.center_crop(v2.functional.resize(image, [256]), LARGE))[None]
+        resized = v2.functional.resize(image, [size * 8 // 7])  # 224 -> 256
+        return pixels(v2.functional.center_crop(resized, [size, size]))[None]
     with torch.random.fork_rng(devices=[]):
-        return torch.stack([random_view(image, seed) for seed in seeds])
+        return torch.stack([random_view(image, seed, size) for seed in seeds])
 
 
-def random_view(image: Image.Image | Tensor, seed: int) -> Tensor:
-    """torchvision's RandomResizedCrop(224) and RandomHorizontalFlip() after torch.manual_seed(seed).
+def random_view(image: Image.Image | Tensor, seed: int, size: int) -> Tensor:
+    """torchvision's RandomResizedCrop(size) and RandomHorizontalFlip() after torch.manual_seed(seed).
 
-    An image, or uint8 [3, H, W] -> uint8 [224, 224, 3].
+    An image, or uint8 [3, H, W] -> uint8 [size, size, 3].
     """
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
     box = transforms.RandomResizedCrop.get_params(image, SCALE, RATIO)
@@ -89,7 +89,7 @@ def random_view(image: Image.Image | Tensor, seed: int) -> Tensor:
     crop = v2.functional.crop(image, *box)
     if isinstance(crop, Tensor):  # one piece of memory is resized faster
         crop = crop.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    view = pixels(v2.functional.resize(crop, LARGE))
+    view = pixels(v2.functional.resize(crop, [size, size]))
     return view.flip(1) if mirrored else view
 
 

@@ -3,14 +3,13 @@
 import os
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from loading.damaged import DamagedFiles, each, first_of
-from loading.data import Split
-from loading.images import missing
+from loading.data import Data, Split
+from loading.images import DamagedFiles, each, first_of, missing
 from runtime.errors import UserError, warn
 
 NOT_READ = {"PDF", "PALM", "MPEG", "GRIB", "HDF5", "BUFR"}  # Pillow knows these formats, but cannot read them
@@ -87,21 +86,13 @@ def warn_of_other_files(others: list[str]) -> None:
 # --- class folders
 
 
-class Splits(NamedTuple):
-    """The files of a data set in class folders. train, held_out: None if there are none, or if not asked for."""
-
-    train: Split | None
-    held_out: Split | None
-    test: Split
-    classes: list[str]
-
-
-def class_folders(root: str | os.PathLike, name: str, test_names: tuple[str, str], test_only: bool) -> Splits:
+def class_folders(name: str, test_names: tuple[str, str], root: str | os.PathLike, test_only: bool) -> Data:
     """The files of <root>/train/<class>/*, and of val/ and test/.
 
     If both are there, val/ is held out, to choose the best epoch, and test/ tests. If one is there, it tests. One
-    without class folders is not used: ImageNet's own test images have no labels. test_names: both, in the order in
-    which errors name them. UserError if a folder is missing, or if classes are too few, empty or not the same.
+    without class folders is not used: ImageNet's own test images have no labels. name: of the data set. test_names:
+    both, in the order in which errors name them. UserError if a folder is missing, or if classes are too few, empty or
+    not the same.
     """
     train, (held_out, test) = Path(root, "train"), test_folders(root, test_names)
     directories = [test] if test_only else [d for d in (train, held_out, test) if d]
@@ -115,7 +106,7 @@ def class_folders(root: str | os.PathLike, name: str, test_names: tuple[str, str
     splits, others = zip(*each(lambda directory: class_files(directory, classes), directories), strict=True)
     warn_of_other_files([file for files in others for file in files])
     found = dict(zip(directories, splits, strict=True))
-    return Splits(found.get(train), found.get(held_out), found[test], classes)
+    return Data(found.get(train), found[test], classes, held_out=found.get(held_out))
 
 
 def test_folders(root: str | os.PathLike, test_names: tuple[str, str]) -> tuple[Path | None, Path]:

@@ -1,22 +1,61 @@
-"""Image files: read and decode them, and measure their pixels."""
+"""Image files: read and decode one, and say what is wrong with those that cannot be used."""
 
 import os
 import stat
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
-from loading.damaged import DamagedFiles, each
-from loading.data import Split
-from loading.workers import usable_workers
 from runtime.errors import UserError, first_words
 
-SIZE = 32
+NAMED = 10  # files in one error
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+def first_of(words: list[str], separator: str = ", ") -> str:
+    """The first ten, and how many more there are."""
+    more = [f"{len(words) - NAMED} more"] if len(words) > NAMED else []
+    return separator.join(words[:NAMED] + more)
+
+
+class DamagedFiles(UserError):
+    """problems: a sentence about each file or folder. The message has ten of them, and their number."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__(problems)  # so it can be pickled, for other processes
+        self.problems = problems
+
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return self.problems[0]
+        return f"{len(self.problems)} image files or folders cannot be used: {first_of(self.problems, '; ')}"
+
+
+def attempt(function: Callable[[Item], Result], items: Iterable[Item]) -> tuple[list[Result], list[str]]:
+    """-> function(item) of each item, and a sentence about each file or folder for which it raised UserError."""
+    results, problems = [], []
+    for item in items:
+        try:
+            results.append(function(item))
+        except UserError as error:
+            problems += error.problems if isinstance(error, DamagedFiles) else [str(error)]
+    return results, problems
+
+
+def each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """function(item) of each item. If it raises UserError for some of them, DamagedFiles has all of their sentences."""
+    results, problems = attempt(function, items)
+    if problems:
+        raise DamagedFiles(problems)
+    return results
+
+
+# --- one file
 
 
 def read(path: bytes) -> Image.Image:
@@ -79,56 +118,6 @@ def read_fast(path: bytes) -> Image.Image | np.ndarray:
     return read(path)
 
 
-def decode(path: bytes) -> np.ndarray:
-    """An image file -> uint8 [32, 32, 3]. UserError as in ``read``."""
-    return np.array(read(path).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
-
-
-def map_blocks(function: Callable[[np.ndarray], np.ndarray], split: Split, num_workers: int) -> list[np.ndarray]:
-    """Apply ``function`` to each block of up to 256 images, uint8 [256, 32, 32, 3], in ``num_workers`` threads.
-
-    Files are decoded block by block. So a split in files is measured without all of its images in memory.
-    DamagedFiles if some do not decode: all files are read, to know all of these.
-    """
-    def work(block: np.ndarray) -> np.ndarray | DamagedFiles:
-        try:
-            return function(np.stack(each(decode, block)) if split.in_files else block)
-        except DamagedFiles as damaged:
-            return damaged
-
-    with ThreadPoolExecutor(max(1, usable_workers(num_workers))) as pool:
-        results = list(pool.map(work, np.split(split.images, range(256, len(split.images), 256))))
-    if problems := [p for result in results if isinstance(result, DamagedFiles) for p in result.problems]:
-        raise DamagedFiles(problems)
-    return results
-
-
-def in_memory(split: Split, num_workers: int) -> Split:
-    """The split with its files decoded by ``num_workers`` threads. DamagedFiles if some do not decode."""
-    if not split.in_files:
-        return split
-    return Split(np.concatenate(map_blocks(np.asarray, split, num_workers)), split.labels)
-
-
-def channel_statistics(split: Split, num_workers: int = 0) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, for pixels between 0 and 1, to four decimals.
-
-    They are computed from the counts of the 256 levels, so no error adds up.
-    """
-    def count(block: np.ndarray) -> np.ndarray:  # [B, 32, 32, 3] -> [3, 256]
-        return np.stack([np.bincount(block[..., c].reshape(-1), minlength=256) for c in range(3)])
-
-    levels, counts = np.arange(256) / 255, sum(map_blocks(count, split, num_workers))
-    share = counts / counts.sum(1, keepdims=True)  # [3, 256]
-    mean = share @ levels  # [3]
-    std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1)).clip(1 / 255)  # not 0 for a constant channel
-    return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())
-
-
-def constant(images: np.ndarray) -> bool:
-    """Whether each image, of files the first 256, has one colour. Usually the first image shows that it is not so."""
-    files = images[:256] if images.dtype.kind == "S" else images
-    try:
-        return all(not np.ptp(decode(image) if isinstance(image, bytes) else image, (0, 1)).any() for image in files)
-    except UserError:  # it is reported when the file's batch is read
-        return False
+def decode(path: bytes, size: int) -> np.ndarray:
+    """An image file -> uint8 [size, size, 3], its sides shrunk or stretched to the size. UserError as in ``read``."""
+    return np.array(read(path).resize((size, size), Image.Resampling.BILINEAR))

@@ -1,16 +1,19 @@
-"""Loaders: the batches of one split, augmented and normalised on the training device."""
+"""Loaders: the batches of one split, augmented and normalised on the training device; and their worker processes."""
 
-from collections.abc import Iterator
-from functools import partial
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from threading import Thread
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from loading.augmentation import Normalise, augmentation_parameters, crop_and_flip, pad, prepare, prepare_large
-from loading.data import Data, Split
-from loading.workers import Batches, BatchKeys, leave_signals_to_the_parent, usable_workers
+from loading.augmentation import Normalise, augmentation_parameters, crop_and_flip, pad, preparation
+from loading.data import Data, Split, usable_workers
+from loading.images import each
 from runtime import processes
 from runtime.errors import UserError
 
@@ -28,7 +31,7 @@ class Loader:
         self.classes, self.num_classes, self.num_images = data.classes, len(data.classes), len(split.labels)
         self.mean, self.std = data.mean, data.std
         self.batch_size, self.device, self.seed, self.epoch = batch_size, device, seed, 0
-        self.augment, self.views, self.flip, self.large = augment, views, data.flip, data.large
+        self.augment, self.views, self.flip, self.size = augment, views, data.flip, data.size
         self.normalise = Normalise(data.mean, data.std, device)
         self.held_out: Loader | None = None
 
@@ -65,7 +68,7 @@ class Loader:
 
     def augmentation_parameters(self) -> tuple[Tensor, ...]:
         """The order of the images in this epoch [N] and the augmentation parameters of their views, each [N, V]."""
-        return augmentation_parameters(self.num_images, self.seed, self.epoch, self.flip, self.large, self.views)
+        return augmentation_parameters(self.num_images, self.seed, self.epoch, self.flip, self.size, self.views)
 
     def finish(self, pixels: Tensor) -> Tensor:
         """uint8 [V B, H, W, 3], view by view -> normalised images [B, 3, H, W], or with several views [B, V, 3, H, W].
@@ -116,7 +119,7 @@ class Streamed(Loader):
     """Each image is read and augmented when its batch needs it, in ``num_workers`` processes (0: in this one).
 
     A batch travels to the device as uint8, a quarter of the bytes, and is normalised there. UserError if a file does
-    not decode. One pass at a time: a new pass ends the one before. decoder: of large images (``prepare_large``).
+    not decode. One pass at a time: a new pass ends the one before. decoder: of large images.
     """
 
     def __init__(self, split: Split, *args, num_workers: int = 0, decoder: str = "pil", **kwargs):
@@ -124,10 +127,9 @@ class Streamed(Loader):
         self.keys, workers = BatchKeys(), usable_workers(num_workers)
         # batch_size=None: each item is a whole batch already. generator: DataLoader draws one number for its workers,
         # which is not used here. With its own generator it does not change the random numbers of the training.
-        batches = Batches(split, partial(prepare_large, decoder=decoder) if self.large else prepare)
         self.loader = DataLoader(
-            batches, batch_size=None, sampler=self.keys, num_workers=workers, persistent_workers=workers > 0,
-            pin_memory=self.device.type == "cuda", generator=torch.Generator(),
+            Batches(split, preparation(self.size, decoder)), batch_size=None, sampler=self.keys, num_workers=workers,
+            persistent_workers=workers > 0, pin_memory=self.device.type == "cuda", generator=torch.Generator(),
             worker_init_fn=leave_signals_to_the_parent)
 
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -145,3 +147,66 @@ class Streamed(Loader):
         if self.loader._iterator is not None:
             self.loader._iterator._shutdown_workers()  # PyTorch has no public name for it
             self.loader._iterator = None
+
+
+# --- worker processes: each reads and prepares whole batches
+
+
+class BatchKeys:
+    """The sampler of a DataLoader. It gives each batch as a list with one tuple per image: (index, *parameters).
+
+    The augmentation parameters travel with the index. So a worker knows neither the epoch nor its own number.
+    parameters: the order of the images [N], then tensors [N, V]. parts: the first and last place of each batch.
+    """
+
+    parameters: tuple[Tensor, ...]
+    parts: list[tuple[int, int]]
+
+    def __iter__(self) -> Iterator[list[tuple]]:
+        for a, b in self.parts:
+            yield list(zip(*(t[a:b].tolist() for t in self.parameters), strict=True))
+
+
+class Batches(Dataset):
+    """The data set of a DataLoader: the keys of a batch -> views uint8 [V, B, H, W, 3], labels int64 [B].
+
+    An error, which names all damaged files of the batch, is returned as its text. If it were raised here, DataLoader
+    would add a traceback to it.
+    """
+
+    def __init__(self, split: Split, prepare: Callable[..., Tensor]):
+        self.split, self.prepare = split, prepare
+
+    def __getitem__(self, keys: list[tuple]) -> tuple[Tensor, Tensor] | str:
+        try:
+            views, labels = default_collate(each(self.image, keys))
+            return views.transpose(0, 1).contiguous(), labels  # [B, V, H, W, 3] -> [V, B, H, W, 3]
+        except UserError as error:
+            return str(error)
+
+    def image(self, key: tuple) -> tuple[Tensor, np.int64]:
+        """The key of an image -> its views uint8 [V, H, W, 3], its label."""
+        index, *parameters = key
+        return self.prepare(self.split.images[index], *parameters), self.split.labels[index]
+
+
+def leave_signals_to_the_parent(worker: int) -> None:
+    """Let a worker ignore Ctrl-C and a closed terminal, and SIGTERM unless its parent sends it.
+
+    Ctrl-C, a closed terminal's SIGHUP and a batch system's SIGTERM reach every process of a job. The training then
+    finishes its step, and may need its workers for it. They end when the training ends or when it terminates them.
+    """
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=exit_when_the_parent_says, daemon=True).start()
+
+
+def exit_when_the_parent_says() -> None:
+    """Wait for a SIGTERM from the parent process, then exit."""
+    parent = multiprocessing.parent_process()  # getppid may be a server that starts processes
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)

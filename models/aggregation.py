@@ -21,13 +21,17 @@ class Attention(nn.Module):
         self.W_L = nn.Linear(width, width // 8, bias=False)
         self.W_E = nn.Linear(width, width // 8, bias=False)
 
+    def scores(self, h: Tensor) -> Tensor:
+        """h [B, p, D] -> (W_L h_a) . (W_E h_b) [B, p, p]."""
+        L, E = self.W_L(h), self.W_E(h)  # [B, p, D/8]
+        return L @ E.mT  # [B, p, D/8] @ [B, D/8, p] -> [B, p, p]
+
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
         """h [B, p, D]: features of the p peers; z [B, p, C]: their logits, not used -> alpha [B, p, p].
 
         Each row alpha[:, a] sums to 1.
         """
-        L, E = self.W_L(h), self.W_E(h)  # [B, p, D/8]
-        return torch.softmax(L @ E.mT, dim=-1)  # [B, p, D/8] @ [B, D/8, p] -> [B, p, p]
+        return torch.softmax(self.scores(h), dim=-1)
 
 
 class OthersAttention(Attention):
@@ -38,10 +42,9 @@ class OthersAttention(Attention):
     Needs at least two peers. With exactly two, each attends to the other alone.
     """
 
-    def forward(self, h: Tensor, z: Tensor) -> Tensor:
-        scores = self.W_L(h) @ self.W_E(h).mT  # [B, p, p]
+    def scores(self, h: Tensor) -> Tensor:
         diagonal = torch.eye(h.shape[1], dtype=torch.bool, device=h.device)
-        return torch.softmax(scores.masked_fill(diagonal, float("-inf")), dim=-1)
+        return super().scores(h).masked_fill(diagonal, float("-inf"))
 
 
 # The paper's Table 5 replaces the attention by each of the next four. The paper gives their names but no equations:

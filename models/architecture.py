@@ -1,6 +1,8 @@
 """How a family of networks is described, and the plain network: a trunk and a head."""
 
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,11 +13,12 @@ from torch.nn import functional as F
 class Architecture(NamedTuple):
     """How to build one network of ``models.NETWORKS``.
 
-    trunk(): makes the stages that branches share. images [B, 3, H, W] -> x [B, trunk.width, H', W'].
-    head(num_classes=C): makes a ``Head``. x -> features h [B, head.width], logits z [B, C].
+    trunk(): makes the stages that branches share. images [B, 3, H, W] -> x [B, width, H', W'].
+    head(num_classes=C): makes a ``Head``. x -> features h [B, D], logits z [B, C].
     initialise(module): draws the initial weights of a whole model, also of its attention or gate.
     branch_names: part of the head -> its names in the authors' branch-based checkpoints; {i} is the branch.
     trunk_options, head_options: the options of ``registry.find`` that trunk and head take.
+    image_size: height and width of the images that the network is made for.
     """
 
     trunk: Callable[[], nn.Module]
@@ -24,6 +27,17 @@ class Architecture(NamedTuple):
     branch_names: dict[str, tuple[str, ...]]
     trunk_options: tuple[str, ...] = ()
     head_options: tuple[str, ...] = ()
+    image_size: int = 32
+
+    def has(self, option: str) -> bool:
+        """Whether the trunk or the head takes the option."""
+        return option in self.trunk_options + self.head_options
+
+    def with_options(self, options: dict) -> "Architecture":
+        """The same, with those of the options set that trunk and head take."""
+        trunk, head = ({name: options[name] for name in names if name in options}
+                       for names in (self.trunk_options, self.head_options))
+        return self._replace(trunk=partial(self.trunk, **trunk), head=partial(self.head, **head))
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -46,15 +60,10 @@ def count_batches(module: nn.Module, batches: int) -> None:
 
 
 class Head(nn.Module):
-    """The last stage and the classifier of a network. ``width``: D, the channels of the feature map and the size of h.
-
-    Subclasses define the two halves. FFL fuses the maps between them.
-    """
-
-    width: int
+    """The last stage and the classifier of a network. Subclasses define the two halves; FFL fuses the maps between."""
 
     def feature_map(self, x: Tensor) -> Tensor:
-        """The trunk's output x [B, trunk.width, H', W'] -> the last feature map f [B, D, H, W]."""
+        """The trunk's output x [B, width, H', W'] -> the last feature map f [B, D, H, W], D the size of h."""
         raise NotImplementedError
 
     def classify(self, f: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,7 +71,7 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, trunk.width, H', W'] -> features h [B, D], logits z [B, C]."""
+        """x [B, width, H', W'] -> features h [B, D], logits z [B, C]."""
         return self.classify(self.feature_map(x))
 
 
@@ -77,3 +86,7 @@ class Network(nn.Module):
         """images [B, 3, H, W] -> logits [B, C]."""
         _, logits = self.head(self.trunk(images))
         return logits
+
+    def own_state_dict(self) -> dict[str, Tensor]:
+        """The weights under the names that they have in the network from elsewhere; else as in ``state_dict``."""
+        return {re.sub(r"^(trunk|head)\.network\.", "", name): value for name, value in self.state_dict().items()}

@@ -4,7 +4,7 @@ Every group tensor is [B, m, .]. OKDDip's group leader is the last of the m stud
 the same for all students, or views [B, m, 3, H, W]: view i for student i.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,66 +12,57 @@ from torch import Tensor, nn
 from .aggregation import AGGREGATIONS, Gate, divide_gradient, others_mean
 from .architecture import Network
 from .registry import find_each
-
-
-def check_widths(network: Network) -> None:
-    """ValueError if the trunk or the head has another ``width`` than its output: attention and gate are made for it.
-
-    One image goes through them in evaluation mode, so no statistic and no random number changes. A network that does
-    not take images of 32x32 is not checked.
-    """
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            x = network.trunk(torch.zeros(1, 3, 32, 32))
-            h, _ = network.head(x)
-    except RuntimeError:  # PyTorch's, if shapes do not fit
-        return
-    finally:
-        for module, training in modes:
-            module.training = training
-    found = {"trunk": (network.trunk.width, x.shape[1]), "head": (network.head.width, h.shape[1])}
-    for part, (width, channels) in found.items():
-        if width != channels:
-            raise ValueError(f"the {part} of {network.name} says that its width is {width}, but it returns {channels} "
-                             f"{'channels' if part == 'trunk' else 'features'}: set its width to {channels}")
+from .sources import title
 
 
 class Branches(nn.Module):
     """m students without interaction: the "individual" baseline (one shared trunk), or the networks of DML.
 
-    name: the network of all students, or a list with the network of each; different ones only if network_based.
-    network_based: m trunks instead of one. options: see ``registry.find``. ValueError if m < 2, if names and m or
-    network_based do not fit, or if the width of a trunk or head is not that of its output.
+    name: the network of all students, or a list with the network of each; different ones only if network_based. A
+    network is named, or is a function or class that makes it when it is called with ``num_classes=C``.
+    network_based: m trunks instead of one. options: see ``registry.find``. ValueError if m < 2, or if names and m or
+    network_based do not fit.
     """
 
-    def __init__(self, name: str | Sequence[str], num_classes: int, num_branches: int, network_based: bool = False,
-                 **options):
+    def __init__(self, name: str | Callable | Sequence[str | Callable], num_classes: int, num_branches: int,
+                 network_based: bool = False, **options):
         super().__init__()
         if num_branches < 2:
             raise ValueError(f"a group needs at least 2 branches, not {num_branches}")
-        self.names = [name] * num_branches if isinstance(name, str) else list(name)
-        if len(self.names) != num_branches:
-            raise ValueError(f"{num_branches} students need as many networks, not {len(self.names)}")
-        mixed = len(set(self.names)) > 1
+        networks = [name] * num_branches if isinstance(name, str) or callable(name) else list(name)
+        if len(networks) != num_branches:
+            raise ValueError(f"{num_branches} students need as many networks, not {len(networks)}")
+        self.names = [title(network) for network in networks]
+        mixed = len(set(networks)) > 1
         if mixed and not network_based:
             raise ValueError("branches share the trunk of one network: different networks must be network-based")
         self.name = "+".join(self.names) if mixed else self.names[0]
         self.num_branches, self.network_based = num_branches, network_based
-        architectures = find_each(self.names, **options)
+        architectures = find_each(networks, shared_trunk=not network_based, **options)
         self.trunks = nn.ModuleList(a.trunk() for a in (architectures if network_based else architectures[:1]))
         self.heads = nn.ModuleList(a.head(num_classes=num_classes) for a in architectures)
-        for i in {name: i for i, name in enumerate(self.names)}.values():  # one student of each network
-            check_widths(self.student(i))
-        self.add_aggregation(trunk_width=self.trunks[0].width, width=self.heads[0].width)
+        self.trunk_width, self.width = self.measure_widths(architectures[0].image_size)
+        self.add_aggregation()
         if mixed:
             for architecture, *parts in zip(architectures, self.trunks, self.heads, strict=True):
                 architecture.initialise(nn.ModuleList(parts))
         else:
             architectures[0].initialise(self)
 
-    def add_aggregation(self, trunk_width: int, width: int) -> None:
+    def measure_widths(self, size: int) -> tuple[int | None, int]:
+        """-> the channels of the trunk's output (None if it is no feature map), and D, the size of h: what attention,
+        gate and fusion are made for.
+
+        One image goes through the first student in evaluation mode: no statistic and no random number changes.
+        """
+        student = self.student(0).eval()
+        with torch.no_grad():
+            x = student.trunk(torch.zeros(1, 3, size, size))
+            h, _ = student.head(x)
+        student.train()
+        return x.shape[1] if x.dim() == 4 else None, h.shape[1]
+
+    def add_aggregation(self) -> None:
         """Subclasses create the modules that combine the students here. ``Branches`` has none."""
 
     def trunk_outputs(self, images: Tensor) -> list[Tensor]:
@@ -116,8 +107,8 @@ class OKDDip(Branches):
         self.aggregation_name, self.has_leader = aggregation, leader
         super().__init__(name, num_classes, num_branches, network_based, **options)
 
-    def add_aggregation(self, trunk_width: int, width: int) -> None:
-        self.aggregation = AGGREGATIONS[self.aggregation_name](width)
+    def add_aggregation(self) -> None:
+        self.aggregation = AGGREGATIONS[self.aggregation_name](self.width)
 
     def attend(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """images [B, 3, H, W] -> peers' logits [B, m-1, C], attention [B, m-1, m-1], leader's logits [B, C].
@@ -145,11 +136,10 @@ class OKDDip(Branches):
 class ONE(Branches):
     """m branches and their gated ensemble, the teacher of each branch (Lan et al. 2018). Branch-based only."""
 
-    def __init__(self, name: str, num_classes: int, num_branches: int, **options):
-        super().__init__(name, num_classes, num_branches, **options)
-
-    def add_aggregation(self, trunk_width: int, width: int) -> None:
-        self.gate = Gate(trunk_width, self.num_branches)
+    def add_aggregation(self) -> None:
+        if self.trunk_width is None:
+            raise ValueError(f"ONE's gate pools a feature map [B, C, H, W], which {self.name} does not have at the cut")
+        self.gate = Gate(self.trunk_width, self.num_branches)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images [B, 3, H, W] -> branches [B, m, C], ensemble e = sum_i g_i z_i [B, C]."""

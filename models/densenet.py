@@ -94,25 +94,25 @@ def transition(in_channels: int, out_channels: int) -> nn.Sequential:
     ))
 
 
-def trunk_width(layers: int) -> int:
-    """Channels in front of block 3. Each of two blocks adds layers * GROWTH, each transition halves the channels."""
-    return ((STEM + layers * GROWTH) // 2 + layers * GROWTH) // 2
+def channels(layers: int) -> tuple[int, int, int]:
+    """After each block. A block adds layers * GROWTH channels, the transitions before the others halve them."""
+    one = STEM + layers * GROWTH
+    two = one // 2 + layers * GROWTH
+    return one, two, two // 2 + layers * GROWTH
 
 
 class Trunk(nn.Module):
-    """First convolution, blocks 1 and 2 with their transitions. ``width``: channels of its output."""
+    """First convolution, blocks 1 and 2 with their transitions."""
 
     def __init__(self, layers: int, efficient: bool = False):
         super().__init__()
-        self.width = trunk_width(layers)
-        one = STEM + layers * GROWTH  # channels after block 1
-        two = one // 2 + layers * GROWTH  # channels after block 2
+        one, two, _ = channels(layers)
         self.features = nn.Sequential(OrderedDict(
             conv0=nn.Conv2d(3, STEM, 3, padding=1, bias=False),
             denseblock1=DenseBlock(STEM, layers, efficient),
             transition1=transition(one, one // 2),
             denseblock2=DenseBlock(one // 2, layers, efficient),
-            transition2=transition(two, self.width),
+            transition2=transition(two, two // 2),
         ))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -120,17 +120,17 @@ class Trunk(nn.Module):
 
 
 class Head(BaseHead):
-    """Block 3, the final BatchNorm, average pooling and the classifier. ``width``: D, the size of h."""
+    """Block 3, the final BatchNorm, average pooling and the classifier."""
 
     def __init__(self, layers: int, num_classes: int, efficient: bool = False):
         super().__init__()
-        self.width = trunk_width(layers) + layers * GROWTH
+        _, two, three = channels(layers)
         self.features = nn.Sequential(OrderedDict(
-            denseblock3=DenseBlock(trunk_width(layers), layers, efficient),
-            norm_final=BatchNorm(self.width),
+            denseblock3=DenseBlock(two // 2, layers, efficient),
+            norm_final=BatchNorm(three),
             relu=nn.ReLU(inplace=True),
         ))
-        self.classifier = nn.Linear(self.width, num_classes)
+        self.classifier = nn.Linear(three, num_classes)
 
     def feature_map(self, x: Tensor) -> Tensor:
         return self.features(x)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .architecture import BatchNorm
+from .architecture import BatchNorm, Head
 from .branches import Branches
 from .registry import find
 
@@ -42,7 +42,9 @@ class FFL(Branches):
 
     def __init__(self, name: str, num_classes: int, num_branches: int, network_based: bool = False, **options):
         super().__init__(name, num_classes, num_branches, network_based, **options)
-        self.fusion = Fusion(num_branches, self.heads[0].width, num_classes)
+        if type(self.heads[0]).feature_map is Head.feature_map:
+            raise ValueError(f"FFL fuses the last feature maps of the branches, which {self.name} does not give")
+        self.fusion = Fusion(num_branches, self.width, num_classes)
         find(name).initialise(self.fusion.fc)  # a VGG draws all its linear layers in its own way
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

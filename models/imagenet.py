@@ -17,12 +17,11 @@ from .resnet import initialise  # convolutions Kaiming-normal (fan_out), as in t
 
 
 class Trunk(nn.Module):
-    """First convolution and stages 1 to 3. ``width``: channels of its output."""
+    """First convolution and stages 1 to 3."""
 
     def __init__(self, build: Callable[..., ResNet]):
         super().__init__()
         network = build(weights=None, norm_layer=BatchNorm)
-        self.width = network.layer4[0].conv1.in_channels
         self.conv1, self.bn1, self.relu, self.maxpool = network.conv1, network.bn1, network.relu, network.maxpool
         self.layer1, self.layer2, self.layer3 = network.layer1, network.layer2, network.layer3
 
@@ -32,12 +31,11 @@ class Trunk(nn.Module):
 
 
 class Head(BaseHead):
-    """Stage 4, average pooling and the classifier. ``width``: D, the size of h."""
+    """Stage 4, average pooling and the classifier."""
 
     def __init__(self, build: Callable[..., ResNet], num_classes: int):
         super().__init__()
         network = build(weights=None, num_classes=num_classes, norm_layer=BatchNorm)
-        self.width = network.fc.in_features
         self.layer4, self.avgpool, self.fc = network.layer4, network.avgpool, network.fc
 
     def feature_map(self, x: Tensor) -> Tensor:
@@ -58,6 +56,7 @@ def architecture(build: Callable[..., ResNet]) -> Architecture:
             "layer4": ("layer4_{i}", "layer3_{i}"),
             "fc": ("classifier4_{i}", "classifier3_{i}", "fc_{i}"),
         },
+        image_size=224,
     )
 
 

@@ -8,20 +8,27 @@ from torch.nn import functional as F
 
 from .branches import Branches
 
-# The rules that make a target of logits z [B, m, C] and labels [B]: -> t [B, C].
+
+def of_label(x: Tensor, labels: Tensor) -> Tensor:
+    """x_y, x [B, m, C] at the labels [B] -> [B, m, 1]. For labels that are probabilities [B, C]: sum_c y_c x_c."""
+    if labels.dim() == 2:
+        return (x * labels.unsqueeze(1)).sum(-1, keepdim=True)
+    return x.gather(-1, labels.view(-1, 1, 1).expand(-1, x.shape[1], 1))
+
+
+# The rules that make a target of logits z [B, m, C] and labels [B] or [B, C]: -> t [B, C].
 
 
 def naive(z: Tensor, labels: Tensor) -> Tensor:
     """The logits of the network with the least cross-entropy, for each image."""
-    true = F.log_softmax(z, -1).gather(-1, labels.view(-1, 1, 1).expand(-1, z.shape[1], 1))  # log p_y [B, m, 1]
+    true = of_label(F.log_softmax(z, -1), labels)  # log p_y [B, m, 1]
     best = true.argmax(1, keepdim=True)  # [B, 1, 1]
     return z.gather(1, best.expand(-1, 1, z.shape[-1])).squeeze(1)
 
 
 def minlogit(z: Tensor, labels: Tensor) -> Tensor:
     """t_c = min_i (z_ic - z_iy), so t_y = 0. The least logit of each class, relative to that of the label."""
-    z_y = z.gather(-1, labels.view(-1, 1, 1).expand(-1, z.shape[1], 1))  # [B, m, 1]
-    return (z - z_y).amin(1)
+    return (z - of_label(z, labels)).amin(1)
 
 
 def mean(z: Tensor, labels: Tensor) -> Tensor:
@@ -34,7 +41,8 @@ TARGETS = {"mean": mean, "naive": naive, "minlogit": minlogit}  # and "general",
 
 def error_products(log_p: Tensor, labels: Tensor) -> Tensor:
     """log_p [B, m, C] -> [m, m], summed over images and classes: (p_i - y)(p_j - y). C_ij is its mean over images."""
-    e = log_p.exp() - F.one_hot(labels, log_p.shape[-1]).unsqueeze(1)  # [B, m, C]
+    y = labels if labels.dim() == 2 else F.one_hot(labels, log_p.shape[-1])
+    e = log_p.exp() - y.unsqueeze(1)  # [B, m, C]
     return (e.unsqueeze(2) * e.unsqueeze(1)).sum((0, 3))  # [B, m, m, C] -> [m, m]; no matrix product: full precision
 
 

@@ -23,7 +23,7 @@ def without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def official_names(key: str, model: nn.Module) -> list[str]:
     """The names of our parameter ``key`` in the authors' checkpoints, the likeliest first.
 
-    ValueError if they have no such method.
+    ValueError if they have no such method, or if the network does not say how they name it.
     """
     module, _, leaf = key.rpartition(".")
     if module in AGGREGATION:
@@ -41,7 +41,7 @@ def official_names(key: str, model: nn.Module) -> list[str]:
     for ours, theirs in find(model.name).branch_names.items():
         if rest.startswith(f"{ours}."):
             return [name.format(i=i) + rest[len(ours):] for name in theirs]
-    raise KeyError(f"{model.name} does not say how the authors name {rest!r} in a branch")
+    raise ValueError(f"{model.name} does not say how the authors name {rest!r} in a branch")
 
 
 def load_official_state_dict(model: nn.Module, state_dict: dict[str, Tensor]) -> None:

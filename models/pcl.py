@@ -17,9 +17,9 @@ class PCL(nn.Module):
 
     def __init__(self, name: str, num_classes: int, num_branches: int, **options):
         super().__init__()
-        self.name, self.num_branches = name, num_branches
         self.peers = Branches(name, num_classes, num_branches, **options)
-        self.ensemble = nn.Linear(num_branches * self.peers.heads[0].width, num_classes)
+        self.name, self.num_branches = self.peers.name, num_branches
+        self.ensemble = nn.Linear(num_branches * self.peers.width, num_classes)
         find(name).initialise(self.ensemble)  # a VGG draws all its linear layers in its own way
         self.mean = Branches(name, num_classes, num_branches, **options).requires_grad_(False)
         self.mean.load_state_dict(self.peers.state_dict())

@@ -85,11 +85,10 @@ def expansion(block) -> int:
 
 
 class Trunk(nn.Module):
-    """First convolution and stages 1 and 2. ``width``: channels of its output."""
+    """First convolution and stages 1 and 2."""
 
     def __init__(self, block, blocks: int):
         super().__init__()
-        self.width = 32 * expansion(block)
         self.conv1 = conv3x3(3, 16)
         self.bn1 = BatchNorm(16)
         self.relu = nn.ReLU(inplace=True)
@@ -102,13 +101,12 @@ class Trunk(nn.Module):
 
 
 class Head(BaseHead):
-    """Stage 3, average pooling and the classifier. ``width``: D, the size of h."""
+    """Stage 3, average pooling and the classifier."""
 
     def __init__(self, block, blocks: int, num_classes: int):
         super().__init__()
-        self.width = 64 * expansion(block)
         self.layer3 = stage(block, 32 * expansion(block), 64, blocks, stride=2)
-        self.fc = nn.Linear(self.width, num_classes)
+        self.fc = nn.Linear(64 * expansion(block), num_classes)
 
     def feature_map(self, x: Tensor) -> Tensor:
         return self.layer3(x)

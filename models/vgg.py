@@ -31,14 +31,10 @@ def stage(in_channels: int, channels: int, convolutions: int) -> nn.Sequential:
 
 
 class Trunk(nn.Module):
-    """First two convolutions and stages 1 to 3. ``width``: channels of its output.
-
-    convolutions: their number in each stage from layer2 on (3 in vgg16, 4 in vgg19).
-    """
+    """First two convolutions and stages 1 to 3. convolutions: see ``architecture``."""
 
     def __init__(self, convolutions: int):
         super().__init__()
-        self.width = WIDTH
         self.conv1 = conv3x3(3, 64)
         self.bn1 = BatchNorm(64)
         self.conv2 = conv3x3(64, 64)
@@ -56,11 +52,10 @@ class Trunk(nn.Module):
 
 
 class Head(BaseHead):
-    """Stage 4 and the classifier. ``width``: D, the size of h. dropout: probability after each hidden layer."""
+    """Stage 4 and the classifier. dropout: probability after each hidden layer."""
 
     def __init__(self, convolutions: int, num_classes: int, dropout: float = 0.0):
         super().__init__()
-        self.width = WIDTH
         self.layer4 = stage(WIDTH, WIDTH, convolutions)
         self.classifier = nn.Sequential(
             nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=True), nn.Dropout(dropout),
@@ -91,7 +86,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def architecture(convolutions: int) -> Architecture:
-    """``convolutions``: their number in each of the last three stages."""
+    """``convolutions``: their number in each stage from layer2 on (3 in vgg16, 4 in vgg19)."""
     return Architecture(
         trunk=partial(Trunk, convolutions),
         head=partial(Head, convolutions),

@@ -1,29 +1,22 @@
 """Damage saved files at random, and read them: never other numbers, never a hang, never the end of the process.
 
-    python tests/damage.py --damages 500
-
 last.pth and best.pth of a run, and its leader exported as .pth, .safetensors and .onnx. A damage flips one bit, or cuts
-the file. Each must be refused with one sentence, or load with exactly the right content (a bit that means nothing). The
-test suite does the same with fewer (test_damage.py).
+the file. Each must be refused with one sentence, or load with exactly the right content (a bit that means nothing).
 """
 
-import argparse
 import os
 import random
 import signal
-import sys
-import tempfile
 from collections import Counter
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import torch
+from conftest import few_digits
 
-import torch  # noqa: E402
-
-from deployment import formats  # noqa: E402
-from runtime.checkpoints import digest, load_checkpoint  # noqa: E402
-from runtime.errors import UserError  # noqa: E402
+import evaluate
+import train_GL
+from deployment import formats
+from runtime.checkpoints import digest, load_checkpoint
+from runtime.errors import UserError
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 EXPORTED = [f"leader{ending}" for ending in (".pth", ".safetensors", ".onnx")]
@@ -31,11 +24,6 @@ EXPORTED = [f"leader{ending}" for ending in (".pth", ".safetensors", ".onnx")]
 
 def make_files(root):
     """-> the five files."""
-    from conftest import few_digits
-
-    import evaluate
-    import train_GL
-
     flags = ["--dataset", "DIGITS", "--model", "resnet8", "--batch_size", "64", "--num_epochs", "1", "--device", "cpu"]
     with few_digits():
         train_GL.main([*flags, "--save_dir", str(root)])
@@ -99,18 +87,3 @@ def damage(root, damages, seed=0):
             assert result in ("right", "refused"), f"{path.name}, {what}: {result}"
             counts[path.name, result] += 1
     return counts
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--damages", type=int, default=500, help="of each file")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        counts = damage(Path(temporary), args.damages, args.seed)
-    for (name, result), count in sorted(counts.items()):
-        print(f"{name}: {count} {result}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,7 @@
 """Images for tests: random arrays, and files as in ImageNet."""
 
 import numpy as np
+import torch
 from PIL import Image
 
 from data_loader import Data, Split
@@ -16,6 +17,12 @@ def random_data(n, flip=True):
     images = np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
     split = Split(images, np.arange(n))
     return Data(split, split, [str(i) for i in range(n)], MEAN, STD, flip)
+
+
+def all_batches(loader):
+    """-> the images and labels of an epoch."""
+    images, labels = zip(*loader, strict=True)
+    return torch.cat(images), torch.cat(labels)
 
 
 def same_batches(a, b):

@@ -1,27 +1,16 @@
 """Kill trainings at random moments, resume them, and compare with ones that were left alone.
 
-    python tests/kill.py --kills 20
-
-Each of METHODS, with 0 and with 2 workers, on random images and a slow disk, so that many kills hit a save. The test
-suite does the same with 3 kills (tests/training/test_checkpoint.py).
+Each of METHODS, with 0 and with 2 workers, on random images and a slow disk, so that many kills hit a save.
 """
 
-import argparse
 import random
 import re
 import signal
-import sys
-import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from processes import Training, assert_same_run, epochs  # noqa: E402
+from processes import Training, assert_same_run, epochs
 
 FLAGS = ["--model", "resnet8", "--dataset", "folder", "--batch_size", "8", "--lr", "0.02", "--schedule", "2",
          "--device", "cpu"]
@@ -85,24 +74,3 @@ def make_teacher(images, root):
                                   "--save_dir", root], root)
     assert training.wait() == 0, training.said()
     return root / "folder" / "resnet14"
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
-        images = make_images(root / "images")
-        teacher = make_teacher(images, root / "teacher")
-        for method in METHODS:
-            for workers in WORKERS:
-                place = root / f"{method}{workers}"
-                amid_save = kill_and_compare(method, workers, images, teacher, place, args.kills, args.seed)
-                print(f"{method}, {workers} workers: {args.kills} kills, {amid_save} of them during a save: same "
-                      "weights, metrics and curves", flush=True)
-
-
-if __name__ == "__main__":
-    main()

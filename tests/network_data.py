@@ -1,4 +1,4 @@
-"""Images, weights and checks for tests of networks."""
+"""Images and weights for tests of networks."""
 
 import math
 import zlib
@@ -38,9 +38,3 @@ def load_official(model: nn.Module, checkpoint: dict[str, Tensor]) -> nn.Module:
     model.double()
     models.load_official_state_dict(model, checkpoint)
     return model.eval()
-
-
-def assert_std(weight: Tensor, std: float):
-    """Mean 0 and this standard deviation, each within five standard errors of a normal distribution."""
-    assert abs(weight.std().item() / std - 1) < 5 / math.sqrt(2 * weight.numel())
-    assert abs(weight.mean().item()) < 5 * std / math.sqrt(weight.numel())

@@ -26,13 +26,13 @@ class Prepared:
 
     def __init__(self, patch, name: str, *flags: str, images: tuple[int, int], dtype: torch.dtype = torch.float32):
         """patch: pytest's monkeypatch."""
-        entry, inputs = methods.METHODS.get(name), []
+        entry, inputs, data = methods.METHODS.get(name), [], compare.random_data(*images, seed=0)
         script = importlib.import_module((entry or methods.FAMILIES[methods.family(name)]).module)
         with patch.context() as for_a_while:
             for_a_while.setattr(loop, "fit", lambda *given: inputs.extend(given))
             for_a_while.setattr(script, "load_teacher", lambda network, classes, path:
                                 models.create_model(network, classes).eval().requires_grad_(False), raising=False)
-            for_a_while.setitem(data_loader.DATASETS, "DIGITS", lambda root: compare.random_data(*images, seed=0))
+            for_a_while.setitem(data_loader.DATASETS, "DIGITS", data._replace(read=lambda root, test_only: data))
             script.main(["--dataset", "DIGITS", "--batch_size", "8", *(entry.flags if entry else "").split(), *flags])
         self.method, self.train_loader, self.test_loader, self.run = inputs
         for network in (self.method.model, self.method.teacher):

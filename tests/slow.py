@@ -29,8 +29,8 @@ def mean(vectors):
     return [sum(values) / len(vectors) for values in zip(*vectors, strict=True)]
 
 
-# Methods with constant targets: the loss of one image. z: the logits of each student. An argument that ends with 0
-# holds the values that stand inside sg: they have no gradient.
+# The loss of one image: its true and its group term. z: the logits of each student. An argument that ends with 0 holds
+# the values that stand inside sg: they have no gradient.
 
 
 def dml_group(z, z0, T, D, pairwise):
@@ -43,22 +43,21 @@ def dml_group(z, z0, T, D, pairwise):
     return total
 
 
-def ffl(z, s, z0, s0, y, w, T, D):
-    taught = D(mean(z0), s, T) + sum(D(s0, z_i, T) for z_i in z)
-    return sum(cross_entropy(z_i, y) for z_i in [*z, s]) + w * T**2 * taught
+def ffl(z, s, z0, s0, y, T, D):
+    group = D(mean(z0), s, T) + sum(D(s0, z_i, T) for z_i in z)
+    return sum(cross_entropy(z_i, y) for z_i in [*z, s]), T**2 * group
 
 
-def pcl(z, s, s0, mean_peers0, y, w, T, D):
-    m = len(z)
-    loss = cross_entropy(s, y)
+def pcl(z, s, s0, mean_peers0, y, T, D):
+    m, group = len(z), 0.0
     for i in range(m):
-        from_mean_peers = sum(T**2 * D(mean_peers0[j], z[i], T) for j in range(m) if j != i)
-        loss += cross_entropy(z[i], y) + w * T**2 * D(s0, z[i], T) + w / (m - 1) * from_mean_peers
-    return loss
+        from_mean_peers = sum(D(mean_peers0[j], z[i], T) for j in range(m) if j != i)
+        group += D(s0, z[i], T) + from_mean_peers / (m - 1)
+    return sum(cross_entropy(z_i, y) for z_i in [*z, s]), T**2 * group
 
 
 def kdcl(z, t0, y, T, D):
-    return sum(cross_entropy(z_i, y) + T**2 * D(t0, z_i, T) for z_i in z)
+    return sum(cross_entropy(z_i, y) for z_i in z), T**2 * sum(D(t0, z_i, T) for z_i in z)
 
 
 def kdcl_target(rule, z, y):
@@ -70,10 +69,10 @@ def kdcl_target(rule, z, y):
     return mean(z)
 
 
-def okdph(z, hybrid, z0, hybrid0, y, T, omega, beta, D):
+def okdph(z, hybrid, z0, hybrid0, y, T, omega, D):
     t = mean([*z0, hybrid0])
-    own = sum(omega * cross_entropy(z_i, y) + beta * T**2 * D(t, z_i, T) for z_i in z)
-    return own + (1 - omega) * cross_entropy(hybrid, y)
+    own = omega * sum(cross_entropy(z_i, y) for z_i in z)
+    return own + (1 - omega) * cross_entropy(hybrid, y), T**2 * sum(D(t, z_i, T) for z_i in z)
 
 
 def gradient(f, x, h=1e-5):
@@ -83,16 +82,17 @@ def gradient(f, x, h=1e-5):
     return [gradient(lambda value, i=i: f([*x[:i], value, *x[i + 1:]]), x[i], h) for i in range(len(x))]
 
 
-def attention_to_others(W_L, W_E, h):
-    """alpha_ab = exp((W_L h_a).(W_E h_b)) / sum_{f != a} exp((W_L h_a).(W_E h_f)) for b != a, 0 for b = a.
+def attention(W_L, W_E, h, others):
+    """alpha_ab = exp((W_L h_a).(W_E h_b)) / sum_f exp((W_L h_a).(W_E h_f)), f over all peers.
 
-    h: the feature vector of each peer. The numbers are tensors, so that gradients can be compared as well.
+    others: f over all but a, and alpha_aa = 0. h: the feature vector of each peer. The numbers are tensors, so that
+    gradients can be compared as well.
     """
     rows = []
     for a in range(len(h)):
-        weight = {b: ((W_L @ h[a]) @ (W_E @ h[b])).exp() for b in range(len(h)) if b != a}
+        weight = {b: ((W_L @ h[a]) @ (W_E @ h[b])).exp() for b in range(len(h)) if not (others and b == a)}
         total = sum(weight.values())
-        rows.append([weight[b] / total if b != a else 0 * total for b in range(len(h))])
+        rows.append([weight.get(b, 0 * total) / total for b in range(len(h))])
     return rows
 
 

@@ -1,7 +1,7 @@
 """On a GPU: the same numbers as on the CPU, and nothing that makes the host wait. Skipped where there is no GPU.
 
-Most tests also run on the CPU, to show that their body is right. The others name their twin, the test that checks the
-same without a GPU. ``sh scripts/gpu.sh`` runs this file and measures.
+Most tests also run on the CPU, once, to show that their body is right. The others name their twin, the test that checks
+the same without a GPU. ``sh scripts/gpu.sh`` runs this file and measures.
 """
 
 import gc
@@ -26,9 +26,20 @@ from training.loop import Stepper, train_steps
 from training.metrics import evaluate
 from training.run import Signals
 
-ONE_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-both_devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, ONE_GPU])])
+ONE_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+TWO_GPUS = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")]
+both_devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ONE_GPU)])
+
+
+def on_the_gpu(*cases, slow=False):
+    """Parameters: each case on the GPU, the first one also on the CPU; there with --runslow only, if it is slow."""
+    return [pytest.param("cpu", *cases[0], marks=[pytest.mark.slow] * slow),
+            *(pytest.param("cuda", *case, marks=ONE_GPU) for case in cases)]
+
+
+slow_on_the_cpu = pytest.mark.parametrize("device", on_the_gpu((), slow=True))
+
+
 TEACHER = ("--T_model", "resnet8")
 CASES = {name: TEACHER if name == "KD" else () for name in methods.METHODS} | {
     f"OKDDip-{name}": ("--aggregation", name) for name in models.AGGREGATIONS if name not in ("attention", "random")}
@@ -52,9 +63,8 @@ def after_one_step(prepared):
     return prepared.trainer.means(), {key: value.cpu() for key, value in prepared.method.model.state_dict().items()}
 
 
-@both_devices
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-3)])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("device", "name", "dtype", "tolerance"), on_the_gpu(
+    ("OKDDip", torch.float32, 2e-3), *((name, torch.float64, 1e-9) for name in CASES)))
 def test_a_step_gives_the_numbers_of_the_cpu(name, dtype, tolerance, device, prepare):
     expected, weights = after_one_step(prepare(name, "cpu", dtype=dtype))
     found, ours = after_one_step(prepare(name, device, dtype=dtype))
@@ -100,8 +110,8 @@ def two_epochs(prepared):
     return found, [p.detach().cpu() for p in trainer.model.parameters()]
 
 
-@both_devices
-@pytest.mark.parametrize("name", ["OKDDip", "KD", "FFL", "PCL", "KDCL", "OKDPH"])
+@pytest.mark.parametrize(("device", "name"), on_the_gpu(
+    ("OKDDip",), ("KD",), ("FFL",), ("PCL",), ("KDCL",), ("OKDPH",), slow=True))
 def test_compiled_steps_give_the_numbers_of_eager_ones(name, device, prepare, monkeypatch):
     """In float64: twenty steps in float32 make differences in rounding too large to compare.
 
@@ -145,13 +155,11 @@ def watch():
     torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.gpu
-@ONE_GPU
-@pytest.mark.parametrize("flags", [(), ("--amp", "fp16"), ("--amp", "bf16")])
-@pytest.mark.parametrize("name", [*CASES, "OKDDip-random"])
-def test_no_step_and_no_evaluation_waits_for_the_gpu(name, flags, prepare, watch, monkeypatch):
+@pytest.mark.parametrize(("name", "flags"), [pytest.param(*case, marks=ONE_GPU) for case in [
+    *((name, ()) for name in CASES), ("OKDDip", ("--aggregation", "random")), ("OKDDip", ("--amp", "fp16")),
+    ("OKDDip", ("--amp", "bf16"))]])
+def test_no_step_and_no_evaluation_waits_for_the_gpu(name, flags, prepare, watch):
     """Twin: test_fake_cuda.py, test_an_epoch."""
-    monkeypatch.setitem(CASES, "OKDDip-random", ("--aggregation", "random"))
     prepared = prepare(name, "cuda", *flags, images=(40, 2100))
     prepared.trainer.model.train()
     for images, labels in watch(prepared.train_loader):
@@ -167,7 +175,7 @@ def held(device):
     return sum(t.untyped_storage().nbytes() for t in gc.get_objects() if issubclass(type(t), torch.Tensor))
 
 
-@both_devices
+@slow_on_the_cpu
 def test_memory_is_flat(device, prepare):
     prepared = prepare("OKDDip", device)
     images, labels = next(iter(prepared.train_loader))
@@ -182,11 +190,11 @@ def test_memory_is_flat(device, prepare):
 # --- loaders ----------------------------------------------------------------------------------------------------------
 
 
-@both_devices
-@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize(("device", "cache"), on_the_gpu((True,), (False,)))
 def test_loaders_give_the_bits_of_the_cpu(device, cache, monkeypatch):
     """Every batch is kept, and compared after the last. The GPU is busy meanwhile, so copies to it come late."""
-    monkeypatch.setitem(data_loader.DATASETS, "DIGITS", lambda root: compare.random_data(77, 40, seed=0))
+    data = compare.random_data(77, 40, seed=0)
+    monkeypatch.setitem(data_loader.DATASETS, "DIGITS", data._replace(read=lambda root, test_only: data))
     expected = data_loader.dataloader("DIGITS", 8, 2)
     loaders = data_loader.dataloader("DIGITS", 8, 2, device=device, cache=cache)
     work = torch.randn(*([4096, 4096] if device == "cuda" else [4, 4]), device=device)
@@ -225,29 +233,28 @@ def deterministic(monkeypatch):
     torch.backends.cudnn.deterministic = False
 
 
-@both_devices
+@slow_on_the_cpu
 def test_resuming(device, deterministic, tmp_path):
-    """The weights of two epochs in one go. The targets are random: the device's generator is restored, too."""
-    for where, epochs in (("whole", [2]), ("parts", [1, 2])):
-        for count in epochs:
-            train_GL.main([*FLAGS, "--device", device, "--num_epochs", str(count), "--schedule", "3",
-                           "--resume", "auto", "--save_dir", str(tmp_path / where)])
-    whole, parts = (load(tmp_path / where / RUN)["state_dict"] for where in ("whole", "parts"))
+    """The weights of two epochs in one go; the targets are random: the device's generator is restored, too.
+
+    Then on the CPU and back: a file opens without a GPU. Without map_location, a tensor of a GPU would need one.
+    """
+    def train(where, epochs, on):
+        train_GL.main([*FLAGS, "--device", on, "--num_epochs", str(epochs), "--schedule", "5", "--resume", "auto",
+                       "--save_dir", str(tmp_path / where)])
+        return load(tmp_path / where / RUN)
+
+    whole = train("whole", 2, device)["state_dict"]
+    train("parts", 1, device)
+    parts = train("parts", 2, device)["state_dict"]
     assert all(parts[key].allclose(value, rtol=1e-4, atol=1e-4) for key, value in whole.items())
-
-
-@both_devices
-def test_a_run_of_the_gpu_continues_on_the_cpu_and_back(device, deterministic, tmp_path):
-    """Its file opens where there is no GPU. Without map_location, a tensor of a GPU would need one."""
-    for epochs, on in enumerate((device, "cpu", device), start=1):
-        train_GL.main([*FLAGS, "--device", on, "--num_epochs", str(epochs), "--resume", "auto", "--save_dir",
-                       str(tmp_path)])
-        state = load(tmp_path / RUN)
+    for epochs, on in ((3, "cpu"), (4, device)):
+        state = train("parts", epochs, on)
         tensors = [*state["state_dict"].values(), *(s["momentum_buffer"] for s in state["optimizer"]["state"].values()),
                    *state["sums"]["sums"].values()]
         assert all(t.device.type == "cpu" and t.isfinite().all() for t in tensors)
-    losses = [line["train_loss"] for line in lines(tmp_path / RUN)]
-    assert losses[0] > losses[1] > losses[2]
+    losses = [line["train_loss"] for line in lines(tmp_path / "parts" / RUN)]
+    assert losses[0] > losses[1] > losses[2] > losses[3]
 
 
 # --- several GPUs -----------------------------------------------------------------------------------------------------
@@ -271,7 +278,7 @@ def steps_of_a_process(path, environment, device, sync_bn):
     processes.leave()
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, TWO_GPUS])])
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=TWO_GPUS)])
 def test_two_gpus_give_the_weights_of_one(device, tmp_path):
     """With --sync_bn, so that BatchNorm sees the whole batch, whose parts may differ in size."""
     sync_bn = device == "cuda"

@@ -368,6 +368,7 @@ def test_every_flag_exists(capsys):
     known |= {"--standalone", "--nproc_per_node", "--nnodes", "--node_rank", "--rdzv_endpoint"}  # torchrun's
     known |= {"--time", "--cpus", "--partition", "--gres", "--signal", "--requeue", "--termseq"}  # SLURM's, parallel's
     known |= {"--array", "--dependency", "--job", "--nodes", "--ntasks"}  # SLURM's
+    known |= {"--runslow"}  # of the tests
     for page in PAGES:
         assert set(re.findall(r"(?<![\w-])--[a-zA-Z]\w*", TEXT[page])) <= known, page
 

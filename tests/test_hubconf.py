@@ -20,8 +20,8 @@ def test_entry_points():
     assert all(getattr(hubconf, name).__doc__ for name in names)
 
 
-@pytest.mark.parametrize(("name", "options"), [("resnet8", {}), ("resnet20", {"num_classes": 7}),
-                                               ("densenetd40k12", {"efficient": True}), ("vgg16", {"dropout": 0.5})])
+@pytest.mark.parametrize(("name", "options"), [
+    ("resnet20", {"num_classes": 7}), ("densenetd40k12", {"efficient": True}), ("vgg16", {"dropout": 0.5})])
 def test_networks(name, options):
     network = torch.hub.load(str(ROOT), name, source="local", **options)
     with torch.no_grad():
@@ -29,48 +29,42 @@ def test_networks(name, options):
     assert network.state_dict().keys() == models.create_model(name, 10).state_dict().keys()
 
 
-@pytest.mark.parametrize("first", ["theirs", "ours"])
-def test_modules_of_the_same_names(first, tmp_path):
-    """A user's own modules and packages stay what they are, whichever comes first."""
+ELSEWHERE = """
+import json, sys, torch
+load = lambda *name: torch.hub.load(sys.argv[1], *name, source="local")
+x, found = torch.ones(1, 3, 32, 32), []
+ours_first = load("resnet8")
+import models, runtime, training, utils
+for network in (ours_first, load("resnet8"), load("okddip_resnet20"), *(load("okddip", file) for file in sys.argv[2:])):
+    assert models.MINE and runtime.MINE and training.MINE and utils.MINE and not {'deployment', 'runtime.errors',
+        'models.registry', 'onnx', 'onnxscript'} & sys.modules.keys()
+    if network not in found:
+        found.append([network(x).tolist(), *(getattr(network, name, None) for name in ("training", "classes", "mean"))])
+program = torch.export.load("leader.pt2").module()
+print(json.dumps([*found, program(x).tolist()]))
+"""
+
+
+def test_another_project(tmp_path):
+    """A process with modules and packages of the same names: they stay what they are, whichever comes first. Networks
+    that were trained and exported have their logits and metadata; a .pt2 file opens without this project."""
     for name in ("models", "utils", "training"):
         (tmp_path / f"{name}.py").write_text("MINE = True")
     (tmp_path / "runtime").mkdir()
     (tmp_path / "runtime" / "__init__.py").write_text("MINE = True")
-    theirs = ("import sys, models, runtime, training, utils\n"
-              "assert models.MINE and runtime.MINE and training.MINE and utils.MINE\n"
-              "assert not {'deployment', 'runtime.errors', 'models.registry'} & sys.modules.keys()")
-    ours = f"network = torch.hub.load({str(ROOT)!r}, 'resnet8', source='local')"
-    code = "\n".join(["import torch", *((theirs, ours) if first == "theirs" else (ours, theirs)), theirs,
-                      "print(network(torch.ones(2, 3, 32, 32)).shape)"])
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout == "torch.Size([2, 10])\n", done.stderr
-
-
-def test_the_trained_network():
-    """In another process, by its name alone; the weights are those that evaluate.py reads."""
-    file = ROOT / "results" / "weights" / "okddip_resnet20.safetensors"
-    code = ("import json, sys, torch\nnetwork = torch.hub.load(sys.argv[1], 'okddip_resnet20', source='local')\n"
-            "assert not network.training\n"
-            "print(json.dumps([network.classes, network(torch.ones(1, 3, 32, 32)).tolist()]))")
-    done = subprocess.run([sys.executable, "-c", code, ROOT], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    classes, logits = json.loads(done.stdout)
-    assert classes == ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    expected = formats.load(file)(torch.ones(1, 3, 32, 32))
-    assert torch.tensor(logits).allclose(expected, atol=1e-5)
-
-
-def test_exported_files(tmp_path):
     network, x = models.create_model("resnet8", 3).eval(), torch.ones(1, 3, 32, 32)
     metadata = formats.describe("resnet8", ["a", "b", "c"], (0.1, 0.2, 0.3), (1, 2, 3), 32)
-    for file in ("leader.pth", "leader.safetensors"):
+    files = [f"leader{ending}" for ending in formats.FORMATS]
+    for file in files:
         exporting.write_checked(tmp_path / file, network, metadata, network, [torch.randn(2, 3, 32, 32)])
-    code = ("import sys, torch\nfor file in sys.argv[2:]:\n"
-            "    network = torch.hub.load(sys.argv[1], 'okddip', file, source='local')\n"
-            "    assert not network.training\n    print(network.classes, network.mean, network.std)\n"
-            "    torch.save(network(torch.ones(1, 3, 32, 32)), file + '.logits')")
-    command = [sys.executable, "-c", code, ROOT, "leader.pth", "leader.safetensors"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout == 2 * "['a', 'b', 'c'] [0.1, 0.2, 0.3] [1, 2, 3]\n", done.stderr
-    for file in command[-2:]:
-        assert torch.load(tmp_path / f"{file}.logits").allclose(network(x), atol=1e-6)
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE, ROOT, *files], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second, trained, *exported, program = json.loads(done.stdout)
+    assert len(first[0][0]) == len(second[0][0]) == 10 and first[0] != second[0]
+    expected = formats.load(ROOT / "results" / "weights" / "okddip_resnet20.safetensors")(x)
+    assert torch.tensor(trained[0]).allclose(expected, atol=1e-5) and trained[1] is False
+    assert trained[2] == ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    for logits, in_training, classes, mean in exported:
+        assert torch.tensor(logits).allclose(network(x), atol=1e-4)
+        assert (in_training, classes, mean) == (False, ["a", "b", "c"], [0.1, 0.2, 0.3])
+    assert torch.tensor(program).allclose(network(x), atol=1e-4) and len(exported) == 4

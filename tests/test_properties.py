@@ -1,31 +1,21 @@
 """What holds for any input, with inputs that hypothesis makes up."""
 
-import argparse
 import copy
-import importlib
 import math
 import os
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow import count_correct
 
-import losses
-from analysis.groups import mean_and_deviation
-from analysis.records import RecordedRun
 from loading.data import Data, Split
 from loading.loaders import Loader
-from runtime.checkpoints import digest, load_checkpoint, serialise
-from training.metrics import diversity, topk_correct
+from runtime.checkpoints import digest
 
 # The same examples in every run of the suite, and no folder with examples left behind.
 some = settings(max_examples=60, deadline=None, derandomize=True, database=None)
-SCRIPTS = ("train", "train_kd", "train_GL", "train_one", "train_DML", "evaluate", "report")
 
 # --- batches and their parts
 
@@ -62,82 +52,6 @@ def test_every_image_is_in_one_part_of_one_batch(world_size, per_process, more, 
         assert [share[step] for share in shares] == [size * world_size / (end - first) for size in sizes]
 
 
-# --- losses and metrics
-
-
-@some
-@given(epoch=st.integers(0, 400), num_epochs=st.integers(1, 400), length=st.floats(0, 400),
-       start=st.sampled_from([0.0, 0.07, 0.1, 0.25, 0.5, 1.0]))
-def test_ramp_up(epoch, num_epochs, length, start):
-    """1 before the start; then from exp(-5) up to 1 after ``length`` epochs, and it never falls."""
-    w, following = (losses.ramp_up(e, num_epochs, start, length) for e in (epoch, epoch + 1))
-    begun = epoch - start * num_epochs
-    if begun < -1e-9 or length == 0 or begun >= length + 1e-9:
-        assert w == 1
-    else:
-        x = max(0.0, min(begun, length)) / length
-        assert w == pytest.approx(math.exp(-5 * (1 - x) ** 2), rel=1e-6) and math.exp(-5) * (1 - 1e-9) <= w <= 1
-        assert following >= w
-
-
-numbers = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6, width=32), st.just(-math.inf))
-
-
-@some
-@given(data=st.data(), images=st.integers(1, 5), outputs=st.integers(1, 3), classes=st.integers(1, 12))
-def test_topk_is_that_of_sorting(data, images, outputs, classes):
-    """Also with equal scores, few classes, and scores of minus infinity."""
-    size = images * outputs * classes
-    logits = torch.tensor(data.draw(st.lists(numbers, min_size=size, max_size=size))).view(images, outputs, classes)
-    labels = data.draw(st.lists(st.integers(0, classes - 1), min_size=images, max_size=images))
-    found = topk_correct(logits, torch.tensor(labels))
-    for r in range(outputs):
-        expected = [count_correct(logits[:, r].tolist(), labels, k) for k in (1, 5)]
-        assert found[:, r].sum(0).tolist() == expected
-        order = logits[:, r].sort(dim=-1, descending=True, stable=True).indices
-        assert found[:, r, 0].tolist() == [row[0] == label for row, label in zip(order.tolist(), labels, strict=True)]
-
-
-@some
-@given(m=st.integers(2, 6), images=st.integers(1, 4), seed=st.integers(0, 10**6))
-def test_diversity_is_a_distance(m, images, seed):
-    """0 for equal students, the same in any order, at most sqrt(2) for an image."""
-    p = torch.softmax(5 * torch.randn(images, m, 7, generator=torch.Generator().manual_seed(seed)), -1)
-    d = diversity(p).item()
-    assert 0 < d <= images * math.sqrt(2) + 1e-6
-    assert diversity(p.flip(1)).item() == pytest.approx(d, rel=1e-5)
-    assert diversity(p[:, :1].expand(-1, m, -1)).item() == 0
-
-
-# --- the report
-
-errors = st.lists(st.floats(0, 100), min_size=1, max_size=8)
-
-
-@some
-@given(errors)
-def test_mean_and_deviation_are_numpys(values):
-    mean, deviation = mean_and_deviation(pd.Series(values))
-    assert mean == pytest.approx(np.mean(values), rel=1e-12, abs=1e-12)
-    expected = None if len(values) == 1 else pytest.approx(np.std(values, ddof=1), rel=1e-9, abs=1e-9)
-    assert deviation == expected
-
-
-@some
-@given(test=errors, digits=st.integers(0, 1), with_val=st.booleans(), data=st.data())
-def test_best_and_last_epoch_are_numpys(test, digits, with_val, data):
-    """Rounded, so that epochs are equally good: the later one counts."""
-    chosen_by = data.draw(st.lists(st.floats(0, 100), min_size=len(test), max_size=len(test))) if with_val else test
-    test, chosen_by = np.round(test, digits), np.round(chosen_by, digits)
-    name = "val_accTop1" if with_val else "test_accTop1"
-    history = [{"epoch": e + 1, "test_accTop1": a, name: v}
-               for e, (a, v) in enumerate(zip(test.tolist(), chosen_by.tolist(), strict=True))]
-    run = RecordedRun(Path("x"), {"val_size": int(with_val)}, history)
-    best = len(test) - 1 - np.argmax(chosen_by[::-1])
-    assert run.error("best", "") == (100 - test[best], best + 1)
-    assert run.error("last", "") == (100 - test[-1], len(test))
-
-
 # --- checkpoints
 
 leaves = st.one_of(st.integers(-5, 5), st.booleans(), st.none(), st.floats(allow_nan=False), st.text(max_size=3),
@@ -167,6 +81,7 @@ def changed(value):
             str: lambda v: v + "x", type(None): lambda v: 0}[type(value)](value)
 
 
+@pytest.mark.slow
 @some
 @given(content=contents, data=st.data())
 def test_the_digest_changes_with_any_entry(content, data):
@@ -190,45 +105,3 @@ def test_the_digest_changes_with_any_entry(content, data):
         else:
             inner.append(0)
         assert digest(other) != before
-
-
-@settings(some, max_examples=20)
-@given(content=contents)
-def test_a_checkpoint_is_read_as_it_was_written(content, tmp_path_factory):
-    content = {name: value for name, value in content.items() if name != "digest"}
-    path = tmp_path_factory.mktemp("x") / "x.pth"
-    path.write_bytes(serialise(content))
-    assert digest(load_checkpoint(path)) == digest(content)
-
-
-# --- command lines
-
-
-def flags_of(parser):
-    return sorted(flag for action in parser._actions for flag in action.option_strings)
-
-
-@settings(some, max_examples=150)
-@given(data=st.data(), script=st.sampled_from(SCRIPTS))
-def test_any_flags_give_a_namespace_or_one_line(data, script):
-    """Flags of the script, in any order, with values of any kind."""
-    module = importlib.import_module(script)
-    parsers = []
-    with pytest.MonkeyPatch.context() as patch:
-        init = argparse.ArgumentParser.__init__
-        patch.setattr(argparse.ArgumentParser, "__init__", lambda self, *a, **k: (init(self, *a, **k),
-                                                                                  parsers.append(self))[0])
-        module.parse_args(["x"] if script in ("evaluate", "report") else [])
-    word = st.one_of(st.sampled_from(flags_of(parsers[0])), st.text(max_size=5), st.integers(-2, 400).map(str),
-                     st.sampled_from(["nan", "1e400", "0.5", "vgg16", "DIGITS", "KL", "auto", "", "--", "=", "a b",
-                                      "a\nb", "-3\n"]))
-    argv = data.draw(st.lists(word, max_size=6))
-    printed = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "_print_message", lambda self, text, file=None: printed.append(text))
-        try:
-            assert isinstance(module.parse_args(argv), argparse.Namespace)
-        except SystemExit as end:
-            text = "".join(filter(None, printed))
-            one_line = text.startswith("error: ") and text.endswith("--help)\n") and text.count("\n") == 1
-            assert end.code == 0 and text.startswith("usage: ") or end.code == 2 and one_line, text

@@ -1,9 +1,10 @@
-"""Classes of image files."""
+"""Classes of image files. tests/test_evaluate.py has the command line."""
 
 import pytest
 import torch
 from PIL import Image
 
+import data_loader
 import models
 from deployment.classifying import classify
 from deployment.reading import read
@@ -11,7 +12,21 @@ from deployment.reading import read
 CPU = torch.device("cpu")
 
 
+@pytest.fixture
+def pictures(tmp_path):
+    """A test image of the digits as PNG files of several kinds, and one large JPEG. -> their paths, the pixels."""
+    split = data_loader.digits("").test
+    grey = Image.fromarray(split.images[3]).convert("L")
+    kinds = {"rgb.png": grey.convert("RGB"), "grey.png": grey, "rgba.png": grey.convert("RGBA"),
+             "palette.png": grey.convert("P"),
+             "large.jpg": Image.fromarray(split.images[5]).resize((700, 500), Image.Resampling.BILINEAR)}
+    for name, image in kinds.items():
+        image.save(tmp_path / name)
+    return [tmp_path / name for name in kinds], split.images[3]
+
+
 def test_the_classes_are_those_of_the_network(runs, pictures):
+    """Also of more images than a batch has."""
     files, pixels = pictures
     folder = runs / "OKDDip" / "resnet8"
     content = torch.load(folder / "best.pth", weights_only=True)
@@ -21,9 +36,9 @@ def test_the_classes_are_those_of_the_network(runs, pictures):
     x = (x / torch.tensor(content["std"])[:, None, None]).unsqueeze(0)
     with torch.no_grad():
         peers, _, leader = group(x)
-    for branch, count, title, z in ((None, 10, "leader", leader), (3, 99, "leader", leader),
-                                    (1, 10, "peer 1", peers[:, 1])):
-        result = classify(read(folder), [str(file) for file in files], CPU, branch, count)
+    for branch, count, batch_size, title, z in ((None, 10, 32, "leader", leader), (3, 99, 2, "leader", leader),
+                                                (1, 10, 1, "peer 1", peers[:, 1])):
+        result = classify(read(folder, batch_size=batch_size), [str(file) for file in files], CPU, branch, count)
         assert result["network"] == title
         p = z.softmax(-1)[0]
         for image, file in zip(result["images"], files, strict=True):
@@ -33,26 +48,3 @@ def test_the_classes_are_those_of_the_network(runs, pictures):
             if file.name != "large.jpg":  # the same pixels in four kinds of file
                 assert [found[str(c)] for c in range(10)] == pytest.approx(p.tolist(), abs=1e-5)
                 assert image["top"][0]["class"] == str(p.argmax().item())
-
-
-def test_more_images_than_a_batch(runs, pictures):
-    files = [str(file) for file in pictures[0]]
-    whole, parts = (classify(read(runs / "OKDDip" / "resnet8", batch_size=size), files, CPU) for size in (128, 2))
-    assert [image["file"] for image in parts["images"]] == files
-    for a, b in zip(whole["images"], parts["images"], strict=True):
-        assert [top["class"] for top in a["top"]] == [top["class"] for top in b["top"]]
-
-
-def test_the_orientation_of_a_photograph_counts(runs, pictures, tmp_path):
-    image = Image.open(pictures[0][0])
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its left side
-    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
-    files = [str(pictures[0][0]), str(tmp_path / "turned.png")]
-    upright, turned = classify(read(runs / "resnet8"), files, CPU)["images"]
-    assert upright["top"] == turned["top"]
-
-
-def test_without_a_leader_the_ensemble_answers(runs, pictures):
-    result = classify(read(runs / "ONE" / "resnet8"), [str(pictures[0][0])], CPU)
-    assert result["network"] == "ensemble"

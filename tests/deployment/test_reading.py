@@ -1,49 +1,53 @@
-"""Which file is read, and what a checkpoint without some of today's flags becomes."""
+"""Which file is read, as what, and as whose teacher: runs, exported files, checkpoints of the authors' code."""
 
+import re
 import shutil
 
 import pytest
 import torch
 from conftest import METHODS
+from network_data import random_images
+from processes import saved_weights
 
+import evaluate
 import models
-from deployment.measuring import measure
-from deployment.reading import read
+import train_kd
+from deployment.reading import count_classes, load_teacher, read, recognise
 from runtime.checkpoints import serialise
+from runtime.errors import UserError
+
+X = random_images(3)
+DEPLOYED = ("", "KD", "OKDDip", "OKDDip-N", "PCL", "OKDPH")  # the other METHODS deploy no network
 
 
-def metrics(path):
-    return measure(read(path), torch.device("cpu"))["figures"]
+def logits(network):
+    with torch.no_grad():
+        return network(X)
 
 
-def checkpoint(path):
-    return torch.load(path, weights_only=True)
+def same_weights(network, weights):
+    own = network.state_dict()
+    return own.keys() == weights.keys() and all(own[name].equal(value) for name, value in weights.items())
 
 
-def test_a_file_means_that_file(runs):
-    for name in ("best.pth", "last.pth"):
-        path = runs / "OKDDip" / "resnet8" / name
-        assert metrics(path)["stu_test_loss"] == checkpoint(path)["history"][-1]["stu_test_loss"]
-
-
-def test_a_run_means_its_best_epoch(runs, tmp_path):
-    """best.pth has other weights here than last.pth."""
+def test_a_folder_means_its_best_epoch_and_a_file_itself(runs, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(runs / "OKDDip" / "resnet8", folder)
-    best = checkpoint(folder / "best.pth")
+    best = torch.load(folder / "best.pth", weights_only=True)
     del best["digest"]
-    best["state_dict"]["heads.3.fc.bias"][2] += 100
+    best["state_dict"]["heads.3.fc.bias"] += 1
     (folder / "best.pth").write_bytes(serialise(best))
-    found = metrics(folder)
-    assert found["stu_test_accPerClass"] == [100 * (c == 2) for c in range(10)]
-    assert metrics(folder / "last.pth")["stu_test_accPerClass"] != found["stu_test_accPerClass"]
+    for path, name in ((folder, "best.pth"), (folder / "best.pth", "best.pth"), (folder / "last.pth", "last.pth")):
+        assert same_weights(read(path).method.model, saved_weights(folder, name))
+    teachers = [logits(load_teacher("resnet8", 10, path)) for path in (folder, folder / "last.pth")]
+    assert teachers[0].allclose(teachers[1] + 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["KD", "OKDDip"])
 def test_old_checkpoints_get_the_defaults_of_later_flags(method, runs, tmp_path):
     """The model and its outputs are the same. The teacher of a KD run is neither needed nor loaded."""
     path = runs / method / "resnet8" / "best.pth"
-    content = checkpoint(path)
+    content = torch.load(path, weights_only=True)
     del content["digest"]
     for flag in ("train_size", "detach_targets", "save_steps", "T_model_path"):
         content["flags"].pop(flag, None)
@@ -51,16 +55,129 @@ def test_old_checkpoints_get_the_defaults_of_later_flags(method, runs, tmp_path)
     old, new = read(tmp_path / "old.pth"), read(path)
     assert old.flags.train_size == 0 and old.method.teacher is None
     assert old.method.outputs == new.method.outputs and old.flags.method == new.flags.method == method
-    x = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        found, expected = old.method.predict(x)[0], new.method.predict(x)[0]
-    assert all(z.equal(expected[output]) for output, z in found.items())
+    assert same_weights(old.method.model, new.method.model.state_dict())
 
 
-def test_bare_weights_of_a_network(tmp_path):
-    network = models.create_model("resnet8", 10).eval()
-    torch.save(network.state_dict(), tmp_path / "weights.pth")
-    saved, x = read(tmp_path / "weights.pth", model="resnet8"), torch.randn(2, 3, 32, 32)
+# --- weights under the authors' names, and bare weights
+
+
+def authors_name(key, network_based):
+    for ours, theirs in (("aggregation.W_L", "query_weight"), ("aggregation.W_E", "key_weight"),
+                         ("gate.linear", "control_v1"), ("gate.norm", "bn_v1")):
+        key = key.replace(ours, theirs)
+    found = re.fullmatch(r"(trunks|heads)\.(\d)\.(.*)", key)
+    if found is None:
+        return re.sub(r"^(trunk|head)\.", "", key)
+    part, i, rest = found.groups()
+    if network_based or part == "trunks":
+        return f"stu{i}.{rest}" if network_based else rest
+    return rest.replace("layer3.", f"layer3_{i}.", 1).replace("fc.", f"classifier3_{i}.", 1)
+
+
+@pytest.mark.parametrize(("method", "prefix", "given"), [
+    ("", "module.", None), ("OKDDip", "", None), ("OKDDip-N", "module.", None), ("ONE", "", None),
+    ("Ind", "module.", None), ("CL-ILR", "", "CL")])
+def test_checkpoints_of_the_authors_code(method, prefix, given, runs, tmp_path):
+    """The method and the number of students are recognised; of groups that look the same, --method names one."""
+    own = read(runs / method / "resnet8")
+    theirs = {prefix + authors_name(key, method.endswith("-N")): value
+              for key, value in own.method.model.state_dict().items()}
+    torch.save({"state_dict": theirs, "epoch": 300}, tmp_path / "theirs.pth.tar")
+    found = read(tmp_path / "theirs.pth.tar", model="resnet8", method=given, dataset="DIGITS")
+    assert same_weights(found.method.model, own.method.model.state_dict())
+    assert found.method.outputs == own.method.outputs and list(found.mean) == list(own.mean)
+    assert found.flags.method == {"": "baseline", "OKDDip-N": "OKDDip", "CL-ILR": "CL"}.get(method, method)
+    assert found.classes == [str(c) for c in range(10)] and not found.named and found.size == 32
+
+
+@pytest.mark.parametrize(("name", "kind"), [("vgg16", models.OKDDip), ("densenetd40k12", models.Branches)])
+def test_branches_of_other_families_are_recognised(name, kind):
+    model = kind(name, 7, 3)
+    theirs = {models.official.official_names(key, model)[-1]: value for key, value in model.state_dict().items()}
+    method, group = recognise(theirs)
+    assert method == ("OKDDip" if name == "vgg16" else "Ind") and count_classes(theirs) == 7
+    assert group["num_branches"] == 3 and not group["MulStu"]
+
+
+@pytest.mark.parametrize("names", ["ours", "authors"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+def test_bare_weights_with_the_prefixes_of_wrappers(names, prefix, runs, tmp_path):
+    weights = saved_weights(runs / "resnet8", "best.pth")
+    wrapped = {prefix + name.split(".", names == "authors")[-1]: value for name, value in weights.items()}
+    torch.save(wrapped, tmp_path / "weights.pth")
+    saved = read(tmp_path / "weights.pth", model="resnet8")
+    assert saved.flags.dataset == "CIFAR10" and not saved.named
+    for network in (saved.method.model, load_teacher("resnet8", 10, tmp_path / "weights.pth")):
+        assert same_weights(network, weights)
+
+
+# --- teachers
+
+
+@pytest.mark.parametrize("method", DEPLOYED)
+def test_the_teacher_is_the_network_that_a_run_deploys(method, runs):
+    """Of OKDDip the leader, of PCL mean peer 0, of OKDPH the hybrid. It is frozen."""
+    saved = read(runs / method / "resnet8")
     with torch.no_grad():
-        assert saved.logits(x, "").equal(network(x))
-    assert saved.flags.dataset == "CIFAR10" and not saved.named and saved.classes == [str(c) for c in range(10)]
+        expected = saved.logits(X, saved.deployed_output())
+    teacher = load_teacher("resnet8", 10, runs / method / "resnet8")
+    assert logits(teacher).allclose(expected, atol=1e-5)
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_a_group_that_deploys_no_network_names_the_way_out(runs, tmp_path):
+    """The command of the message makes a teacher of a student."""
+    for method in METHODS.keys() - set(DEPLOYED):
+        with pytest.raises(UserError, match="without a leader.*evaluate.py .* --export FILE --branch I") as refused:
+            load_teacher("resnet8", 10, runs / method / "resnet8")
+    words = re.search(r"evaluate.py (.*),", str(refused.value))[1].split()
+    saved = read(words[0])
+    file = tmp_path / "student.safetensors"
+    evaluate.main([{"FILE": str(file), "I": "1"}.get(word, word) for word in words])
+    with torch.no_grad():
+        assert logits(load_teacher("resnet8", 10, file)).allclose(saved.logits(X, "stu1"), atol=1e-5)
+
+
+def make_bad(kind, path, runs):
+    """-> a file, or a run, that is no teacher."""
+    content = {"text": b"no checkpoint", "truncated": (runs / "resnet8" / "best.pth").read_bytes()[:20000],
+               "a list": [1, 2], "a number": {"state_dict": 3}, "numbers": {"state_dict": {"conv1.weight": 3}},
+               "other classes": {"state_dict": models.create_model("resnet8", 7).state_dict()},
+               "bare group": models.ONE("resnet8", 10, 4).state_dict()}.get(kind)
+    if kind == "other run":
+        return runs / "resnet8"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content:
+        torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(("kind", "said"), [
+    ("missing", "there is no checkpoint at"), ("text", "not a checkpoint"), ("truncated", "not a checkpoint"),
+    ("a list", "holds a list"), ("a number", "not a dictionary of weights"),
+    ("other classes", "7 classes, and the data set has 10"),
+    ("numbers", "not hold the weights of a resnet8.*no classifier.*right network with --T_model$"),
+    ("bare group", "bare weights of a group"), ("other run", "holds a resnet8, not a resnet14: use --T_model resnet8")])
+def test_a_bad_teacher_is_named(kind, said, runs, tmp_path):
+    path = make_bad(kind, tmp_path / "teacher.pth", runs)
+    with pytest.raises(UserError, match=said):
+        load_teacher("resnet14" if kind == "other run" else "resnet8", 10, path)
+
+
+def test_a_run_with_a_bad_teacher_makes_no_folder(tmp_path):
+    with pytest.raises(UserError, match="there is no checkpoint at"):
+        train_kd.main(["--dataset", "DIGITS", "--model", "resnet8", "--device", "cpu", "--T_model", "resnet8",
+                       "--save_dir", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return open, (str(tmp_path / "harm"), "w")
+
+    torch.save({"state_dict": Harm()}, tmp_path / "harmful.pth")
+    with pytest.raises(UserError, match="not a checkpoint that can be loaded safely"):
+        load_teacher("resnet8", 10, tmp_path / "harmful.pth")
+    assert not (tmp_path / "harm").exists()

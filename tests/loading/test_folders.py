@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
-from data_loader import dataloader
+from data_loader import DATASETS, dataloader
 from data_loader import test_images as images_to_test
-from loading.folders import class_folders
 from runtime.errors import UserError
 
 
@@ -30,8 +29,8 @@ def files(split):
     return [os.fsdecode(path) for path in split.images]
 
 
-def listed(root, name="folder", test_only=False):
-    return class_folders(root, name, ("test", "val"), test_only)
+def listed(root, test_only=False):
+    return DATASETS["folder"].load(root, test_only)
 
 
 @pytest.mark.parametrize("name", ["folder", "imagenet"])

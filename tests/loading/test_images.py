@@ -1,14 +1,15 @@
+"""One image file: its pixels, or a sentence about what is wrong with it. Errors that name several files."""
+
 import os
+import pickle
 import socket
 import struct
 
 import numpy as np
 import pytest
-from image_data import random_data
 from PIL import Image, PngImagePlugin
 
-from data_loader import dataloader
-from loading.images import channel_statistics, decode, read, read_fast
+from loading.images import DamagedFiles, attempt, each, read, read_fast
 from runtime.errors import UserError
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((97, 61))
@@ -43,9 +44,9 @@ def test_both_decoders_give_the_same_pixels(tmp_path, kind):
 
 def damaged_files(content):
     """The content of a JPEG file, cut off at many places, with wrong bytes, without bytes, with more bytes."""
-    yield from (content[:n] for n in range(0, len(content), 97))
+    yield from (content[:n] for n in range(0, len(content), 397))
     rng = np.random.default_rng(0)
-    for place in range(len(content) // 4, len(content), 41):  # behind the header
+    for place in range(len(content) // 4, len(content), 211):  # behind the header
         noise = rng.integers(0, 256, 5, dtype=np.uint8).tobytes()
         yield content[:place] + noise + content[place + 5 :]
         yield content[:place] + content[place + 40 :]
@@ -69,13 +70,6 @@ def test_both_decoders_treat_damaged_files_alike(tmp_path):
         outcomes.append(outcome(read))
         assert outcome(read_fast) == outcomes[-1]
     assert {type(o) for o in outcomes} == {bytes, str}
-
-
-def test_16_bits_of_grey_are_scaled_not_clipped(tmp_path):
-    deep = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    grey = decode(os.fsencode(tmp_path / "deep.png"))
-    assert (grey == (deep // 256)[..., None]).all()
 
 
 def tiff(order, bits, signed, data):
@@ -134,11 +128,10 @@ def test_integers_of_unknown_range_are_refused(tmp_path, name):
         read(os.fsencode(path))
 
 
-def test_pixels_of_unknown_range_are_refused(tmp_path):
-    for numbers, said in ((np.float32, "floating-point numbers"), (np.int32, "integers of 32 bits")):
-        Image.fromarray(np.ones((4, 4), dtype=numbers)).save(tmp_path / "x.tiff")
-        with pytest.raises(UserError, match=f"x.tiff .* {said}.* of unknown range"):
-            read(os.fsencode(tmp_path / "x.tiff"))
+def test_floating_point_pixels_are_refused(tmp_path):
+    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "x.tiff")
+    with pytest.raises(UserError, match="x.tiff .* floating-point numbers of unknown range"):
+        read(os.fsencode(tmp_path / "x.tiff"))
 
 
 @pytest.mark.parametrize("reader", [read, read_fast])
@@ -151,43 +144,40 @@ def test_a_missing_file_is_not_called_damaged(tmp_path, reader):
             reader(os.fsencode(tmp_path / name))
 
 
-def test_channel_statistics():
-    split = random_data(7).train
-    mean, std = channel_statistics(split)
-    assert mean == pytest.approx((split.images / 255).mean((0, 1, 2)), abs=0.50001e-4)
-    assert std == pytest.approx((split.images / 255).std((0, 1, 2)), abs=0.50001e-4)
-    assert all(round(value, 4) == value for value in mean + std)
-
-
-def test_a_constant_channel_can_be_divided_by_its_deviation():
-    """It gets the deviation of one level."""
-    split = random_data(7).train
-    split.images[..., 1] = 51
-    mean, std = channel_statistics(split)
-    assert (mean[1], std[1]) == (0.2, 0.0039) and std[0] > 0.2
-
-
-def test_any_number_of_threads_gives_the_same_images(image_folder):
-    root = image_folder()
-    a, b = (dataloader("folder", 8, workers, root)[0] for workers in (0, 4))
-    assert a.images.equal(b.images) and a.labels.equal(b.labels)
-
-
 @pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
-def test_what_is_no_file_is_named_and_not_read(image_folder, kind):
+def test_what_is_no_file_is_named_and_not_read(tmp_path, kind, monkeypatch):
     """Reading a named pipe waits until somebody writes into it."""
-    root = image_folder(train=1, test=1)
-    path = root / "train" / "red" / "x.jpg"
+    path = tmp_path / "x.jpg"
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "socket":
+        monkeypatch.chdir(tmp_path)  # the path of a socket must be short
         with socket.socket(socket.AF_UNIX) as listener:
-            here = os.getcwd()
-            os.chdir(path.parent)  # the path of a socket must be short
             listener.bind(path.name)
-            os.chdir(here)
     else:
         path.symlink_to("/dev/zero")
-    with pytest.raises(UserError, match="x.jpg does not decode as an image: it is not a file, but a pipe") as error:
-        dataloader("folder", 2, 2, root)
-    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="x.jpg does not decode as an image: it is not a file, but a pipe.*folder$"):
+        read(os.fsencode(path))
+
+
+# --- several files
+
+
+def test_ten_problems_are_named_and_the_others_counted():
+    sentences = [f"file {i} is damaged" for i in range(12)]
+    ten = "; ".join(sentences[:10])
+    assert str(DamagedFiles(sentences)) == f"12 image files or folders cannot be used: {ten}; 2 more"
+    assert str(DamagedFiles(sentences[:10])) == f"10 image files or folders cannot be used: {ten}"
+    assert str(DamagedFiles(sentences[:1])) == "file 0 is damaged"
+    assert pickle.loads(pickle.dumps(DamagedFiles(sentences))).problems == sentences  # it travels between processes
+
+
+def test_results_and_problems():
+    def halved(number):
+        if number % 2:
+            raise UserError(f"{number} is odd")
+        return number // 2
+
+    assert attempt(halved, [1, 2, 3, 4]) == ([1, 2], ["1 is odd", "3 is odd"]) and each(halved, [2, 4]) == [1, 2]
+    nested = attempt(lambda numbers: each(halved, numbers), [[1, 2, 3], [4, 6], [5]])
+    assert nested == ([[2, 3]], ["1 is odd", "3 is odd", "5 is odd"])

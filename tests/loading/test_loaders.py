@@ -1,14 +1,27 @@
+"""The batches of a loader, cached and streamed; its worker processes, which end when they should."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
 import torch
-from image_data import IMAGENET_CLASSES, make_imagenet, random_data, same_batches, truncate
+from conftest import few_digits
+from image_data import IMAGENET_CLASSES, all_batches, make_imagenet, random_data, same_batches, truncate
 from PIL import Image
+from processes import group
 
 import data_loader
+import train as training
+import utils
 from data_loader import Cached, Streamed, dataloader
 from loading.augmentation import augmentation_parameters
+from loading.data import usable_workers
 from runtime.errors import UserError
 
 
@@ -19,33 +32,18 @@ def loader(n=20, seed=0, augment=True):
 
 def epoch(train, number):
     train.set_epoch(number)
-    images, labels = zip(*train, strict=True)
-    return torch.cat(images), torch.cat(labels)
+    return all_batches(train)
 
 
-def test_batches_are_channels_last():
-    images, _ = next(iter(loader()))
-    assert images.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_an_epoch_shows_every_image_once_in_its_own_order():
-    train = loader(n=50)
-    orders = [epoch(train, e)[1].tolist() for e in (0, 1)]
-    assert all(sorted(order) == list(range(50)) for order in orders)
-    assert orders[0] != orders[1]
-
-
-def test_an_epoch_depends_on_seed_and_number_alone():
+def test_an_epoch_shows_every_image_once_in_an_order_of_seed_and_epoch_alone():
+    train, again, other = loader(50, seed=5), loader(50, seed=5), loader(50, seed=6)
+    assert train.augmentation_parameters()[0].equal(augmentation_parameters(50, 5, 0, True)[0])  # at epoch 0
+    epochs = [epoch(train, e) for e in (0, 7)]
+    assert all(sorted(labels.tolist()) == list(range(50)) for _, labels in epochs)
     torch.manual_seed(1)
-    first = epoch(loader(seed=5), 7)
-    torch.manual_seed(2)
-    again, other = epoch(loader(seed=5), 7), epoch(loader(seed=6), 7)
-    assert again[0].equal(first[0]) and again[1].equal(first[1])
-    assert not other[1].equal(first[1])
-
-
-def test_a_new_loader_is_at_epoch_0():
-    assert loader(n=50).augmentation_parameters()[0].equal(augmentation_parameters(50, 0, 0, True, False)[0])
+    images, labels = epoch(again, 7)
+    assert images.equal(epochs[1][0]) and labels.equal(epochs[1][1])
+    assert not labels.equal(epochs[0][1]) and not labels.equal(epoch(other, 7)[1])
 
 
 def test_an_epoch_can_start_at_any_step():
@@ -68,24 +66,40 @@ def test_a_last_batch_of_one_joins_the_batch_before(n, sizes):
 
 
 @pytest.mark.parametrize(("name", "workers", "views"), [
-    ("DIGITS", 0, 1), ("DIGITS", 2, 1), ("folder", 0, 1), ("folder", 2, 1), ("DIGITS", 0, 3), ("folder", 2, 4)])
-def test_without_cache_the_batches_are_the_same(image_folder, name, workers, views):
+    ("DIGITS", 1, 1), ("folder", 0, 1), ("DIGITS", 0, 3), ("folder", 2, 4)])
+@pytest.mark.parametrize("train_size", [0, 31])
+def test_without_cache_the_batches_are_the_same(image_folder, name, workers, views, train_size):
     """Bit for bit: two epochs, one of them from a later step on, the held-out images, the test images."""
     root = image_folder(train=30)
-    cached = dataloader(name, 17, 2, root, seed=1, val_size=12, views=views)
-    streamed = dataloader(name, 17, workers, root, seed=1, val_size=12, cache=False, views=views)
+    options = {"seed": 1, "views": views, "train_size": train_size, "val_size": 12}
+    with few_digits():
+        cached = dataloader(name, 17, 2, root, **options)
+        streamed = dataloader(name, 17, workers, root, cache=False, **options)
     assert isinstance(cached[0], Cached) and isinstance(streamed[0], Streamed)
     assert (cached[0].mean, cached[0].std) == (streamed[0].mean, streamed[0].std)
     for number, first in ((0, 0), (5, 1)):
-        for train in (cached[0], streamed[0]):
-            train.set_epoch(number)
+        for loader in (cached[0], streamed[0]):
+            loader.set_epoch(number)
         assert same_batches(cached[0].batches(first), streamed[0].batches(first))
     assert same_batches(cached[0].held_out, streamed[0].held_out) and same_batches(cached[1], streamed[1])
-    for train in (cached[0], streamed[0]):
-        images, _ = next(iter(train))
+    for loader in (cached[0], streamed[0]):
+        images, _ = next(iter(loader))
         for view in images.unbind(1) if views > 1 else [images]:
             assert view.shape == (17, 3, 32, 32) and view.is_contiguous(memory_format=torch.channels_last)
     assert next(iter(cached[1]))[0].shape[1:] == (3, 32, 32)  # evaluation has one view
+
+
+@pytest.mark.parametrize("kind", [Cached, Streamed])
+def test_processes_share_each_batch(kind, monkeypatch):
+    data, parts = random_data(22), []
+    for environment in group(2):
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            parts.append(list(kind(data.train, data, 8, torch.device("cpu"), augment=True)))
+    shared = [[torch.cat(halves) for halves in zip(*both, strict=True)] for both in zip(*parts, strict=True)]
+    assert [len(labels) for _, labels in parts[0]] == [4, 4, 3]
+    assert same_batches(shared, Cached(data.train, data, 8, torch.device("cpu"), augment=True))
 
 
 def test_streamed_files_are_read_when_their_batch_needs_them(image_folder):
@@ -124,14 +138,6 @@ def test_an_epoch_is_the_same_with_any_number_of_workers(root):
     assert not same_batches(epochs[0], other)
 
 
-def test_held_out_images_are_the_same_again(root):
-    """Each file is either a training image or held out."""
-    train, again = (imagenet(root, seed=1, val_size=4)[0] for _ in range(2))
-    assert same_batches(train.held_out, again.held_out)
-    paths = [part.loader.dataset.split.images.tolist() for part in (train, train.held_out)]
-    assert sorted(sum(paths, [])) == sorted(str(file).encode() for file in (root / "train").rglob("*.JPEG"))
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_torchs_own_random_numbers_are_not_changed(root, workers):
     torch.manual_seed(0)
@@ -139,13 +145,6 @@ def test_torchs_own_random_numbers_are_not_changed(root, workers):
     train, test = imagenet(root, workers)
     list(train), list(test)
     assert torch.get_rng_state().equal(before)
-
-
-def test_a_last_streamed_batch_of_one_joins_the_batch_before(tmp_path):
-    make_imagenet(tmp_path, train=5)
-    train, test = dataloader("imagenet", 3, 0, tmp_path)
-    assert [len(labels) for _, labels in train] == [3, 3, 4] and len(train) == 3
-    assert [len(labels) for _, labels in test] == [3, 3]
 
 
 def error_of(loader):
@@ -157,29 +156,27 @@ def error_of(loader):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("part", ["train", "val"])
-def test_corrupt_files_are_named(root, part, workers):
-    file = truncate(root / part / IMAGENET_CLASSES[1] / "0.JPEG")
-    message = error_of(imagenet(root, workers)[part == "val"])
-    assert message.startswith(f"{file} does not decode as an image: ")
-    assert "\n" not in message and "Traceback" not in message
-
-
-@pytest.mark.parametrize("workers", [0, 2])
 def test_all_corrupt_files_of_a_batch_are_named(root, workers):
     first, second = (truncate(root / "val" / IMAGENET_CLASSES[0] / f"{i}.JPEG") for i in (0, 2))
-    truncate(root / "val" / IMAGENET_CLASSES[1] / "2.JPEG")  # of the next batch
-    message = error_of(imagenet(root, workers)[1])
+    alone = truncate(root / "val" / IMAGENET_CLASSES[1] / "2.JPEG")  # of the next batch
+    test = imagenet(root, workers)[1]
+    message = error_of(test)
     assert message.startswith(f"2 image files or folders cannot be used: {first} does not decode as an image: ")
     assert f"; {second} does not decode" in message and message.count("JPEG does not") == 2 and "\n" not in message
+    first.unlink(), second.unlink()
+    message = error_of(imagenet(root, workers)[1])
+    assert message.startswith(f"{alone} does not decode as an image: ") and "\n" not in message
 
 
-def test_a_training_with_a_corrupt_file_ends_with_one_line(root, script):
+def test_a_training_with_a_corrupt_file_ends_with_one_line(root, tmp_path, capfd):
     file = truncate(root / "train" / IMAGENET_CLASSES[0] / "2.JPEG")
-    done = script("train.py", "--model", "resnet18", "--dataset", "imagenet", "--data_dir", root, "--batch_size", "4",
-                  "--num_workers", "1", "--num_epochs", "1", "--device", "cpu")
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {file} does not decode as an image: ") and done.stderr.count("\n") == 1
+    with pytest.raises(SystemExit) as end:
+        utils.command(lambda: training.main([
+            "--model", "resnet8", "--dataset", "imagenet", "--data_dir", str(root), "--batch_size", "4",
+            "--num_workers", "1", "--num_epochs", "1", "--device", "cpu", "--save_dir", str(tmp_path)]))
+    error = capfd.readouterr().err
+    assert end.value.code == 2 and error.startswith(f"error: {file} does not decode as an image: ")
+    assert error.count("\n") == 1
 
 
 # --- --decoder fast
@@ -201,17 +198,77 @@ def test_the_decoder_is_used_in_every_loader(root):
         assert all(images.is_contiguous(memory_format=torch.channels_last) for images, _ in b)
 
 
-@pytest.mark.parametrize(("name", "decoder", "said"), [
-    ("imagenet", "cv2", "unknown decoder 'cv2'; known are pil, fast"), ("DIGITS", "fast", "not for DIGITS")])
-def test_a_decoder_that_does_not_fit(root, name, decoder, said):
-    with pytest.raises(UserError, match=said):
-        dataloader(name, root=root, decoder=decoder)
-    with pytest.raises(UserError, match=said):
-        data_loader.test_images(name, root=root, mean=(0, 0, 0), std=(1, 1, 1), decoder=decoder)
-
-
-def test_a_decoder_that_is_not_installed(root, monkeypatch):
+def test_a_decoder_that_cannot_be_used(root, monkeypatch):
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
-    with pytest.raises(UserError, match="^--decoder fast needs a package .*: pip install simplejpeg$"):
-        imagenet(root, decoder="fast")
+    for name, decoder, said in (
+            ("imagenet", "cv2", "unknown decoder 'cv2'; known are pil, fast"), ("DIGITS", "fast", "not for DIGITS"),
+            ("imagenet", "fast", "^--decoder fast needs a package .*: pip install simplejpeg$")):
+        with pytest.raises(UserError, match=said):
+            dataloader(name, 4, root=root, decoder=decoder)
     assert imagenet(root)[0].num_images == 12
+
+
+# --- worker processes
+
+
+@pytest.fixture
+def streamed():
+    data = random_data(40)
+    loader = Streamed(data.train, data, 4, torch.device("cpu"), augment=True, num_workers=1)
+    yield loader
+    loader.close()
+
+
+def send_from_another_process(number, pid):
+    subprocess.run(["sh", "-c", f"kill -{number} {pid}"], check=True)
+
+
+def test_there_are_not_more_workers_than_cores(monkeypatch):
+    """Those that the process may use; of the machine, where the system does not tell."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0: {1, 4}, 1: set(range(64))}[pid], raising=False)
+    assert [usable_workers(n) for n in (0, 1, 8)] == [0, 1, 2]
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert usable_workers(8) == 5
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert usable_workers(8) == 1
+
+
+def test_a_signal_to_the_job_does_not_end_a_worker(streamed):
+    batches = iter(streamed)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    send_from_another_process(signal.SIGTERM, worker.pid)
+    send_from_another_process(signal.SIGINT, worker.pid)
+    send_from_another_process(signal.SIGHUP, worker.pid)
+    assert len(list(batches)) == 9 and worker.is_alive()
+
+
+def test_a_worker_ends_even_if_it_has_not_yet_seen_a_signal_to_the_job(streamed):
+    """The worker stands still while the signal comes, as on a busy machine. Then the loader is closed."""
+    next(iter(streamed))
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGSTOP)
+    send_from_another_process(signal.SIGTERM, worker.pid)
+    threading.Timer(0.5, os.kill, (worker.pid, signal.SIGCONT)).start()
+    start = time.monotonic()
+    streamed.close()
+    worker.join(10)
+    assert not worker.is_alive() and time.monotonic() - start < 10
+
+
+def test_a_worker_ends_when_its_parent_says_so(streamed):
+    """PyTorch does if a worker does not come to an end by itself. It takes another exit code for a failure."""
+    next(iter(streamed))
+    (worker,) = multiprocessing.active_children()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
+
+
+def test_a_closed_loader_can_be_used_again(streamed):
+    first = [labels.tolist() for _, labels in streamed]
+    start = time.monotonic()
+    streamed.close()
+    assert multiprocessing.active_children() == [] and time.monotonic() - start < 4  # PyTorch ends a worker after 5
+    assert [labels.tolist() for _, labels in streamed] == first

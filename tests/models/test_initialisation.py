@@ -1,4 +1,4 @@
-"""The distribution of every kind of weight, for each family of networks, in groups with attention or gate."""
+"""The distribution of every kind of weight, for each family of networks, in groups with attention, gate or fusion."""
 
 import math
 from statistics import NormalDist
@@ -21,25 +21,27 @@ def is_drawn_from(weights, deciles, scale):
     return (found - torch.tensor(deciles)).abs().max() < 6 * 1.8 / math.sqrt(min(weights.numel(), 10**5))
 
 
-def fan(convolution, kind):
-    channels = convolution.out_channels if kind == "fan_out" else convolution.in_channels
-    return channels * convolution.weight[0, 0].numel()
+def check_convolutions(name, *parts):
+    for m in (m for part in parts for m in part.modules() if isinstance(m, nn.Conv2d)):
+        fan = (m.out_channels if FAMILIES[name] == "fan_out" else m.in_channels) * m.weight[0, 0].numel()
+        assert is_drawn_from(m.weight, NORMAL, math.sqrt(2 / fan)) and (m.bias is None or not m.bias.any())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("group", [models.OKDDip, models.ONE])
+@pytest.mark.parametrize("group", [models.OKDDip, models.ONE, models.FFL, models.PCL])
 def test_every_weight_is_drawn_as_documented(name, group):
+    """The linear layer of all students (FFL's fused classifier, PCL's ensemble) is drawn like attention and gate."""
     torch.manual_seed(0)
     model = group(name, 10, 2)
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    students = model.peers if group is models.PCL else model
+    check_convolutions(name, students.trunks, students.heads)
     for m in model.modules():
-        if isinstance(m, nn.Conv2d):
-            assert is_drawn_from(m.weight, NORMAL, math.sqrt(2 / fan(m, FAMILIES[name])))
-            assert m.bias is None or not m.bias.any()
-        elif isinstance(m, nn.BatchNorm2d):
+        if isinstance(m, nn.BatchNorm2d):
             assert (m.weight == 1).all() and not m.bias.any()
             assert (m.running_var == 1).all() and not m.running_mean.any()
-    classifiers = [head.fc if hasattr(head, "fc") else head.classifier for head in model.heads]
+    linears = [m for key, m in model.named_modules() if isinstance(m, nn.Linear) and not key.startswith("mean")]
+    classifiers = [m for m in students.heads.modules() if isinstance(m, nn.Linear)]
+    assert len(linears) > len(classifiers) >= 2
     for m in linears:
         bound = 1 / math.sqrt(m.in_features)
         assert is_drawn_from(m.weight, *((NORMAL, 0.01) if name == "vgg16" else (UNIFORM, bound)))
@@ -49,21 +51,6 @@ def test_every_weight_is_drawn_as_documented(name, group):
             assert not m.bias.any()
         else:
             assert 0 < m.bias.abs().max() <= bound and m.bias.unique().numel() == m.bias.numel()
-    assert len(linears) >= (4 if group is models.OKDDip else 3)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("group", [models.FFL, models.PCL])
-def test_the_linear_layer_of_all_students_is_drawn_like_attention_and_gate(name, group):
-    """FFL's fused classifier, PCL's ensemble: N(0, 0.01^2) with bias 0 in a VGG, elsewhere PyTorch's default."""
-    torch.manual_seed(0)
-    model = group(name, 10, 2)
-    m = model.fusion.fc if group is models.FFL else model.ensemble
-    if name == "vgg16":
-        assert is_drawn_from(m.weight, NORMAL, 0.01) and not m.bias.any()
-    else:
-        bound = 1 / math.sqrt(m.in_features)
-        assert is_drawn_from(m.weight, UNIFORM, bound) and 0 < m.bias.abs().max() <= bound
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -78,7 +65,5 @@ def test_weights_of_different_parts_differ(name):
 def test_every_network_of_a_mixed_group_is_drawn_in_its_own_way(names):
     torch.manual_seed(0)
     group = models.Branches(names, 10, 2, network_based=True)
-    for name, trunk, head in zip(names, group.trunks, group.heads, strict=True):
-        for m in (*trunk.modules(), *head.modules()):
-            if isinstance(m, nn.Conv2d):
-                assert is_drawn_from(m.weight, NORMAL, math.sqrt(2 / fan(m, FAMILIES[name])))
+    for parts in zip(names, group.trunks, group.heads, strict=True):
+        check_convolutions(*parts)

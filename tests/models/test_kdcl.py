@@ -20,14 +20,6 @@ def test_targets(rule):
         assert t[b].tolist() == pytest.approx(slow.kdcl_target(rule, Z[b].tolist(), LABELS[b].item()), rel=1e-12)
 
 
-def test_minlogit_gives_the_label_the_greatest_probability_whenever_one_network_does():
-    t = TARGETS["minlogit"](Z, LABELS)
-    right = (Z.argmax(-1) == LABELS.unsqueeze(1)).any(1)
-    assert 5 < right.sum() < 25  # the made-up logits hold both kinds
-    assert ((t.argmax(-1) == LABELS) | ~right).all()
-    assert t.gather(1, LABELS.unsqueeze(1)).abs().max() == 0
-
-
 def test_error_products():
     log_p = Z.log_softmax(-1)
     found = error_products(log_p, LABELS)
@@ -42,18 +34,16 @@ def test_error_products():
 
 
 def test_general_weights_sum_to_1_and_prefer_the_better_network():
-    errors = torch.tensor([[0.1, 0.02, 0.01], [0.02, 0.3, 0.05], [0.01, 0.05, 0.6]])
+    """No other weights that sum to 1 have a smaller error. The scale of the errors does not matter."""
+    errors = torch.tensor([[0.1, 0.02, 0.01], [0.02, 0.3, 0.05], [0.01, 0.05, 0.6]], dtype=torch.float64)
     v = general_weights(errors)
     assert v.sum().item() == pytest.approx(1, rel=1e-12) and v[0] > v[1] > v[2]
-    least = v @ errors.double() @ v
-    for other in torch.eye(3, dtype=torch.float64):  # no other weights that sum to 1 have a smaller error
+    for other in torch.eye(3, dtype=torch.float64):
         for step in (-0.1, 0.1):
             moved = v + step * (other - 1 / 3)
-            assert moved @ errors.double() @ moved > least
-
-
-def test_two_independent_networks_are_weighed_by_their_inverse_errors():
-    assert general_weights(torch.tensor([[1.0, 0], [0, 3.0]])).tolist() == pytest.approx([0.75, 0.25])
+            assert moved @ errors @ moved > v @ errors @ v
+    for scale in (1e-307, 1e30):
+        assert general_weights(scale * errors).tolist() == pytest.approx(v.tolist(), rel=1e-12)
 
 
 @pytest.mark.parametrize("error", [0.0, 1e-17, 1e-12])
@@ -69,17 +59,10 @@ def test_half_precision_of_the_networks_does_not_reach_the_target(rule):
         assert error_products(Z.float().log_softmax(-1), LABELS).dtype == torch.float32
 
 
-@pytest.mark.parametrize("m", [2, 3, 4, 8])
 @pytest.mark.parametrize("error", [0.0, 1e-300, 1e-12, 1.0])
-def test_equal_networks_have_equal_weights(error, m):
+def test_equal_networks_have_equal_weights(error):
     """Also where none makes an error."""
-    assert general_weights(torch.full((m, m), error, dtype=torch.float64)).tolist() == pytest.approx([1 / m] * m)
-
-
-@pytest.mark.parametrize("scale", [1e-307, 1e30])
-def test_the_scale_of_the_errors_does_not_matter(scale):
-    errors = torch.tensor([[0.1, 0.02, 0.01], [0.02, 0.3, 0.05], [0.01, 0.05, 0.6]], dtype=torch.float64)
-    assert general_weights(scale * errors).tolist() == pytest.approx(general_weights(errors).tolist(), rel=1e-12)
+    assert general_weights(torch.full((3, 3), error, dtype=torch.float64)).tolist() == pytest.approx([1 / 3] * 3)
 
 
 def test_the_general_target_has_weights():

@@ -165,7 +165,7 @@ def test_official_plain(name):
 
 @pytest.mark.parametrize("name", ["vgg16", "densenetd40k12"])
 def test_official_okddip_branches(name):
-    width, m, x = FAMILIES[name][1], 3, random_images(2).double()
+    width, m, x = FAMILIES[name][1], 3, random_images(2).double()  # two peers and the leader
     attention = {f"{part}_weight.weight": (width // 8, width) for part in ("query", "key")}
     checkpoint = branch_checkpoint(name, 10, m, okddip=True, extra=attention)
     with torch.no_grad():
@@ -177,10 +177,9 @@ def test_official_okddip_branches(name):
     torch.testing.assert_close(targets, torch.softmax(L @ E.transpose(1, 2), -1) @ z[:, :-1])
 
 
-@pytest.mark.parametrize(("name", "trunk_width"), [("vgg16", 512), ("densenetd40k12", 60)])
-def test_official_one(name, trunk_width):
-    m, x = 2, random_images(2).double()
-    gate = linear("control_v1", trunk_width, m) | norm("bn_v1", m)
+def test_official_one():
+    name, m, x = "densenetd40k12", 2, random_images(2).double()
+    gate = linear("control_v1", 60, m) | norm("bn_v1", m)
     checkpoint = branch_checkpoint(name, 10, m, okddip=False, extra=gate)
     group = load_official(models.ONE(name, 10, m), checkpoint)
     with torch.no_grad():
@@ -193,9 +192,8 @@ def test_official_one(name, trunk_width):
     torch.testing.assert_close(ensemble, (g.unsqueeze(-1) * z).sum(1))
 
 
-@pytest.mark.parametrize("name", ["vgg16", "densenetd40k12"])
-def test_official_networks(name):
-    m, x = 2, random_images(2).double()
+def test_official_networks():
+    name, m, x = "densenetd40k12", 2, random_images(2).double()
     depth, _, trunk, head, forward = FAMILIES[name]
     shapes = {f"stu{i}.{key}": shape for i in range(m) for key, shape in {**trunk(depth), **head(depth, 10)}.items()}
     checkpoint = weights_by_name(shapes)
@@ -206,15 +204,11 @@ def test_official_networks(name):
         torch.testing.assert_close(logits[:, i], forward(weights, x, depth)[1])
 
 
-@pytest.mark.parametrize(("okddip", "name", "lost"), [
-    (None, "vgg16", "layer2.7.running_mean"),
-    (None, "vgg16", "classifier.3.bias"),
-    (None, "densenetd40k12", "features.transition2.conv.weight"),
-    (True, "vgg16", "layer3_1.6.weight"),  # the stage's third convolution
-    (True, "densenetd40k12", "Branch1.denselayer6.conv2.weight"),
-    (False, "densenetd40k12", "norm_final_0.bias"),
-])
-def test_official_names_what_is_missing_or_misshapen(okddip, name, lost):
+@pytest.mark.parametrize(("okddip", "lost"), [
+    (None, "features.transition2.conv.weight"), (True, "Branch1.denselayer6.conv2.weight"),
+    (False, "norm_final_0.bias")])
+def test_official_names_what_is_missing_or_misshapen(okddip, lost):
+    name = "densenetd40k12"
     if okddip is None:
         model, checkpoint = models.create_model(name, 10), plain_checkpoint(name, 10)
     else:

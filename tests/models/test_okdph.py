@@ -36,15 +36,22 @@ def test_all_begin_with_the_same_weights():
             assert value.equal(model.student(0).state_dict()[name])
 
 
+def hybrid_of(model, r):
+    """A network of its own with the weights and buffers sum_i r_i theta_i."""
+    alone = models.create_model("resnet8", C).double()
+    alone.load_state_dict({name: weighted_sum(model, name, r) if value.is_floating_point() else value
+                           for name, value in model.hybrid.state_dict().items()})
+    return alone
+
+
 @pytest.mark.parametrize("hybrid_gradient", [False, True])
 def test_the_hybrid_is_taken_anew_before_a_step(hybrid_gradient):
     """Weights and statistics; the step itself then updates the statistics by its own view."""
     r = [0.5, 0.3, 0.2]
     model = make(r, hybrid_gradient)
-    alone = models.create_model("resnet8", C).double()
-    alone.load_state_dict({name: weighted_sum(model, name, r) if value.is_floating_point() else value
-                           for name, value in model.hybrid.state_dict().items()})
+    alone = hybrid_of(model, r)
     z, z_hybrid = model(VIEWS)
+    assert z_hybrid.requires_grad == hybrid_gradient
     assert z_hybrid.allclose(alone(VIEWS[:, -1]), rtol=1e-9)
     for name, value in alone.state_dict().items():
         assert value.allclose(model.hybrid.state_dict()[name], rtol=1e-9), name
@@ -55,9 +62,7 @@ def test_the_hybrid_is_taken_anew_before_a_step(hybrid_gradient):
 def test_the_hybrid_s_gradient_reaches_every_network_r_times():
     r = [0.5, 0.3, 0.2]
     model = make(r, hybrid_gradient=True)
-    alone = models.create_model("resnet8", C).double()
-    alone.load_state_dict({name: weighted_sum(model, name, r) if value.is_floating_point() else value
-                           for name, value in model.hybrid.state_dict().items()})
+    alone = hybrid_of(model, r)
     F.cross_entropy(alone(VIEWS[:, -1]), LABELS).backward()
     F.cross_entropy(model(VIEWS)[1], LABELS).backward()
     for i, r_i in enumerate(r):
@@ -66,26 +71,12 @@ def test_the_hybrid_s_gradient_reaches_every_network_r_times():
     assert all(p.grad is None for p in model.hybrid.parameters())
 
 
-def test_a_copied_hybrid_gives_no_gradient():
-    model = make([0.5, 0.3, 0.2])
-    assert not model(VIEWS)[1].requires_grad
-
-
-def test_the_hybrid_with_all_weight_on_one_network_is_this_network():
-    model = make([1.0, 0.0, 0.0])
-    model(VIEWS)
-    for p, q in zip(model.hybrid.parameters(), model.student(0).parameters(), strict=True):
-        assert p.equal(q)
-
-
 def test_evaluation_has_the_hybrid_of_the_weights_as_they_are():
     """r_i = 1/m. The hybrid of the last step, which the fusion needs, stays. A deployed model gives the same logits."""
     model = make([0.5, 0.3, 0.2])
     model(VIEWS)
     model.eval()
-    kept, alone = {k: v.clone() for k, v in model.hybrid.state_dict().items()}, models.create_model("resnet8", C)
-    alone.double().eval().load_state_dict({k: weighted_sum(model, k, [1 / M] * M) if v.is_floating_point() else v
-                                           for k, v in kept.items()})
+    kept, alone = {k: v.clone() for k, v in model.hybrid.state_dict().items()}, hybrid_of(model, [1 / M] * M).eval()
     found = model(VIEWS[:, 0])[1]
     assert found.allclose(alone(VIEWS[:, 0]), rtol=1e-9)
     assert all(value.equal(kept[name]) for name, value in model.hybrid.state_dict().items())

@@ -4,10 +4,8 @@ import re
 
 import pytest
 import torch
-from image_data import random_data
 
 import models
-from data_loader import Cached
 
 C, M = 5, 3
 VIEWS = torch.randn(4, M, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -56,16 +54,6 @@ def test_the_trunk_s_statistics_after_a_step():
         assert x[i].allclose(alone.trunk(VIEWS[:, i].double()), rtol=1e-9)
 
 
-def test_the_views_of_our_loaders_are_not_copied():
-    model, seen = make(), []
-    model.peers.trunks[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    data = random_data(8)
-    images, _ = next(iter(Cached(data.train, data, 8, torch.device("cpu"), augment=True, views=M)))
-    model(images)
-    assert [view.data_ptr() for view in seen] == [images[:, i].data_ptr() for i in range(M)]
-    assert all(view.is_contiguous(memory_format=torch.channels_last) for view in seen)
-
-
 def test_the_mean_model_gets_no_gradient_and_keeps_its_own_statistics():
     model = make().train()
     before = {k: v.clone() for k, v in model.mean.state_dict().items()}
@@ -96,23 +84,9 @@ def test_the_ensemble_alone_gives_every_peer_a_gradient():
         assert a.allclose(b, rtol=1e-8, atol=1e-10) and a.any(), name
 
 
-def test_the_mean_after_n_steps_is_the_closed_sum():
-    """While d = 1 - 1/(step + 1), it is the plain mean of the initial weights and those after each step."""
-    model = make().double()
-    name = "heads.1.fc.weight"
-    seen = [model.peers.state_dict()[name].clone()]
-    for step in range(1, 8):
-        with torch.no_grad():
-            for p in model.peers.parameters():
-                p.add_(torch.randn_like(p))
-        model.update_mean(step)
-        seen.append(model.peers.state_dict()[name].clone())
-        assert model.mean.state_dict()[name].allclose(sum(seen) / len(seen), rtol=1e-12)
-
-
-@pytest.mark.parametrize(("step", "d"), [(1, 0.5), (998, 998 / 999), (999, 0.999), (1000, 0.999)])
+@pytest.mark.parametrize(("step", "d"), [(1, 0.5), (2, 2 / 3), (998, 998 / 999), (1000, 0.999), (5000, 0.999)])
 def test_the_decay_of_a_step(step, d):
-    """min(1 - 1/(step + 1), 0.999). The two are equal in step 999."""
+    """min(1 - 1/(step + 1), 0.999). The two are equal in step 999. All parameters of the peers differ by 1 before."""
     model = make().double()
     with torch.no_grad():
         for p in model.peers.parameters():
@@ -120,15 +94,3 @@ def test_the_decay_of_a_step(step, d):
     model.update_mean(step)
     for mean, p in zip(model.mean.parameters(), model.peers.parameters(), strict=True):
         assert (p - mean).detach().numpy() == pytest.approx(d, abs=1e-12)
-
-
-def test_the_decay_ends_at_0_999():
-    """From step 999 on: after n steps with constant weights, the distance to them has shrunk by 0.999^n."""
-    model = make().double()
-    with torch.no_grad():
-        for p in model.peers.parameters():
-            p.add_(1.0)
-    for step in range(5000, 5010):
-        model.update_mean(step)
-    for mean, p in zip(model.mean.parameters(), model.peers.parameters(), strict=True):
-        assert (p - mean).detach().numpy() == pytest.approx(0.999**10, rel=1e-9)

@@ -1,6 +1,5 @@
-"""What all networks have in common: weights, shapes, options."""
+"""What all networks have in common: weights, shapes, options, BatchNorm."""
 
-import math
 import shutil
 import subprocess
 import sys
@@ -8,35 +7,38 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
-from network_data import assert_std, random_images
+from network_data import random_images
 from torch import nn
 
 import models
+from models.architecture import BatchNorm, count_batches
 
 
-@pytest.mark.parametrize(("name", "classes", "count"), [
-    ("vgg16", 10, 15_253_578), ("densenetd40k12", 10, 176_122),  # the paper authors' networks
-    ("densenetd100k12", 10, 769_162),  # Huang et al. 2017, Table 2: 0.8M
-    ("resnet18", 1000, 11_689_512), ("resnet34", 1000, 21_797_672), ("resnet50", 1000, 25_557_032),  # torchvision's
-])
-def test_parameter_counts(name, classes, count):
-    assert sum(p.numel() for p in models.create_model(name, classes).parameters()) == count
-
-
-@pytest.mark.parametrize(("name", "size", "x_shape", "width"), [
-    ("vgg16", 32, (512, 2, 2), 512), ("vgg19", 32, (512, 2, 2), 512),
-    ("densenetd40k12", 32, (60, 8, 8), 132), ("densenetd100k12", 32, (150, 8, 8), 342),
-    ("resnet18", 64, (256, 4, 4), 512), ("resnet34", 64, (256, 4, 4), 512), ("resnet50", 64, (1024, 4, 4), 2048),
-])
-def test_shapes(name, size, x_shape, width):
-    network = models.create_model(name, 7, dropout=0.0, efficient=False).eval()  # every network accepts both, if off
+@pytest.mark.parametrize(("name", "classes", "count", "x_shape", "width"), [
+    ("resnet32", 10, 466_906, (32, 16, 16), 64), ("resnet110", 10, 1_147_738, (128, 16, 16), 256),
+    ("wide_resnet20_8", 10, 6_848_090, (128, 16, 16), 256),
+    ("vgg16", 10, 15_253_578, (512, 2, 2), 512),  # the paper authors' networks
+    ("vgg19", 10, 15_253_578 + sum(9 * c * c + 3 * c for c in (256, 512, 512)), (512, 2, 2), 512),  # one more each
+    ("densenetd40k12", 10, 176_122, (60, 8, 8), 132),
+    ("densenetd100k12", 10, 769_162, (150, 8, 8), 342),  # Huang et al. 2017, Table 2: 0.8M
+    ("resnet18", 1000, 11_689_512, (256, 2, 2), 512), ("resnet34", 1000, 21_797_672, (256, 2, 2), 512),  # torchvision's
+    ("resnet50", 1000, 25_557_032, (1024, 2, 2), 2048)])
+def test_weights_and_shapes(name, classes, count, x_shape, width):
+    network = models.create_model(name, classes).eval()
+    assert sum(p.numel() for p in network.parameters()) == count
+    images = random_images(2)
     with torch.no_grad():
-        x = network.trunk(random_images(2, size))
+        x = network.trunk(images)
         h, z = network.head(x)
-        logits = network(random_images(2, size))
-    assert x.shape == (2, *x_shape) and network.trunk.width == x_shape[0]
-    assert h.shape == (2, width) and network.head.width == width
-    assert z.shape == (2, 7) and torch.equal(z, logits)
+        assert x.shape == (2, *x_shape) and h.shape == (2, width)
+        assert z.shape == (2, classes) and z.equal(network(images))
+
+
+@pytest.mark.parametrize("depth", [8, 14, 20, 32, 44, 56])
+def test_depth(depth):
+    """A ResNet-n of basic blocks has n - 1 3x3 convolutions and the classifier. Shortcuts do not count."""
+    network = models.create_model(f"resnet{depth}", 10)
+    assert sum(m.kernel_size == (3, 3) for m in network.modules() if isinstance(m, nn.Conv2d)) == depth - 1
 
 
 def test_unknown_network():
@@ -44,47 +46,63 @@ def test_unknown_network():
         models.create_model("resnet33", 10)
 
 
-@pytest.mark.parametrize(("name", "fan"), [("vgg16", 0), ("densenetd40k12", 1), ("resnet18", 0)])
-def test_convolutions_start_kaiming_normal(name, fan):
-    """fan: the dimension of the weight that counts, 0 for fan_out, 1 for fan_in."""
-    torch.manual_seed(0)
-    group = models.Branches(name, 10, 2)
-    for m in group.modules():
-        if isinstance(m, nn.Conv2d):
-            assert_std(m.weight, math.sqrt(2 / (m.weight.shape[fan] * m.weight[0, 0].numel())))
-            assert m.bias is None or not m.bias.any()
-        elif isinstance(m, nn.BatchNorm2d):
-            assert (m.weight == 1).all() and not m.bias.any()
-
-
 # --- options
-
-
-def test_every_network_accepts_options_that_are_off():
-    models.create_model("resnet8", 10, dropout=0.0, efficient=False)
-    models.OKDDip("resnet8", 10, 2, dropout=0.0, efficient=False)
 
 
 @pytest.mark.parametrize(("name", "options", "message"), [
     ("resnet8", {"dropout": 0.5}, "--dropout is for vgg16, vgg19: resnet8 does not have it"),
-    ("densenetd40k12", {"dropout": 0.5}, "--dropout is for .*densenetd40k12"),
-    ("resnet18", {"dropout": 0.5, "efficient": False}, "--dropout is for .*resnet18"),
-    ("vgg16", {"efficient": True}, "--efficient is for densenetd40k12, densenetd100k12: vgg16 does not have it"),
-    ("resnet8", {"dropout": 0.0, "efficient": True}, "--efficient is for .*resnet8"),
-])
+    ("vgg16", {"efficient": True}, "--efficient is for densenetd40k12, densenetd100k12: vgg16 does not have it")])
 def test_options_of_other_networks_are_refused(name, options, message):
-    with pytest.raises(ValueError, match=message):
-        models.create_model(name, 10, **options)
-    for group in (models.Branches, models.OKDDip, models.ONE, models.CLILR, models.FFL, models.PCL, models.KDCL,
-                  models.OKDPH):
+    models.create_model(name, 10, dropout=0.0, efficient=False)  # every network accepts both, if off
+    for group in (models.create_model, models.Branches, models.OKDDip, models.ONE, models.CLILR, models.FFL, models.PCL,
+                  models.KDCL, models.OKDPH):
         with pytest.raises(ValueError, match=message):
-            group(name, 10, num_branches=2, **options)
+            group(name, 10, **({} if group is models.create_model else {"num_branches": 2}), **options)
 
 
 def test_unknown_option_is_refused():
     with pytest.raises(TypeError, match="drop"):
-        models.create_model("vgg16", 10, drop=0.5)
+        models.Branches("vgg16", 10, 2, drop=0.5)
 
+
+def test_dropout_acts_in_training_only():
+    torch.manual_seed(0)
+    group = models.OKDDip("vgg16", 10, 2, dropout=0.5)
+    x = torch.randn(4, 512)
+    for head in group.heads:
+        assert [m.p for m in head.modules() if isinstance(m, nn.Dropout)] == [0.5, 0.5]
+        assert not head.classifier(x).equal(head.classifier(x))
+        positive = head.classifier[:2](x) > 0
+        assert 0.4 < (head.classifier[:3](x)[positive] == 0).float().mean() < 0.6
+        head.eval()
+        assert head.classifier(x).equal(head.classifier(x))
+
+
+def test_no_dropout_by_default():
+    classifier = models.create_model("vgg16", 10).train().head.classifier
+    x = torch.randn(4, 512)
+    assert classifier(x).equal(classifier(x))
+
+
+# --- BatchNorm
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3, 2)])
+def test_batch_norm_is_pytorchs(shape):
+    """In training and in evaluation: outputs, running statistics and, after ``count_batches``, the counter."""
+    torch.manual_seed(0)
+    theirs = nn.BatchNorm1d(5) if len(shape) == 2 else nn.BatchNorm2d(5)
+    ours = BatchNorm(5)
+    for training in (True, True, False, True, False):
+        x = 2 * torch.randn(shape) + 3
+        ours.train(training)
+        theirs.train(training)
+        assert ours(x).equal(theirs(x))
+    count_batches(ours, 3)
+    assert all(value.equal(ours.state_dict()[name]) for name, value in theirs.state_dict().items())
+
+
+# --- the two that can be copied
 
 COPIED = """
 import torch, models, losses

@@ -1,0 +1,251 @@
+"""Networks from elsewhere: ``torchvision:NAME``, ``timm:NAME`` and ``PATH/FILE.py:NAME``.
+
+    images [B, 3, S, S] --Whole--> (h [B, D], z [B, C])                 a network as it is: network-based groups
+    images [B, 3, S, S] --Trunk--> x --Tail--> (h [B, D], z [B, C])     cut at a submodule: branch-based groups
+
+The network stays what it is: its own code runs, its parts keep their names and its weights are drawn in its own way.
+h is the input of its classifier: the last nn.Linear, or the module that ``classifier`` names.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .architecture import Architecture, Head
+from .cut import Cut, cut, evaluated, origin, pieces
+from .sources import in_library, maker, read, title, weights_of
+
+OPTIONS = ("classifier", "branch_at", "pretrained", "init", "image_size")
+
+
+def architecture(name: str | Callable, shared_trunk: bool = False, classifier: str | None = None,
+                 branch_at: str | None = None, pretrained: bool = False, init: str | None = None,
+                 image_size: int = 32) -> Architecture:
+    """The architecture of a network from elsewhere. Nothing is built yet, but a FILE.py is imported.
+
+    name: see above, or a function or class that makes the network when it is called with ``num_classes=C``.
+    shared_trunk: branches will share the trunk, so ``branch_at`` must name the submodule where the head begins.
+    pretrained: start from the library's own weights. init: a file with the weights to start from, under the network's
+    own names. Of both, the classifier is new if it has another number of classes.
+    image_size: S. ValueError if the network cannot be used; building its parts raises ValueError, too.
+    """
+    source = Source(name, classifier, pretrained, init, image_size)
+    if shared_trunk and not branch_at:
+        raise ValueError(f"branches need a place where {source.name} is cut: {source.places()}")
+    return Architecture(
+        trunk=partial(Trunk, source, branch_at) if branch_at else Images,
+        head=partial(Tail, source, branch_at) if branch_at else partial(Whole, source),
+        initialise=lambda module: None,  # the network has drawn its weights when it was built
+        branch_names={},
+        image_size=image_size,
+    )
+
+
+# --- building
+
+
+class Source:
+    """Where a network comes from, and how it is built."""
+
+    def __init__(self, origin: str | Callable, classifier: str | None = None, pretrained: bool = False,
+                 init: str | None = None, image_size: int = 32):
+        self.origin, self.name, self.classifier = origin, title(origin), classifier
+        self.pretrained, self.init, self.image_size = pretrained, init, image_size
+        self.make = maker(origin)
+        if pretrained and not in_library(origin):
+            raise ValueError(f"--pretrained is for the networks of torchvision and timm, which have weights of their "
+                             f"own: start {self.name} from a file with --init")
+
+    def __reduce__(self):
+        """What pickle keeps. A pickled network has its weights, so it needs no initial ones."""
+        return Source, (self.origin, self.classifier, False, None, self.image_size)
+
+    def build(self, num_classes: int) -> tuple[nn.Module, list[str]]:
+        """-> a new network with its own or the given initial weights, and the names of those that do not fit."""
+        try:
+            network = self.make(num_classes=num_classes)
+        except Exception as error:  # whatever the code of somebody else raises
+            raise ValueError(f"{self.name} cannot be built with num_classes={num_classes} ({origin(error)})") from error
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"{self.name} returns {type(network).__name__}, not an nn.Module: it must return the "
+                             "network")
+        network.train()
+        if not (self.pretrained or self.init):
+            return network, []
+        weights, file = (weights_of(self.name), "its weights") if self.pretrained else (read(self.init), self.init)
+        return network, load_but_classifier(network, weights, self.find_classifier(network),
+                                            f"{self.name} cannot start from {file}")
+
+    def find_classifier(self, network: nn.Module) -> str:
+        """The name of the classifier: --classifier, or the last nn.Linear."""
+        linears = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+        if self.classifier is None:
+            if not linears:
+                raise ValueError(f"{self.name} has no nn.Linear: name the module whose input are its features with "
+                                 "--classifier")
+            return linears[-1]
+        if self.classifier not in dict(network.named_modules()):
+            raise ValueError(f"--classifier: {self.name} has no submodule {self.classifier!r}; its linear layers are "
+                             f"{', '.join(linears) or 'none'}")
+        return self.classifier
+
+    def check(self, network: nn.Module, forward: Callable, num_classes: int | None) -> None:
+        """ValueError if images of image_size do not give h [B, D] and finite logits [B, C].
+
+        num_classes: C, None if it does not matter here.
+        """
+        size = self.image_size
+        images = torch.linspace(-1, 1, 2 * 3 * size * size).view(2, 3, size, size)
+        try:
+            h, z = evaluated(network, lambda: forward(images))
+        except (RuntimeError, AssertionError) as error:  # PyTorch's and timm's, if shapes do not fit
+            raise ValueError(f"{self.name} does not take images of {size}x{size} ({origin(error)}): choose another "
+                             "--image_size") from error
+        if z.dim() != 2 or z.shape[1] != (num_classes or z.shape[1]):
+            raise ValueError(f"{self.name} returns {list(z.shape[1:])} logits for {num_classes} classes: its last "
+                             "layer must have num_classes outputs")
+        if h.dim() != 2:
+            raise ValueError(f"the classifier of {self.name} takes {h.dim()}-dimensional features {list(h.shape)}, not "
+                             "[B, D]: name another module with --classifier")
+        if not z.isfinite().all():
+            raise ValueError(f"{self.name} returns logits that are not finite, before any training")
+
+    def cut(self, network: nn.Module, place: str) -> dict[bool, Cut]:
+        """The cut of the network for each of its modes. Its code may depend on them: F.dropout(x, training=...)."""
+        classifier = self.find_classifier(network)
+        if not place or place not in dict(network.named_modules()):
+            raise ValueError(f"--branch_at: {self.name} has no submodule {place!r}: {self.places()}")
+        try:
+            cuts = {mode: cut(network.train(mode), place, classifier) for mode in (False, True)}
+        except ValueError as error:
+            raise ValueError(f"--branch_at: {self.name} cannot be cut at {place}, because {error}: "
+                             f"{self.places()}") from error
+        return cuts
+
+    def places(self) -> str:
+        """Where the network can be cut, of its first two levels of submodules: for an error."""
+        network, _ = self.build(10)
+        names = [name for name, module in network.named_modules()
+                 if name and name.count(".") < 2 and any(True for _ in module.parameters())]
+        fitting = [name for name in names if self.fits(network, name)]
+        if fitting:
+            return f"--branch_at {' or '.join(fitting)}"
+        return "no submodule of its first two levels fits; network-based groups (--MulStu) need no cut"
+
+    def fits(self, network: nn.Module, place: str) -> bool:
+        """Whether the network can be cut at a submodule."""
+        try:
+            cut(network, place, self.find_classifier(network))
+        except ValueError:
+            return False
+        return True
+
+
+def load_but_classifier(network: nn.Module, weights: dict[str, Tensor], classifier: str, misfit: str) -> list[str]:
+    """Load weights. -> the names of those that are left out: a classifier's, if it has another shape.
+
+    ValueError, which begins with ``misfit``, if anything else does not fit.
+    """
+    own = network.state_dict()
+    of_classifier = [key for key in own if key.startswith(f"{classifier}.")]
+    left_out = []
+    if any(key in weights and weights[key].shape != own[key].shape for key in of_classifier):
+        left_out = of_classifier  # all of them: new weights and an old bias would not belong together
+        weights = {key: value for key, value in weights.items() if key not in left_out}
+    missing = [key for key in own if key not in weights and key not in left_out]
+    unknown = [key for key in weights if key not in own]
+    shapes = [key for key in weights if key in own and weights[key].shape != own[key].shape]
+    for problem, keys in {"missing": missing, "unknown": unknown, "of another shape": shapes}.items():
+        if keys:
+            raise ValueError(f"{misfit}: {len(keys)} are {problem}, the first is {keys[0]}")
+    network.load_state_dict(weights, strict=False)
+    return left_out
+
+
+# --- parts of a network
+
+
+class Images(nn.Module):
+    """The trunk of a network that is not cut: it returns the images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images
+
+
+class Whole(Head):
+    """A network as it is: images [B, 3, S, S] -> h [B, D], z [B, C]."""
+
+    def __init__(self, source: Source, num_classes: int):
+        super().__init__()
+        (self.network, self.new_weights), self.name = source.build(num_classes), source.name
+        self.classifier = source.find_classifier(self.network)
+        source.check(self.network, self.forward, num_classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        h: list[Tensor] = []
+        hook = self.network.get_submodule(self.classifier).register_forward_pre_hook(lambda _, x: h.append(x[0]))
+        try:
+            z = self.network(images)
+        finally:
+            hook.remove()
+        if not isinstance(z, Tensor):
+            mode = "training" if self.network.training else "evaluation"
+            raise ValueError(f"{self.name} returns a {type(z).__name__} in {mode}: it must return the logits [B, C] "
+                             "alone")
+        if len(h) != 1:
+            raise ValueError(f"{self.name} calls its classifier {self.classifier} {len(h)} times, not once: name "
+                             "another module with --classifier")
+        return h[0], z
+
+
+class Half(nn.Module):
+    """The submodules of one side of a cut, under their own names, and the code between them."""
+
+    side: int  # in ``Cut``
+
+    def __init__(self, source: Source, place: str, num_classes: int | None = None):
+        super().__init__()
+        self.source, self.place = source, place
+        self.network, self.new_weights = source.build(num_classes or 10)
+        cuts = source.cut(self.network, place)
+        trunk, tail = (half.code for half in cuts[False])
+        source.check(self.network, lambda images: tail(self.network, trunk(self.network, images)), num_classes)
+        self.code = {mode: sides[self.side].code for mode, sides in cuts.items()}
+        of_trunk = cuts[True].trunk.used | cuts[False].trunk.used
+        for name in pieces(self.network, place, source.find_classifier(self.network)):
+            if (name in of_trunk) != (self.side == 0):  # what no code uses is the tail's, because it is exported, too
+                parent, _, child = name.rpartition(".")
+                delattr(self.network.get_submodule(parent), child)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "code"}
+
+    def __setstate__(self, state: dict) -> None:
+        """Pickle cannot hold compiled code: it is made anew, from a network that is thrown away."""
+        self.__dict__.update(state)
+        with torch.random.fork_rng(devices=[]):
+            cuts = self.source.cut(self.source.build(10)[0], self.place)
+        self.code = {mode: sides[self.side].code for mode, sides in cuts.items()}
+
+
+class Trunk(Half):
+    """What comes before the cut."""
+
+    side = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images [B, 3, S, S] -> x."""
+        return self.code[self.training](self.network, images)
+
+
+class Tail(Half, Head):
+    """What comes after the cut."""
+
+    side = 1
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x -> h [B, D], z [B, C]."""
+        h, z = self.code[self.training](self.network, x)
+        return h, z

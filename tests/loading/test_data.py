@@ -1,0 +1,134 @@
+"""What is known of a data set: mean and deviation, images of one colour. Its division: --train_size, --val_size."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from image_data import random_data, same_batches
+from PIL import Image
+
+import data_loader
+from data_loader import Data, Split, dataloader
+from loading.data import divide
+from runtime.errors import UserError
+
+
+def test_mean_and_deviation():
+    """A constant channel gets the deviation of one level, so that it can be divided by it."""
+    data = random_data(7)._replace(mean=(), std=())
+    found, images = data.measured(0), data.train.images / 255
+    assert found.mean == pytest.approx(images.mean((0, 1, 2)), abs=0.50001e-4)
+    assert found.std == pytest.approx(images.std((0, 1, 2)), abs=0.50001e-4)
+    assert all(round(value, 4) == value for value in found.mean + found.std)
+    data.train.images[..., 1] = 51
+    found = data.measured(0)
+    assert (found.mean[1], found.std[1]) == (0.2, 0.0039) and found.std[0] > 0.2
+
+
+def test_any_number_of_threads_gives_the_same_images(image_folder):
+    root = image_folder()
+    a, b = (dataloader("folder", 8, workers, root)[0] for workers in (0, 4))
+    assert a.images.equal(b.images) and a.labels.equal(b.labels) and a.mean == b.mean
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet"])
+def test_images_of_a_single_value_get_a_warning(image_folder, capsys, name):
+    root = image_folder(train=3, test=2)
+    dataloader(name, 2, 0, root)
+    assert capsys.readouterr().err == ""
+    for i, file in enumerate(sorted((root / "test").rglob("*.*"))):
+        Image.new("RGB", (40, 36), (i, 9, 200)).save(file)
+    data_loader.test_images(name, 2, 0, root, mean=(0, 0, 0), std=(0.2, 0.2, 0.2))
+    assert re.fullmatch(f"warning: each of the test images of {name} has one colour .*\n", capsys.readouterr().err)
+    for file in (root / "train").rglob("*.*"):
+        Image.new("L", (40, 36)).save(file)
+    dataloader(name, 2, 0, root)
+    assert "each of the training and test images" in capsys.readouterr().err
+
+
+# --- sizes. An image is its number here
+
+LABELS = np.random.default_rng(0).choice(5, 400, p=[0.4, 0.3, 0.15, 0.1, 0.05])
+
+
+def parts(train_size, val_size, seed=0, labels=LABELS):
+    """-> the numbers of the training images, and of the held-out ones."""
+    data = Data(Split(np.arange(len(labels)), labels), classes=["blue", "red", "green", "grey", "black"])
+    train, held_out = divide(data, train_size, val_size, seed)
+    for split in (train, held_out) if held_out else (train,):
+        assert np.array_equal(split.labels, labels[split.images]) and (np.diff(split.images) > 0).all()
+    return train.images.tolist(), held_out and held_out.images.tolist()
+
+
+def assert_stratified(numbers, tolerance=1):
+    expected = np.bincount(LABELS) * len(numbers) / len(LABELS)
+    assert np.abs(np.bincount(LABELS[numbers], minlength=5) - expected).max() <= tolerance
+
+
+def test_held_out_images_are_stratified_and_chosen_by_the_seed():
+    """The training images and the held-out images together are all images. Of a seed the lower 32 bits count."""
+    assert parts(0, 0) == (list(range(400)), None)
+    train, held_out = parts(0, 60, seed=1)
+    assert len(held_out) == 60 and sorted(train + held_out) == list(range(400))
+    assert_stratified(held_out)
+    assert parts(0, 60, seed=1 + 2**32)[1] == held_out != parts(0, 60, seed=2)[1]
+
+
+@pytest.mark.parametrize("size", [5, 14, 159, 400])
+def test_which_images_a_train_size_takes(size):
+    """The first of each class in the order of seed 0. Then, of all others, those that are earliest in their class."""
+    order, ranked = np.random.RandomState(0).permutation(400).tolist(), []
+    for label in range(5):
+        members = [i for i in order if LABELS[i] == label]
+        ranked += [((k + 0.5) / len(members) if k else 0, label, i) for k, i in enumerate(members)]
+    train, _ = parts(size, 0, seed=3)
+    assert train == sorted(i for *_, i in sorted(ranked)[:size])
+    assert size == 5 or assert_stratified(train, 1.5) is None
+
+
+@pytest.mark.parametrize("val_size", [50, 150])
+def test_held_out_images_are_not_among_the_train_size(val_size):
+    """They come from the rest, and may be all of it. The seed chooses them, but not the training images."""
+    train, held_out = parts(250, val_size, seed=1)
+    assert len(held_out) == val_size and not set(train) & set(held_out)
+    assert_stratified(held_out, 1.5)
+    assert parts(250, val_size, seed=1 + 2**32) == (train, held_out)
+    again, others = parts(250, val_size, seed=65)
+    assert again == train and (others == held_out) == (val_size == 150)
+
+
+def test_rare_classes_are_trained_on():
+    train, held_out = parts(81, 100, labels=np.array([0] * 500 + [1] * 300 + [2]))
+    assert (np.array(train) >= 800).sum() == 1 and len(held_out) == 100
+
+
+@pytest.mark.parametrize(("train_size", "val_size", "message"), [
+    (0, 1, "--val_size must lie between the 2 classes and the 40 training images, not 1"), (0, 40, "not 40"),
+    (0, -3, "not -3"), (0, 39, "--val_size 39 leaves 1 training images for 2 classes: it must be at most 38"),
+    (1, 0, "--train_size must lie between the 2 classes and the 40 training images, not 1"), (41, 0, "not 41"),
+    (-3, 0, "--train_size .*not -3"), (30, 11, "--val_size must .*10 training images that --train_size 30 leaves"),
+    (40, 2, "the 0 training images that --train_size 40 leaves, not 2")])
+def test_sizes_must_fit(train_size, val_size, message):
+    with pytest.raises(UserError, match=message):
+        parts(train_size, val_size, labels=np.array([0, 1] * 20))
+
+
+def test_val_size_needs_two_images_of_each_class():
+    with pytest.raises(UserError, match="only one training image of red: add images.*leave out --val_size"):
+        parts(0, 5, labels=np.array([0] * 20 + [1]))
+
+
+def test_sizes_of_loaders(image_folder):
+    """Mean and std are always those of all images. Held-out images are not augmented. A batch must fit."""
+    root = image_folder()
+    whole, _ = dataloader("folder", 2, 0, root)
+    train, test = dataloader("folder", 2, 0, root, train_size=30, val_size=4)
+    assert (train.num_images, train.held_out.num_images, test.num_images) == (30, 4, 14)
+    assert whole.held_out is None and train.held_out.held_out is None and test.held_out is None
+    assert (train.mean, train.std) == (whole.mean, whole.std)
+    images = torch.cat([x for x, _ in train.held_out])
+    assert images.equal(train.held_out.normalise(train.held_out.images))
+    assert same_batches(whole, dataloader("folder", 2, 0, root, train_size=40)[0])
+    with pytest.raises(UserError, match="between 1 and the 30 training images"):
+        dataloader("folder", 31, 0, root, val_size=10)
