@@ -9,7 +9,7 @@ import utils
 
 
 def parse_args(argv: list[str] | None):
-    """The flags of this script. Wrong flags end the program with one line and exit code 2."""
+    """The flags of this script."""
     return utils.parse(utils.Parser(__doc__), argv)
 
 

@@ -15,7 +15,7 @@ import utils
 
 
 def parse_args(argv: list[str] | None):
-    """The flags of this script. Wrong flags end the program with one line and exit code 2."""
+    """The flags of this script."""
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "FFL")
     utils.ramp_up_flags(g)

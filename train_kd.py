@@ -13,7 +13,7 @@ import utils
 
 
 def parse_args(argv: list[str] | None):
-    """The flags of this script. Wrong flags end the program with one line and exit code 2."""
+    """The flags of this script."""
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "knowledge distillation")
     g.add_argument("--alpha", default=1.0, type=utils.number(float, 0), help="weight of the distillation loss")

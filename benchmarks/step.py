@@ -240,7 +240,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     p.add_argument("--method", default="OKDDip", choices=[*METHODS, "all"], help="the method to train")
     p.add_argument("--model", default="resnet32", choices=models.NETWORKS, metavar="NAME", help="network")
     p.add_argument("--dataset", default="CIFAR10", choices=DATA, help="size of images and number of classes")
-    p.add_argument("--num_branches", default=4, type=utils.number_of_branches, help="m, students")
+    p.add_argument("--num_branches", default=4, type=utils.number(int, 2, high=1000), help="m, students")
     p.add_argument("--rounds", default=10, type=utils.number(int, 1), help="measurements of each version")
     p.add_argument("--steps", default=1, type=utils.number(int, 1),
                    help="steps in a measurement; only at its end, the benchmark waits for the GPU")

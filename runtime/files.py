@@ -29,8 +29,10 @@ def save(files: dict[Path, bytes], check: Callable[[Path], None] = lambda place:
             check(place)
         for place, path in temporary.items():
             os.replace(place, path)
-        for folder in {path.parent for path in files}:
-            sync_folder(folder)
+        for folder in {path.parent for path in files} if os.name == "posix" else ():  # Windows cannot open folders
+            descriptor = os.open(folder, os.O_RDONLY)
+            os.fsync(descriptor)  # so that the renames survive a power failure
+            os.close(descriptor)
     except OSError as error:
         raise UserError(f"{', '.join(map(str, files))} cannot be written ({error.strerror or error}): {way_out}"
                         ) from error
@@ -43,16 +45,6 @@ def save(files: dict[Path, bytes], check: Callable[[Path], None] = lambda place:
 def temporary_name(path: Path) -> Path:
     """last.pth -> last.tmp.pth: the ending tells what kind of file it is."""
     return path.with_name(f"{path.stem}.tmp{path.suffix}")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in this folder survive a power failure. Windows cannot open folders and does nothing here."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def as_json(value: object) -> bytes:

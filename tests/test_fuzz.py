@@ -60,7 +60,7 @@ def value(action, rng):
         return rng.choice([*WORDS, *NUMBERS, *PATHS])
     if action.dest in SMALL or action.choices:
         return rng.choice(SMALL.get(action.dest) or list(action.choices))
-    if action.type and getattr(action.type, "__name__", "") in ("int", "float", "number_of_branches"):
+    if action.type and getattr(action.type, "__name__", "") in ("int", "float"):
         return rng.choice(NUMBERS if rng.random() < 0.3 else NUMBERS[:8])
     if action.dest in ("data_dir", "save_dir", "resume", "T_model_path", "export", "images", "file", "runs", "html",
                        "figures"):

@@ -1,6 +1,5 @@
 """A training step, and whole trainings by the scripts themselves. tests/training/test_resume.py stops them."""
 
-import copy
 import json
 import signal
 from argparse import Namespace
@@ -15,7 +14,6 @@ import methods
 import models
 import train
 from losses import Terms
-from runtime.checkpoints import digest
 from runtime.errors import UserError
 from training import loop
 from training.checkpoint import Checkpoints
@@ -92,42 +90,13 @@ def test_the_means_of_an_epoch_weigh_images_not_batches():
     assert means["terms"] == pytest.approx(terms_of_all, rel=1e-5) and means["correct"] == (correct / 8).tolist()
 
 
-def test_a_share_weighs_the_gradient():
-    """A process with fewer images than an equal part has a smaller step. 1.9 lr g: the first step of Nesterov's."""
-    def change(*share):
-        torch.manual_seed(0)
-        stepper = Stepper(make(), 0.1, 0.0, [10], CPU)
-        before = torch.cat([p.detach().flatten().clone() for p in stepper.model.parameters()])
-        stepper.step(*random_batch(), 1.0, *share)
-        return torch.cat([p.detach().flatten() for p in stepper.model.parameters()]) - before
-
-    assert change(0.5).allclose(0.5 * change(1.0), rtol=1e-3, atol=1e-7) and change(1.0).abs().max() > 1e-3
-    assert change().equal(change(1.0))
-
-
-def test_the_state_continues_a_training():
-    """Two steps in one go, or one, the state, and the other: the same weights, momentum, sums, schedule."""
-    torch.manual_seed(0)
-    first, second = random_batch(), random_batch()
-    method = make()
-    weights = {name: value.clone() for name, value in method.model.state_dict().items()}
-    ends = []
-    for stop in (False, True):
-        method.model.load_state_dict(weights)
-        stepper = Stepper(method, 0.1, 5e-4, [1], CPU)
-        stepper.next_epoch()
-        stepper.step(*first, 1.0)
-        if stop:
-            state = copy.deepcopy(stepper.state_dict())
-            stepper = Stepper(make(), 0.5, 5e-4, [10], CPU)
-            stepper.load_state_dict(state)
-        stepper.step(*second, 1.0)
-        ends.append((copy.deepcopy(stepper.state_dict()), stepper.means(), stepper.lr))
-        del ends[-1][0]["sums"]["seconds"]
-    (whole, means, lr), (continued, means_again, lr_again) = ends
-    assert lr == lr_again == pytest.approx(0.01) and means == means_again and digest(continued) == digest(whole)
-    counted = {int(v) for name, v in whole["state_dict"].items() if name.endswith("num_batches_tracked")}
-    assert counted == {2} and digest(stepper.state_dict()["state_dict"]) == digest(whole["state_dict"])  # counted once
+def test_batches_are_counted_once():
+    """Whenever the state is saved."""
+    stepper = Stepper(make(), 0.1, 5e-4, [10], CPU)
+    for steps in (1, 2):
+        stepper.step(*random_batch(2), 1.0)
+        for _ in range(2):
+            assert {int(v) for k, v in stepper.state_dict()["state_dict"].items() if "num_batches" in k} == {steps}
 
 
 def test_a_new_epoch_has_empty_sums(recwarn):
@@ -158,20 +127,6 @@ def test_half_precision_learns_the_same():
 
     full, half = losses("off"), losses("bf16")
     assert full != half == pytest.approx(full, rel=0.02)
-
-
-def test_a_compiled_loss_is_of_one_shape_and_gets_its_weight_as_a_tensor(baseline, monkeypatch):
-    """A number would be compiled into it: each epoch of the ramp-up would be compiled again."""
-    argv, _ = baseline
-    compiled, given, step = [], [], Stepper.step
-    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(options) or function)
-    monkeypatch.setattr(Stepper, "step", lambda self, images, labels, weight, share: (
-        given.append(type(weight)), step(self, images, labels, weight, share)))
-    for more, kind in (([], float), (["--compile"], torch.Tensor)):
-        given.clear()
-        train.main([*argv, "1", "--overwrite", *more])
-        assert set(given) == {kind}
-    assert compiled == [{"mode": "default", "dynamic": False}]
 
 
 # --- divergence
@@ -222,7 +177,10 @@ def lines(folder):
 
 
 def test_the_course_of_a_training(baseline, monkeypatch):
-    """Two epochs with held-out images and --save_steps: what is shown, measured, chosen, saved and recorded."""
+    """What is shown, measured, saved and recorded. The first epoch is taken for the best one.
+
+    It, each second one and the last are saved, and each second step. The method's advice is about the last epoch.
+    """
     saved, closed, course, shown, save, step, evaluated = [], [], [], [], Checkpoints.save, Stepper.step, loop.evaluate
 
     def note_save(self, best=False):
@@ -235,44 +193,29 @@ def test_the_course_of_a_training(baseline, monkeypatch):
         step(self, images, labels, *rest)
 
     monkeypatch.setattr(Checkpoints, "save", note_save)
+    monkeypatch.setattr(Checkpoints, "best", lambda self: self.history[0])
     monkeypatch.setattr(Stepper, "step", note_step)
     monkeypatch.setattr(loop, "evaluate", lambda method, images, phase, *rest: (
         course.append(phase), evaluated(method, images, phase, *rest))[1])
     monkeypatch.setattr(Method, "after_epoch", lambda self, held_out, *rest: course.append(held_out.num_images))
+    monkeypatch.setattr(Method, "advice", lambda self, last: f"stop after epoch {last['epoch']}")
     monkeypatch.setattr(data_loader.Loader, "close", lambda self: closed.append(self.num_images))
     argv, folder = baseline
-    train.main([*argv, "2", "--val_size", "4", "--save_steps", "2", "--save_every", "9", "--seed", "3"])
+    train.main([*argv, "3", "--val_size", "4", "--save_steps", "2", "--save_every", "2", "--seed", "3"])
+    assert course == [True, True, True, 4, "val", "test"] * 3 and sorted(closed) == [4, 20, 24]
+    assert saved == [(0, 2, False), (1, 0, True), (1, 2, False), (2, 0, False), (2, 2, False), (3, 0, False)]
     records, summary = lines(folder), json.loads((folder / "summary.json").read_text())
-    assert summary == {"chosen_by": "val_accTop1", "last": records[-1],
-                       "best": max(records, key=lambda r: (r["val_accTop1"], r["epoch"]))}
+    assert summary == {"chosen_by": "val_accTop1", "last": records[-1], "best": records[0]}
+    assert "warning: stop after epoch 3\n" in (folder / "train.log").read_text()
     for epoch, record in enumerate(records, 1):
         assert (record["epoch"], record["weight"]) == (epoch, 1.0)
         assert record["train_loss"] == record["train_loss_true"] > 0 == record["train_loss_group"]
         assert {"train_accTop1", "val_accTop1", "test_accTop1", "val_loss", "test_loss"} <= record.keys()
         assert 20 <= record["images_per_second"] * record["seconds"] and record["images_per_second"] < 1e5
-    assert course == [True, True, True, 4, "val", "test"] * 2 and sorted(closed) == [4, 20, 24]
-    second_is_best = records[1]["val_accTop1"] >= records[0]["val_accTop1"]
-    assert saved == [(0, 2, False), (1, 0, True), (1, 2, False), (2, 0, second_is_best)]
     loader, _ = data_loader.dataloader("folder", 8, 0, argv[argv.index("--data_dir") + 1], seed=3, val_size=4)
-    for epoch, batches in enumerate((shown[:3], shown[3:])):
+    for epoch in range(3):
         loader.set_epoch(epoch)
-        assert same_batches(batches, loader)
-
-
-def test_which_epochs_are_saved(baseline, monkeypatch):
-    """The best one (here the first), every third, and the last. The method's advice is about the last."""
-    saved, advised, save = [], [], Checkpoints.save
-
-    def note_save(self, best=False):
-        saved.append((len(self.history), best))
-        save(self, best)
-
-    monkeypatch.setattr(Checkpoints, "best", lambda self: self.history[0])
-    monkeypatch.setattr(Method, "advice", lambda self, record: advised.append(record["epoch"]))
-    monkeypatch.setattr(Checkpoints, "save", note_save)
-    argv, folder = baseline
-    train.main([*argv, "4", "--save_every", "3"])
-    assert saved == [(1, True), (3, False), (4, False)] and advised == [4] and len(lines(folder)) == 4
+        assert same_batches(shown[3 * epoch:3 * epoch + 3], loader)
 
 
 def test_a_method_is_told_the_number_of_each_step_before_and_after_it(baseline, monkeypatch):
