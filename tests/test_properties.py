@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from slow import count_correct
 
 import losses
-from analysis.groups import mean_and_deviation
-from analysis.records import RecordedRun
+from analysis.records import RecordedRun, mean_and_deviation
 from loading.data import Data, Split
 from loading.loaders import Loader
 from runtime.checkpoints import digest, load_checkpoint, serialise

@@ -13,8 +13,8 @@ from matplotlib.image import imread
 
 import report
 from analysis import figures, records
-from analysis.differences import tables_of_differences
-from analysis.groups import split, table_of_runs
+from analysis.comparisons import tables_of_differences
+from analysis.records import split, table_of_runs
 from methods import METHODS
 from training.outputs import metric
 
