@@ -74,9 +74,9 @@ def measure(device: torch.device, quick: bool) -> tuple[dict, bool]:
         ms = steps(f"{common} {many} --model {first} --ours", processes)
         together[str(processes)] = sum(1000 * batch_size / one["OKDDip"] for one in ms)
         print(f"together {together[str(processes)]:,.0f} images/s", flush=True)
+    worked = tests_passed and all(times.values()) and all(together.values())
     return {"machine": machine, "quick": quick, "tests_passed": tests_passed, "steps": times,
-            "operations_per_second": rates, "side_by_side": together
-            }, tests_passed and all(times.values()) and all(together.values())
+            "operations_per_second": rates, "side_by_side": together}, worked
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -105,8 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         print("\none run at a time, of runs that no earlier script makes")
         print(compare.table(("", f"hours on one {found['machine']['name']}"), *rows))
     name = re.sub(r"\W+", "-", found["machine"]["name"].lower())
-    path = args.out or (None if args.quick else cost.MEASURED / f"{name}.json")
-    if path:
+    if path := args.out or (None if args.quick else cost.MEASURED / f"{name}.json"):
         path.parent.mkdir(parents=True, exist_ok=True)
         save({path: as_json(found)})
         print(f"\nwritten: {path}")
