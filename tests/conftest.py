@@ -28,8 +28,15 @@ METHODS = {  # a run's folder -> script and flags
 }
 
 
-def pytest_collection_modifyitems(items):
-    """The longest files first, so that at the end no core waits for one of them."""
+def pytest_addoption(parser):
+    parser.addoption("--runslow", action="store_true", help="also run the tests that are marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Slow tests only with --runslow. The longest files first, so that at the end no core waits for one of them."""
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--runslow"):
+            item.add_marker(pytest.mark.skip(reason="slow: needs --runslow"))
     items.sort(key=lambda item: item.path.name not in ("test_docs.py", "test_execute.py"))
 
 
