@@ -34,8 +34,7 @@ def tables_of_differences(runs: pd.DataFrame, measures: Iterable[str] = MEASURES
                 same_size = same_network[alone | (size_of == size)]
                 about = {"measure": measure, "network": network_title(same_size["model"].iloc[0], size),
                          "data": data_title(flags_of(same_size))}
-                tables += [about | table for method in dict.fromkeys([*REFERENCES, *METHODS])
-                           for table in tables_against(method, same_size, measure, pairs_of_single=size == sizes[0])]
+                tables += [about | table for table in against_each(same_size, measure, size == sizes[0])]
     return tables
 
 
@@ -44,18 +43,14 @@ def single(runs: pd.DataFrame) -> pd.Series:
     return runs["flags"].map(lambda flags: "num_branches" not in flags).astype(bool)
 
 
-def tables_against(method: str, runs: pd.DataFrame, measure: str, pairs_of_single: bool) -> list[dict]:
-    """A table for each group of this method that another group is compared with.
-
-    pairs_of_single: compare single networks with each other, too.
-    """
+def against_each(runs: pd.DataFrame, measure: str, pairs_of_single: bool) -> list[dict]:
+    """A table for each group that others are compared with. pairs_of_single: single networks with each other, too."""
     tables, groups = [], split(runs)
-    named = list(zip(groups, labels_of(groups), strict=True))
-    for reference, title in named:
-        if flags_of(reference)["method"] == method:
-            lines = [{"name": name, **compare(group, reference, MEASURES[measure])}
-                     for group, name in named if group is not reference
-                     and (method in REFERENCES or variant_of(flags_of(group)["method"]) == method)
+    named = [(flags_of(group)["method"], label, group) for group, label in zip(groups, labels_of(groups), strict=True)]
+    for method in dict.fromkeys([*REFERENCES, *METHODS]):
+        for title, reference in [(label, group) for name, label, group in named if name == method]:
+            lines = [{"name": label, **compare(group, reference, MEASURES[measure])} for name, label, group in named
+                     if group is not reference and (method in REFERENCES or variant_of(name) == method)
                      and (pairs_of_single or any("num_branches" in flags_of(g) for g in (group, reference)))]
             tables += [{"reference": title, "lines": corrected(lines, measure)}] if lines else []
     return tables

@@ -53,7 +53,10 @@ def draw_all(runs: pd.DataFrame) -> dict[str, tuple[str, bytes]]:
                     name = stem = re.sub(r"[^\w.+-]", "_", f"{kind}_{flags['dataset']}_{flags['model']}")
                     while name in drawn:  # the same network and data, trained with another recipe
                         name = f"{stem}_{len(drawn)}"
-                    drawn[name] = (f"{title}: {of}", png(figure))
+                    file = io.BytesIO()
+                    FigureCanvasAgg(figure)
+                    figure.savefig(file, format="png")
+                    drawn[name] = (f"{title}: {of}", file.getvalue())
     return drawn
 
 
@@ -239,11 +242,3 @@ def draw_matrix(ax: Axes, matrix: np.ndarray) -> None:
                     color="white" if value < 0.6 else "black")
     ax.set(xticks=range(len(matrix)), yticks=range(len(matrix)), xlabel="peer b")
     ax.grid(False)
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as a file's content."""
-    FigureCanvasAgg(figure)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()

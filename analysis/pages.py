@@ -84,7 +84,9 @@ def paper_table(name: str, layout: dict, runs: pd.DataFrame, usual: dict) -> dic
             cells.append(cell(matching, published, "ensemble_" if column.get("measured") == "ensemble" else ""))
             for group in cells[-1]["groups"]:
                 flags = group["flags"]
-                expected = usual | usual_dropout(flags) | layout.get("usual", {}) | column.get("usual", {})
+                branch_of_vgg = flags.get("MulStu") is False and flags["model"].startswith("vgg")
+                dropout = {"dropout": 0.5 if branch_of_vgg else 0.0}  # as in the authors' code
+                expected = usual | dropout | layout.get("usual", {}) | column.get("usual", {})
                 group["unusual"] = [flag for flag, value in expected.items() if flags.get(flag, value) != value]
         rows.append({"name": row["name"], "cells": cells, "others": row.get("others", [])})
     return {"name": name, "title": layout["title"], "note": layout.get("note", ""),
@@ -92,26 +94,18 @@ def paper_table(name: str, layout: dict, runs: pd.DataFrame, usual: dict) -> dic
             "rows": rows}
 
 
-def usual_dropout(flags: dict) -> dict[str, float]:
-    """The dropout of the authors' code: 0.5 in the branches of a VGG, none elsewhere."""
-    branches = flags.get("MulStu") is False
-    return {"dropout": 0.5 if branches and flags["model"].startswith("vgg") else 0.0}
-
-
 def other_table(runs: pd.DataFrame) -> dict:
     """A table of runs on one data set that no table of the paper shows."""
+    def with_numbers(name: str) -> list[str | int]:  # sorts ResNet-8 before ResNet-20
+        return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
+
     names = pd.Series([*map(records.network_title, runs["model"], runs["num_branches"])], runs.index)
     methods = sorted(set(runs["method"]), key=position)
     rows = [{"name": name, "others": [], "cells": [
         cell(runs[(names == name) & (runs["method"] == method)], None) for method in methods]}
-        for name in sorted(set(names), key=natural_order)]
+        for name in sorted(set(names), key=with_numbers)]
     return {"name": "", "title": records.data_title(flags_of(runs)), "note": "", "source": "",
             "columns": [title_of(method) for method in methods], "rows": rows}
-
-
-def natural_order(name: str) -> list[str | int]:
-    """A sort key that puts ResNet-8 before ResNet-20."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def cell(runs: pd.DataFrame, published: list | None, measured: str = "") -> dict:
