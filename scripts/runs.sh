@@ -91,7 +91,7 @@ execute() {
         set -- "$(SEEDS=${teacher_seed:-$SEEDS} MODELS=$T_MODEL && runs baseline)
 $1" ;;
     esac
-    lines=$(printf '%s\n' "$1" | awk 'NF && !seen[$0]++')
+    lines=$(printf '%s\n' "$1" | awk '!seen[$0]++')
     [ -n "$lines" ] || fail "no run: a variable that lists them (SEEDS, MODELS, DATASETS, METHODS, BRANCHES) is blank"
     if [ -n "$DRY_RUN" ]; then
         printf '%s\n' "$lines"

@@ -83,14 +83,16 @@ def test_every_run_has_failed(shell, stand_in):
     assert done.returncode == 1 and "0 of 3 runs are complete" in done.stdout and "not started" not in done.stderr
 
 
-@pytest.mark.parametrize(("failing", "missing"), [
-    ("train.py --model resnet110", 2), ("train_GL.py --model resnet110", 0)])  # the latter's folder has the same name
-def test_only_students_of_a_failed_teacher_do_not_start(shell, stand_in, tmp_path, failing, missing):
-    python = stand_in(f'case "$*" in "{failing} --dataset CIFAR10 "*"--seed 1 "*) exit 2 ;; esac\necho "$*" >> $log\n')
+@pytest.mark.parametrize(("failing", "seed", "missing"), [
+    ("train.py --model resnet110", 1, 2), ("train.py --model resnet110", 10, 2),
+    ("train_GL.py --model resnet110", 1, 0)])  # the last one's folder has the same name
+def test_only_students_of_a_failed_teacher_do_not_start(shell, stand_in, tmp_path, failing, seed, missing):
+    python = stand_in(f'case "$*" in "{failing} --dataset CIFAR10 "*"--seed {seed} "*) exit 2 ;; esac\n'
+                      'echo "$*" >> $log\n')
     done = shell("table6", PYTHON=python, SEEDS="1 10", MODELS="resnet110", SAVE_DIR=f"{tmp_path}/it's $HOME")
     assert done.returncode == 1 and len(log(tmp_path)) == 4 * 4 - 1 - missing
     assert done.stderr.count("not started (the run of its teacher has failed): ") == missing
-    assert missing == 0 or not any("/CIFAR10/resnet110_seed1 " in line for line in log(tmp_path))
+    assert missing == 0 or not any(f"/CIFAR10/resnet110_seed{seed} " in line for line in log(tmp_path))
 
 
 def take_signals():
