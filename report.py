@@ -5,7 +5,7 @@
 
 Runs form a group if all their flags agree, except the seed, paths, device and versions. A cell shows the mean and the
 standard deviation (n - 1 in the denominator) of a group's top-1 errors, and the number of seeds. The published numbers
-are in results/published.json. Further tables compare the methods seed by seed (analysis/differences.py).
+are in results/published.json. Further tables compare the methods seed by seed (analysis/comparisons.py).
 """
 
 import argparse
@@ -37,16 +37,16 @@ def main(argv: list[str] | None = None) -> None:
     if args.html and (args.html.exists() and not args.html.is_file() or belongs_to_run(args.html)):
         raise UserError(f"--html cannot replace {args.html}, which is a folder, a device or a pipe, or belongs to a "
                         "run: choose another name")
-    from analysis import groups, pages, records, tables  # here, because --help does not need pandas
+    from analysis import pages, records  # here, because --help does not need pandas
 
     found, notes = records.find_runs(args.runs)
-    runs, more_notes = groups.table_of_runs(found) if found else (None, [])
+    runs, more_notes = records.table_of_runs(found) if found else (None, [])
     for note in notes + more_notes:
         warn(note)
     if not found:
         raise UserError(f"no finished run in {', '.join(map(str, args.runs))}: train one, or name another folder")
-    published = json.loads(tables.PUBLISHED.read_text())
-    sections = tables.sections(runs, published)
+    published = json.loads(pages.PUBLISHED.read_text())
+    sections = pages.sections(runs, published)
     content = pages.blocks(sections, published["source"])
     if args.html or args.figures:
         from analysis import figures

@@ -17,10 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.differences import tables_of_differences
-from analysis.groups import flags_of, labels_of, split, split_by
-from analysis.records import DATA, RECIPE, test_outputs
-from analysis.titles import network_title, recipe_title
+from analysis import records
+from analysis.comparisons import tables_of_differences
+from analysis.records import DATA, RECIPE, flags_of, labels_of, size_of, split, split_by, test_outputs
 from methods import METHODS, position, title_of
 from training.outputs import EMA_MEAN, FUSED, GATE, LEADER, MEAN, WHOLE, metric, students_of
 
@@ -43,32 +42,35 @@ LAYOUT = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.s
 
 
 def draw_all(runs: pd.DataFrame) -> dict[str, tuple[str, bytes]]:
-    """All figures that can be made of these runs: file name -> caption and PNG. runs: groups.table_of_runs."""
+    """All figures that can be made of these runs: file name -> caption and PNG. runs: records.table_of_runs."""
     drawn: dict[str, tuple[str, bytes]] = {}
     with rc_context(LAYOUT):
         for same_training in split_by(runs, (*RECIPE, *DATA, "model")):
             flags = flags_of(same_training)
-            of = f"{network_title(flags['model'])}, {flags['dataset']}, {recipe_title(flags)}"
+            of = f"{records.network_title(flags['model'])}, {flags['dataset']}, {records.recipe_title(flags)}"
             for kind, title, figure in figures_of(same_training):
                 if figure is not None:
                     name = stem = re.sub(r"[^\w.+-]", "_", f"{kind}_{flags['dataset']}_{flags['model']}")
                     while name in drawn:  # the same network and data, trained with another recipe
                         name = f"{stem}_{len(drawn)}"
-                    drawn[name] = (f"{title}: {of}", png(figure))
+                    file = io.BytesIO()
+                    FigureCanvasAgg(figure)
+                    figure.savefig(file, format="png")
+                    drawn[name] = (f"{title}: {of}", file.getvalue())
     return drawn
 
 
 def figures_of(runs: pd.DataFrame) -> Iterable[tuple[str, str, Figure | None]]:
     """-> kind, title and figure for runs of one network, data set and recipe."""
-    groups = sorted(split(runs), key=lambda g: (position(g["method"].iloc[0]), g["num_branches"].iloc[0]))
-    with_four = {method for method, size in zip(runs["method"], runs["num_branches"], strict=True) if size == 4}
-    four = [g for g in groups if g["num_branches"].iloc[0] == 4 or g["method"].iloc[0] not in with_four]
+    groups = split(runs)
+    with_four = {flags_of(g)["method"] for g in groups if size_of(g) == 4}
+    four = [g for g in groups if size_of(g) == 4 or flags_of(g)["method"] not in with_four]
     yield "curves", "Learning curves", learning_curves(four)
     yield "differences", "Differences of the last epoch's error, paired by seed, with 95 % intervals", differences(runs)
     yield "diversity", "Diversity (the paper's Figure 4)", diversity(four)
     yield "group_size", "Error against group size (the paper's Figure 3)", group_size(groups)
     for g in four:
-        method = g["method"].iloc[0]
+        method = flags_of(g)["method"]
         yield f"attention_{method}", f"Attention of {title_of(method)}", attention(g)
 
 
@@ -178,7 +180,7 @@ def diversity(groups: list[pd.DataFrame]) -> Figure | None:
         return None
     figure = Figure(figsize=(6.4, max(3.2, 0.21 * len(groups) + 0.4)))
     ax = figure.subplots()
-    styles = styles_of(g["method"].iloc[0] for g in groups)
+    styles = styles_of(flags_of(g)["method"] for g in groups)
     drawn = zip([curve(g, "dist") for g in groups], labels_of(groups), styles, strict=True)
     for values, label, (colour, line, marker) in sorted(drawn, key=lambda each: -each[0][:, -1].mean()):
         band(ax, values, colour, line, f"{values[:, -1].mean():.3f} {label}", marker)
@@ -196,7 +198,7 @@ def group_size(groups: list[pd.DataFrame]) -> Figure | None:
         return None
     figure = Figure(figsize=(4.6, 3.2))
     ax = figure.subplots()
-    styles = styles_of(family["method"].iloc[0] for family in families)
+    styles = styles_of(flags_of(family)["method"] for family in families)
     for family, label, (colour, line, marker) in zip(families, labels_of(families), styles, strict=True):
         errors = family.groupby("num_branches")["best"].agg(["mean", "std"])
         ax.errorbar(errors.index, errors["mean"], errors["std"].fillna(0), color=colour, linestyle=line,
@@ -240,11 +242,3 @@ def draw_matrix(ax: Axes, matrix: np.ndarray) -> None:
                     color="white" if value < 0.6 else "black")
     ax.set(xticks=range(len(matrix)), yticks=range(len(matrix)), xlabel="peer b")
     ax.grid(False)
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as a file's content."""
-    FigureCanvasAgg(figure)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()

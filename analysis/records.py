@@ -1,15 +1,18 @@
-"""The records of finished runs: find them, read them, check them."""
+"""The records of finished runs: found, read and checked; one pandas table with a row for each run; groups of rows."""
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import NamedTuple
 
+import pandas as pd
+
+from methods import position, title_of
 from runtime.errors import UserError
-from training.folder import LATER_FLAGS
-from training.outputs import FUSED, GATE, LEADER, MEAN, WHOLE, metric, parse, student
+from training.folder import FREE_FLAGS, LATER_FLAGS
+from training.outputs import EMA_MEAN, FUSED, GATE, LEADER, MEAN, WHOLE, metric, parse, student
 
 DATA = ("dataset", "classes", "mean", "std")
 RECIPE = ("num_epochs", "batch_size", "lr", "milestones", "wd", "train_size", "val_size", "amp", "compile", "tf32",
@@ -17,6 +20,14 @@ RECIPE = ("num_epochs", "batch_size", "lr", "milestones", "wd", "train_size", "v
 TYPES = {"num_epochs": int, "seed": int, "batch_size": int, "lr": int | float, "wd": int | float, "val_size": int,
          "train_size": int, "milestones": list, "classes": list, "model": str, "method": str, "dataset": str,
          "command": str, "environment": dict}
+# Flags that may differ within a group: the seed, paths, how a run was started, and what follows from other flags.
+# choose_E may differ because report.py finds the best epoch itself, for each table anew.
+MAY_DIFFER = (FREE_FLAGS - {"num_epochs"}) | {
+    "seed", "command", "environment", "starts", "weights", "schedule", "choose_E"}
+# What the last epoch measured -> its column in the table: errors of outputs, and the diversity.
+COLUMNS = {LEADER: "leader", MEAN: "students", WHOLE: "ensemble", GATE: "gated_ensemble", FUSED: "fused_classifier",
+           EMA_MEAN: "mean_peers", "dist": "diversity"}
+NETWORKS = {"densenetd40k12": "DenseNet-40-12", "densenetd100k12": "DenseNet-100-12", "wide_resnet20_8": "WRN-20-8"}
 
 
 class RecordedRun(NamedTuple):
@@ -50,8 +61,11 @@ def test_outputs(record: dict) -> list[str]:
 
 
 def compared_metrics(record: dict) -> list[str]:
-    """The names of an epoch's metrics, sorted, without the single terms of the loss: older code recorded fewer."""
-    return sorted(name for name in record if not name.startswith("train_loss_"))
+    """The names of an epoch's metrics, sorted, without those that older code did not record yet."""
+    return sorted(name for name in record if not name.startswith("train_loss_") and name != "attention_self")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[RecordedRun], list[str]]:
@@ -75,27 +89,16 @@ def read_run(folder: Path) -> RecordedRun:
     """UserError if the folder holds no finished run, or if its records are damaged."""
     try:
         flags = LATER_FLAGS | json.loads((folder / "parameters.json").read_text())
-        history = [with_attention_self(record) for record in read_json_lines(folder / "metrics.jsonl")]
-        named = flags.get("models") or []
-        if not isinstance(named, list) or named and (len(named) != flags.get("num_branches")
-                                                     or not all(isinstance(name, str) for name in named)):
-            raise ValueError(f"models is {named!r}")
-        wrong = [name for name in (*DATA, *RECIPE, *TYPES) if not isinstance(flags[name], TYPES.get(name, object))]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is {flags[wrong[0]]!r}")
-        epochs = [record["epoch"] for record in history]
+        history = read_json_lines(folder / "metrics.jsonl")
+        check_flags(flags)
+        problem = wrong_epochs(flags, history) or wrong_metrics(flags, history)
     except FileNotFoundError as error:
-        raise UserError(f"{folder} is left out: it has no {Path(error.filename).name}") from error
+        problem = f"it has no {Path(error.filename).name}"
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder} is left out: its records are not those of a run of this project "
-                        f"({type(error).__name__}: {error})") from error
-    planned = flags["num_epochs"]
-    if epochs != list(range(1, len(epochs) + 1)) or len(epochs) > planned or planned < 1:
-        raise UserError(f"{folder} is left out: its epochs are not those from 1 to {planned}")
-    if len(epochs) < planned:
-        raise UserError(f"{folder} is left out: it has {len(epochs)} of {planned} epochs, --resume continues it")
-    check_metrics(folder, flags, history)
-    return RecordedRun(folder, flags, history)
+        problem = f"its records are not those of a run of this project ({type(error).__name__}: {error})"
+    if problem:
+        raise UserError(f"{folder} is left out: {problem}")
+    return RecordedRun(folder, flags, [with_attention_self(record) for record in history])
 
 
 def read_json_lines(path: Path) -> list:
@@ -109,43 +112,48 @@ def read_json_lines(path: Path) -> list:
     return values
 
 
-def with_attention_self(record: dict) -> dict:
-    """The record of an epoch with attention_self, the mean of alpha_aa. Older code recorded only the matrix.
+def check_flags(flags: dict) -> None:
+    """ValueError or KeyError if a flag that tables need is of another type, or missing."""
+    names = flags.get("models") or []
+    if not isinstance(names, list) or names and (len(names) != flags.get("num_branches")
+                                                 or not all(isinstance(name, str) for name in names)):
+        raise ValueError(f"models is {names!r}")
+    for name in (*DATA, *RECIPE, *TYPES):
+        if not isinstance(flags[name], TYPES.get(name, object)):
+            raise ValueError(f"{name} is {flags[name]!r}")
 
-    A run that older code began and newer code continued has both kinds of records.
-    """
-    attention = record.get("attention")
-    if "attention_self" in record or not attention or not is_attention(attention):
-        return record
-    return record | {"attention_self": fmean(row[a] for a, row in enumerate(attention))}
+
+def wrong_epochs(flags: dict, history: list[dict]) -> str | None:
+    """What is wrong with the numbers of the epochs; None: they are those of a finished run."""
+    epochs, planned = [record["epoch"] for record in history], flags["num_epochs"]
+    if epochs != list(range(1, len(epochs) + 1)) or len(epochs) > planned or planned < 1:
+        return f"its epochs are not those from 1 to {planned}"
+    return f"it has {len(epochs)} of {planned} epochs, --resume continues it" if len(epochs) < planned else None
 
 
-def check_metrics(folder: Path, flags: dict, history: list[dict]) -> None:
-    """UserError if tables and figures cannot be made from the records of these epochs."""
-    names = history[-1].keys()
-    phases = ("test", "val") if flags["val_size"] else ("test",)
+def wrong_metrics(flags: dict, history: list[dict]) -> str | None:
+    """Why tables and figures cannot be made from the records of these epochs; None: they can."""
+    last, phases = history[-1], ("test", "val") if flags["val_size"] else ("test",)
     outputs = {WHOLE, MEAN} if "num_branches" in flags else {WHOLE}
-    outputs |= {LEADER, GATE, FUSED} & set(test_outputs(history[-1]))
-    outputs |= {student(i) for i in range(len(flags.get("models") or []))}
-    missing = sorted({metric(output, phase, "accTop1") for output in outputs for phase in phases} - names)
-    accuracies = [name for name in names if parse(name).phase in ("test", "val") and parse(name).name == "accTop1"]
-    problem = None
-    if any(compared_metrics(record) != compared_metrics(history[-1]) for record in history):
-        problem = "its epochs do not all have the same metrics"
-    elif missing:
-        problem = f"its epochs have no {missing[0]}"
-    elif not all(is_number(record[name], 0, 100) for record in history for name in accuracies):
-        problem = "an accuracy is not a number from 0 to 100"
-    elif not all(is_number(record.get("dist", 0), 0) for record in history):
-        problem = "dist, its diversity, is not a finite number"
-    elif any(None in row for record in history for row in rows_of(record.get("attention"))):
-        problem = "its attention has weights that are not finite numbers: the training diverged"
-    elif not all(is_attention(record.get("attention", [[1]])) for record in history):
-        problem = "its attention is not a square of weights"
-    elif not all(is_number(record.get("attention_self", 0), 0, 1.001) for record in history):
-        problem = "attention_self is not a weight"
-    if problem:
-        raise UserError(f"{folder} is left out: {problem}")
+    outputs |= {LEADER, GATE, FUSED} & set(test_outputs(last))
+    outputs |= {student(i) for i in range(len(flags["models"] or []))}
+    missing = sorted({metric(output, phase, "accTop1") for output in outputs for phase in phases} - last.keys())
+    accuracies = [name for name in last if parse(name)[1:] in (("test", "accTop1"), ("val", "accTop1"))]
+    if any(compared_metrics(record) != compared_metrics(last) for record in history):
+        return "its epochs do not all have the same metrics"
+    if missing:
+        return f"its epochs have no {missing[0]}"
+    if not all(is_number(record[name], 0, 100) for record in history for name in accuracies):
+        return "an accuracy is not a number from 0 to 100"
+    if not all(is_number(record.get("dist", 0), 0) for record in history):
+        return "dist, its diversity, is not a finite number"
+    if None in [weight for record in history for row in record.get("attention") or [] for weight in row]:
+        return "its attention has weights that are not finite numbers: the training diverged"
+    if not all(is_attention(record.get("attention")) for record in history):
+        return "its attention is not a square of weights"
+    if not all(is_number(record.get("attention_self", 0), 0, 1.001) for record in history):
+        return "attention_self is not a weight"
+    return None
 
 
 def is_number(value: object, low: float, high: float = math.inf) -> bool:
@@ -153,13 +161,138 @@ def is_number(value: object, low: float, high: float = math.inf) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and low <= value <= high
 
 
-def rows_of(attention: object) -> list[list]:
-    """The rows of a recorded attention matrix; none if it is something else."""
-    return [row for row in attention if isinstance(row, list)] if isinstance(attention, list) else []
-
-
 def is_attention(value: object) -> bool:
     """Whether the value is None or a matrix [peers, peers] of weights. Rounding may give slightly more than 1."""
     return value is None or isinstance(value, list) and all(
         isinstance(row, list) and len(row) == len(value) and all(is_number(weight, 0, 1.001) for weight in row)
         for row in value)
+
+
+def with_attention_self(record: dict) -> dict:
+    """The record of an epoch with attention_self, the mean of alpha_aa. Older code recorded only the matrix.
+
+    A run that older code began and newer code continued has both kinds of records.
+    """
+    attention = record.get("attention")
+    if "attention_self" in record or not attention:
+        return record
+    return record | {"attention_self": fmean(row[a] for a, row in enumerate(attention))}
+
+
+# --- one table of all runs --------------------------------------------------------------------------------------------
+
+
+def table_of_runs(runs: Iterable[RecordedRun]) -> tuple[pd.DataFrame, list[str]]:
+    """-> a row for each run, sorted by group and seed; and notes about seeds that occur twice or are alone in a group.
+
+    Runs form a group if all their flags agree, except those in MAY_DIFFER. Runs with different numbers of processes
+    form different groups, because each process has its own BatchNorm statistics. Runs with different metrics
+    also form different groups.
+    """
+    table = pd.DataFrame([row_of(run) for run in runs])
+    table["group"] = pd.factorize(table["group"])[0]  # numbered in the order in which the groups are found
+    first = table.groupby(["group", "seed"])["folder"].transform("first")
+    notes = [f"{folder} is left out: it has the flags and the seed of {twin}"
+             for folder, twin in zip(table["folder"], first, strict=True) if folder != twin]
+    table = table[table["folder"] == first].sort_values(["group", "seed"])
+    alone = table.groupby("group")["seed"].transform("size") == 1
+    notes += [f"{folder} is the only seed of its group: no standard deviation" for folder in table["folder"][alone]]
+    return table, notes
+
+
+def row_of(run: RecordedRun) -> dict:
+    """A run's row. best, last: top-1 error of the method's own output in %; ensemble_best, _last: of the ensemble.
+
+    students_by_name: the errors of different networks (--models), whose mean says little. Empty for equal networks.
+    """
+    flags = {name: value for name, value in run.flags.items() if name not in MAY_DIFFER}
+    flags["processes"] = run.flags["environment"].get("processes", 1)
+    last = run.history[-1]
+    row = {"group": json.dumps([flags, compared_metrics(last)], sort_keys=True),
+           "folder": str(run.folder), "flags": flags, "history": run.history,
+           **{name: run.flags[name] for name in ("dataset", "model", "method", "seed", "command")},
+           "num_branches": run.flags.get("num_branches", 4)}  # tables show single networks beside groups of four
+    for kind, output in (("", run.output), ("ensemble_", WHOLE)):
+        row[f"{kind}best"], row[f"{kind}best_epoch"] = run.error("best", output)
+        row[f"{kind}last"], _ = run.error("last", output)
+    row |= {COLUMNS[output]: 100 - last[metric(output, "test", "accTop1")]
+            for output in test_outputs(last) if output in COLUMNS}
+    row["diversity"] = last.get("dist")
+    row["students_by_name"] = {f"student {i}, {network_title(name)}": 100 - last[metric(student(i), "test", "accTop1")]
+                               for i, name in enumerate(run.flags["models"] or [])}
+    return row
+
+
+def split(runs: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of each group, in the order of methods.py, small groups of students first."""
+    groups = [group for _, group in runs.groupby("group")]
+    return sorted(groups, key=lambda group: (position(flags_of(group)["method"]), size_of(group)))
+
+
+def split_by(runs: pd.DataFrame, names: Collection[str]) -> list[pd.DataFrame]:
+    """The rows that agree in these flags, together."""
+    values = runs["flags"].map(lambda flags: json.dumps([flags.get(name) for name in names]))
+    return [part for _, part in runs.groupby(values, sort=False)]
+
+
+def flags_of(group: pd.DataFrame) -> dict:
+    """The flags that the runs of a group share."""
+    return group["flags"].iloc[0]
+
+
+def size_of(group: pd.DataFrame) -> int:
+    """The number of students; 4 for single networks."""
+    return group["num_branches"].iloc[0]
+
+
+def mean_and_deviation(values: pd.Series) -> list[float | None]:
+    """-> the mean, and the standard deviation (over n - 1), which is None for a single value."""
+    return [fmean(values), stdev(values) if len(values) > 1 else None]  # exact; pandas rounds sums in the last bit
+
+
+# --- titles in tables and figures -------------------------------------------------------------------------------------
+
+
+def labels_of(groups: list[pd.DataFrame]) -> list[str]:
+    """A label for each group: its method, and the flags in which it differs from other groups of this method."""
+    labels = []
+    for flags in map(flags_of, groups):
+        same_method = [other for other in map(flags_of, groups) if other["method"] == flags["method"]]
+        differing = sorted(name for name in flags.keys() - {"model", "num_branches"}
+                           if any(other.get(name) != flags[name] for other in same_method))
+        text = ", ".join(f"{name} {flags[name]}" for name in differing)
+        labels.append(title_of(flags["method"]) + (f" ({text})" if text else ""))
+    return labels
+
+
+def network_title(model: str, students: int = 4) -> str:
+    """A network's name as the paper writes it, "ResNet-32 + VGG-16" for different ones; other group sizes than 4."""
+    title = " + ".join(NETWORKS.get(name) or name.replace("resnet", "ResNet-").replace("vgg", "VGG-")
+                       for name in model.split("+"))
+    return title + with_students(students)
+
+
+def with_students(students: int) -> str:
+    """What a title adds for a group of another size than the paper's four."""
+    return f", {students} students" if students != 4 else ""
+
+
+def recipe_title(recipe: dict) -> str:
+    """The flags of RECIPE as a heading."""
+    steps = " and ".join(str(epoch) for epoch in recipe["milestones"] if epoch < recipe["num_epochs"])
+    words = [f"{recipe['num_epochs']} epoch{'s' * (recipe['num_epochs'] > 1)}", f"batches of {recipe['batch_size']}",
+             f"learning rate {recipe['lr']:g}" + (f", divided by 10 after epochs {steps}" if steps else ""),
+             f"weight decay {recipe['wd']:g}"]
+    if recipe["train_size"]:
+        words.append(f"trained on {recipe['train_size']} training images")
+    if recipe["val_size"]:
+        words.append(f"best epoch chosen on {recipe['val_size']} held-out training images")
+    words += [f"--{name}" for name in ("compile", "tf32", "sync_bn") if recipe[name]]
+    words += [f"--{name} {recipe[name]}" for name, usual in (("amp", "off"), ("decoder", "pil"))
+              if recipe[name] != usual]
+    return "; ".join(words)
+
+
+def data_title(flags: dict) -> str:
+    """A data set and the number of its classes."""
+    return f"{flags['dataset']} ({len(flags['classes'])} classes)"

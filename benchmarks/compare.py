@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,7 +24,7 @@ from training.method import Method
 
 def parser(description: str) -> argparse.ArgumentParser:
     """The flags of every benchmark."""
-    p = argparse.ArgumentParser(description=(description or "").partition("\n")[0],
+    p = argparse.ArgumentParser(description=description.partition("\n")[0],
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--batch_size", default=128, type=utils.number(int, 2), help="images in a batch")
     p.add_argument("--device", default="auto", help="cuda, cpu, ...; auto: the GPU if there is one, else the CPU")
@@ -31,10 +32,10 @@ def parser(description: str) -> argparse.ArgumentParser:
     return p
 
 
-def start(args: argparse.Namespace) -> torch.device:
+def start(args: argparse.Namespace, tf32: bool = False) -> torch.device:
     """Set seed and precision, print the machine; -> the device."""
     seed_everything(args.seed)
-    set_precision(getattr(args, "tf32", False))
+    set_precision(tf32)
     device = pick_device(None if args.device == "auto" else args.device)
     machine = environment(device)
     print(f"torch {machine['torch']}, {machine['device']}, revision {machine['revision'][:12]}")
@@ -50,12 +51,8 @@ def method(name: str, num_classes: int, **flags) -> Method:
 def random_data(train: int, test: int, seed: int) -> Data:
     """Random images in the shape of CIFAR-10, with its means and deviations."""
     rng = np.random.default_rng(seed)
-
-    def split(n: int) -> Split:
-        return Split(rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, n))
-
-    classes = [str(c) for c in range(10)]
-    return Data(split(train), split(test), classes, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    parts = [Split(rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, n)) for n in (train, test)]
+    return Data(*parts, [str(c) for c in range(10)], (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 
 def synchronise(device: torch.device) -> None:
@@ -92,7 +89,7 @@ def ratio(of: list[float], to: list[float]) -> str:
 def peak_memory(work: Callable[[], object], device: torch.device) -> int:
     """The maximum of the bytes that ``work`` holds in tensors at one time, with the workspaces of the libraries.
 
-    Tensors that exist before ``work`` do not count. If ``work`` frees them, that does not count either.
+    Tensors that exist before ``work`` do not count.
     """
     if device.type == "cuda":
         synchronise(device)
@@ -103,29 +100,16 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
-    with TemporaryDirectory() as folder:  # only the profiler's trace has the addresses of blocks
+    with TemporaryDirectory() as folder:  # only the profiler's trace has the order of allocations
         path = Path(folder, "trace.json")
         profile.export_chrome_trace(str(path))
-        trace = json.loads(path.read_text())["traceEvents"]
-    held, total, peak = {}, 0, 0
-    for event in sorted((e for e in trace if e["name"] == "[memory]"), key=lambda e: e["ts"]):
-        address, size = event["args"]["Addr"], event["args"]["Bytes"]
-        if size > 0:
-            held[address] = size
-            total += size
-            peak = max(peak, total)
-        else:
-            total -= held.pop(address, 0)  # 0: the block was there before
-    return peak
+        events = [event for event in json.loads(path.read_text())["traceEvents"] if event["name"] == "[memory]"]
+    return max(accumulate(event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])))
 
 
 def table(header: tuple[str, ...], *rows: tuple[str, ...]) -> str:
     """The first column is aligned to the left, the others to the right."""
     return tabulate(rows, header, "plain", colalign=("left", *["right"] * (len(header) - 1)), disable_numparse=True)
-
-
-def mebibytes(size: int) -> str:
-    return f"{size / 2**20:.1f}"
 
 
 def must_agree(what: str, found: dict[str, float], expected: dict[str, float], relative: float) -> None:

@@ -43,13 +43,20 @@ DATA = {"CIFAR10": (50_000, 10_000, 10, 32), "CIFAR100": (50_000, 10_000, 100, 3
         "imagenet": (1_281_167, 50_000, 1000, 224)}
 
 
-def commands(script: str) -> list[str]:
-    """The command lines of a script, with the variables of the environment. UserError if it refuses them."""
-    done = subprocess.run(["sh", ROOT / "scripts" / f"{script}.sh"], capture_output=True, text=True,
-                          env=os.environ | {"DRY_RUN": "1", "PYTHON": sys.executable})
-    if done.returncode:
-        raise UserError(done.stderr.strip().removeprefix("error: "))
-    return done.stdout.splitlines()
+def new_runs(scripts: Iterable[str]) -> Iterator[tuple[str, int, list[str]]]:
+    """-> each script, the number of its runs, and the command lines that no script before it has.
+
+    With the variables of the environment. UserError if the script refuses them.
+    """
+    seen: set[str] = set()
+    for script in scripts:
+        done = subprocess.run(["sh", ROOT / "scripts" / f"{script}.sh"], capture_output=True, text=True,
+                              env=os.environ | {"DRY_RUN": "1", "PYTHON": sys.executable})
+        if done.returncode:
+            raise UserError(done.stderr.strip().removeprefix("error: "))
+        lines = done.stdout.splitlines()
+        yield script, len(lines), [line for line in lines if line not in seen]
+        seen.update(lines)
 
 
 def parse(command: str) -> tuple[type, Namespace]:
@@ -95,24 +102,13 @@ def per_image(cls: type, args: Namespace, classes: int, size: int) -> tuple[floa
     return step.get_total_flops() / 2, evaluation.get_total_flops() / 2
 
 
-def new_runs(scripts: Iterable[str]) -> Iterator[tuple[str, int, list[str]]]:
-    """-> each script, the number of its runs, and the command lines that no script before it has."""
-    seen: set[str] = set()
-    for script in scripts:
-        lines = commands(script)
-        yield script, len(lines), [line for line in lines if line not in seen]
-        seen.update(lines)
-
-
-def hours(lines: list[str], rates: dict[str, float] | float) -> float:
-    """The hours of these runs, one at a time. rates: network -> operations per second, or one rate for all.
+def hours(lines: list[str], rates: dict[str, float]) -> float:
+    """The hours of these runs, one at a time. rates: network -> operations per second.
 
     A network that was not measured is as slow as the slowest.
     """
-    def rate(line: str) -> float:
-        return rates.get(parse(line)[1].model, min(rates.values())) if isinstance(rates, dict) else rates
-
-    return sum(operations(line) / rate(line) for line in lines) / 3600
+    slowest = min(rates.values())
+    return sum(operations(line) / rates.get(parse(line)[1].model, slowest) for line in lines) / 3600
 
 
 def measured(folder: Path) -> dict[str, dict[str, float]]:
@@ -126,30 +122,23 @@ def measured(folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def known(script: str) -> str:
-    """An argparse type."""
-    if script not in SCRIPTS:
-        raise argparse.ArgumentTypeError(f"unknown script {script!r}")
-    return script
-
-
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print the table."""
-    p = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    p.add_argument("scripts", nargs="*", default=SCRIPTS, metavar="SCRIPT", type=known,
-                   help=f"{', '.join(SCRIPTS)} (default: all)")
+    p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    p.add_argument("scripts", nargs="*", metavar="SCRIPT", help=f"{', '.join(SCRIPTS)} (default: all)")
     p.add_argument("--tflops", type=utils.number(float, 0, open_end=True),
                    help=f"10^12 operations that a GPU sustains per second (default: as measured, else {ASSUMED:g})")
     p.add_argument("--measured", type=Path, default=MEASURED, metavar="FOLDER", help="results of scripts/gpu.sh")
-    args = p.parse_args()
+    args = p.parse_args(argv)
+    if unknown := [script for script in args.scripts if script not in SCRIPTS]:
+        p.error(f"unknown script {unknown[0]!r}")
     gpus = {} if args.tflops else measured(args.measured)
     columns = {f"hours on one {name}": rates for name, rates in gpus.items()}
-    if not columns:
-        tflops = args.tflops or ASSUMED
-        columns = {f"GPU hours at {tflops:g} * 10^12 / s": tflops * 1e12}
+    tflops = args.tflops or ASSUMED
+    columns = columns or {f"GPU hours at {tflops:g} * 10^12 / s": {"every network": tflops * 1e12}}
     print(f"| script | runs | of them new | 10^18 operations | {' | '.join(columns)} |\n"
           f"| --- | {'---: | ' * (3 + len(columns))}".rstrip())
-    for script, count, new in new_runs(args.scripts):
+    for script, count, new in new_runs(args.scripts or SCRIPTS):
         cells = [f"{hours(new, rates):,.0f}" for rates in columns.values()]
         total = sum(map(operations, new)) / 1e18
         print(f"| {script}.sh | {count} | {len(new)} | {total:.1f} | {' | '.join(cells)} |", flush=True)

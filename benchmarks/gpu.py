@@ -44,13 +44,6 @@ def steps(flags: str, processes: int = 1) -> list[dict[str, float]]:
             for text in printed]
 
 
-def operations(network: str, dataset: str, batch_size: int) -> float:
-    """The operations of a step of OKDDip, counted as in cost.py."""
-    _, _, classes, size = cost.DATA[dataset]
-    method = compare.method("OKDDip", classes, model=network)
-    return batch_size * cost.per_image(type(method), method.args, classes, size)[0]
-
-
 def measure(device: torch.device, quick: bool) -> tuple[dict, bool]:
     """-> all results, and whether all of it worked. What fails is printed, and the rest goes on."""
     about, batch_size = environment(device), 8 if quick else 128
@@ -69,14 +62,17 @@ def measure(device: torch.device, quick: bool) -> tuple[dict, bool]:
             ms = steps(f"{common} {few} --dataset {dataset} --model {flags}")
             times[flags] = ms[0] if ms else None
         if times[network]:
-            rates[network] = operations(network, dataset, batch_size) / (times[network]["OKDDip"] / 1000)
+            _, _, classes, size = cost.DATA[dataset]
+            method = compare.method("OKDDip", classes, model=network)
+            operations, _ = cost.per_image(type(method), method.args, classes, size)
+            rates[network] = batch_size * operations / (times[network]["OKDDip"] / 1000)
     for processes in (1, 4):  # so many steps that it matters little if one process starts a few seconds later
         ms = steps(f"{common} {many} --model {first} --ours", processes)
         together[str(processes)] = sum(1000 * batch_size / one["OKDDip"] for one in ms)
         print(f"together {together[str(processes)]:,.0f} images/s", flush=True)
+    worked = tests_passed and all(times.values()) and all(together.values())
     return {"machine": machine, "quick": quick, "tests_passed": tests_passed, "steps": times,
-            "operations_per_second": rates, "side_by_side": together
-            }, tests_passed and all(times.values()) and all(together.values())
+            "operations_per_second": rates, "side_by_side": together}, worked
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -105,8 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         print("\none run at a time, of runs that no earlier script makes")
         print(compare.table(("", f"hours on one {found['machine']['name']}"), *rows))
     name = re.sub(r"\W+", "-", found["machine"]["name"].lower())
-    path = args.out or (None if args.quick else cost.MEASURED / f"{name}.json")
-    if path:
+    if path := args.out or (None if args.quick else cost.MEASURED / f"{name}.json"):
         path.parent.mkdir(parents=True, exist_ok=True)
         save({path: as_json(found)})
         print(f"\nwritten: {path}")

@@ -33,6 +33,8 @@ import utils
 from benchmarks import compare
 from data_loader import DATASETS, DECODERS, Cached, Loader, Split, Streamed, dataloader
 
+PLAIN = "plain (PIL)"
+
 
 class Images(Dataset):
     """Like torchvision's CIFAR10: each image becomes a PIL image and is then transformed."""
@@ -60,8 +62,8 @@ def small(args: Namespace, device: torch.device) -> dict[str, Loader | DataLoade
     """Loaders of images as in CIFAR-10."""
     data = compare.random_data(args.images, 0, args.seed)
     part = Split(*(a[: args.plain_images] for a in data.train))
-    loaders = {"plain (PIL)": plain(partial(Images, part), transforms.RandomCrop(32, padding=4), data.mean, data.std,
-                                    args, device)}
+    loaders = {PLAIN: plain(partial(Images, part), transforms.RandomCrop(32, padding=4), data.mean, data.std, args,
+                            device)}
     for views in sorted({1, args.views}):
         more, options = f", {views} views" if views > 1 else "", {"augment": True, "views": views}
         loaders[f"cached{more}"] = Cached(data.train, data, args.batch_size, device, args.seed, **options)
@@ -94,8 +96,9 @@ def make_files(root: Path, count: int, seed: int) -> None:
 def large(args: Namespace, root: Path, device: torch.device) -> dict[str, Loader | DataLoader]:
     """Loaders of JPEG files as in ImageNet: plain, with each decoder, and without normalising."""
     make_files(root, args.large, args.seed)
-    loaders = {"plain (PIL)": plain(partial(datasets.ImageFolder, root / "train"), transforms.RandomResizedCrop(224),
-                                    DATASETS["imagenet"].mean, DATASETS["imagenet"].std, args, device)}
+    imagenet = DATASETS["imagenet"]
+    loaders = {PLAIN: plain(partial(datasets.ImageFolder, root / "train"), transforms.RandomResizedCrop(224),
+                            imagenet.mean, imagenet.std, args, device)}
     for name in (*DECODERS, "fast, uint8"):
         loaders[name], _ = dataloader("imagenet", args.batch_size, args.workers, str(root), seed=args.seed,
                                       device=device, decoder=name.partition(",")[0])
@@ -138,8 +141,8 @@ def main(argv: list[str] | None = None) -> None:
     per_image = {name: [s / images[name] for s in seconds[name]] for name in loaders}
     print(f"medians of {args.repeats} epochs, {args.workers} workers")
     print(compare.table(("", "images/s", "times as fast as plain", "images in an epoch"), *(
-        (name, f"{1 / statistics.median(per_image[name]):,.0f}",
-         compare.ratio(per_image["plain (PIL)"], per_image[name]), f"{images[name]:,}") for name in loaders)))
+        (name, f"{1 / statistics.median(per_image[name]):,.0f}", compare.ratio(per_image[PLAIN], per_image[name]),
+         f"{images[name]:,}") for name in loaders)))
 
 
 if __name__ == "__main__":

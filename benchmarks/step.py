@@ -47,7 +47,7 @@ LR, WD, T = 0.1, 5e-4, 3.0
 EPOCH, NUM_EPOCHS = 40, 300  # w(e) = 0.29 in methods with a ramp-up: the losses agree only if both versions use it
 TERMS = ("total", "true", "group")
 WARM_UP = 2  # steps after the first; on a GPU, torch.compile traces in the first and records in the second
-Batch = tuple[Tensor, Tensor, float | Tensor]  # what a step takes: images, labels, weight of the group's loss
+Version = tuple["Stepper | Plain", tuple]  # and its batch: images, labels, weight of the group's loss
 
 
 # --- plain losses: model, images, labels -> L_true, L_group, [logits of each output, ...] ----------------------------
@@ -59,10 +59,6 @@ def kl(t: Tensor, z: Tensor) -> Tensor:
 
 def mean(z: list[Tensor]) -> Tensor:
     return sum(z) / len(z)
-
-
-def others(z: list[Tensor], i: int) -> Tensor:
-    return mean([z_j for j, z_j in enumerate(z) if j != i])
 
 
 def students(model: nn.Module, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -105,7 +101,8 @@ def plain_mutual(model, images, labels):
     x, _, z = students(model, images)
     if len(x) == 1 and x[0].requires_grad:  # CL-ILR
         x[0].register_hook(lambda gradient: gradient / len(z))
-    return cross_entropies(z, labels), sum(kl(others(z, i), z_i) for i, z_i in enumerate(z)), [*z, mean(z)]
+    group = sum(kl(mean([*z[:i], *z[i + 1:]]), z_i) for i, z_i in enumerate(z))
+    return cross_entropies(z, labels), group, [*z, mean(z)]
 
 
 def plain_baseline(model, images, labels):
@@ -142,10 +139,8 @@ class Plain:
         self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(metrics), metrics, strict=True)]
         self.steps += 1
 
-    def means(self) -> dict[str, list]:
-        means = [s / self.steps for s in self.sums]
-        return {"terms": dict(zip(TERMS, means, strict=False)),
-                "correct": [means[i : i + 2] for i in range(3, len(means), 2)]}
+    def means(self) -> dict[str, dict]:
+        return {"terms": {name: total / self.steps for name, total in zip(TERMS, self.sums, strict=False)}}
 
 
 def with_torch_batch_norm(module: nn.Module) -> nn.Module:
@@ -168,10 +163,10 @@ def ours(method: Method, device: torch.device, amp: str, compiled: bool = False)
     return Stepper(copy.deepcopy(method), LR, WD, [], device, amp, compiled)
 
 
-def versions(name: str, args: Namespace, device: torch.device):
-    """-> "NAME", and if there are "NAME, compiled" and "NAME, plain", each with its batch; and terms of the first loss.
+def versions(name: str, args: Namespace, device: torch.device) -> dict[str, Version]:
+    """-> "NAME", and if there are "NAME, compiled" and "NAME, plain". Each has made its first step.
 
-    The terms (name -> number) are those of the plain version on the CPU. Without a plain version, there are none.
+    Ends the program if a term of the first loss is not that of the plain version on the CPU.
     """
     torch.manual_seed(args.seed)
     _, _, classes, size = DATA[args.dataset]
@@ -194,44 +189,24 @@ def versions(name: str, args: Namespace, device: torch.device):
         with torch.no_grad():
             true, group, _ = PLAIN[name](with_torch_batch_norm(method.model), images, labels)
         terms = dict(zip(TERMS, map(float, (true + weight * group, true, group)), strict=True))
-    return found, terms
+    rounding = 1e-3 if args.amp == "off" and not args.tf32 else 3e-2  # float32 has 24 bits, the others have 8 to 11
+    for version, (contender, batch) in found.items():  # each term, because the group's loss is small at first
+        contender.step(*batch)
+        compare.must_agree(f"first loss of {version}", contender.means()["terms"], terms, rounding)
+    return found
 
 
-def compete(args: Namespace, device: torch.device) -> tuple[dict, dict[str, list[float]]]:
-    """-> the versions of the method, or of all, each with its batch; and their seconds for a step, in each round.
-
-    Ends the program if the first loss of a version is wrong.
-    """
-    contenders = {}
-    for method in METHODS if args.method == "all" else [args.method]:
-        found, terms = versions(method, args, device)
-        contenders |= found
-        for version, (contender, batch) in found.items():  # each term, because the group's loss is small at first
-            contender.step(*batch)
-            # rounding: float32 has 24 bits, TF32 and half precision have 8 to 11
-            compare.must_agree(f"first loss of {version}", contender.means()["terms"], terms,
-                               1e-3 if args.amp == "off" and not args.tf32 else 3e-2)
-
-    def several(contender: Stepper | Plain, batch: Batch) -> None:
-        for _ in range(args.steps):
-            contender.step(*batch)
-
-    turns = {version: partial(several, *found) for version, found in contenders.items()}
-    compare.in_turns(turns, -(-WARM_UP // args.steps), device)
-    seconds = compare.in_turns(turns, args.rounds, device)
-    return contenders, {version: [s / args.steps for s in seconds[version]] for version in turns}
+def several(contender: Stepper | Plain, batch: tuple, steps: int) -> None:
+    for _ in range(steps):
+        contender.step(*batch)
 
 
-def peak(contender: Stepper | Plain, batch: Batch) -> int:
+def peak(contender: Stepper | Plain, batch: tuple) -> int:
     """Bytes of weights, optimizer and the tensors of one step. A teacher's weights do not count."""
     contender.optimizer.zero_grad()
-
-    def two_steps():  # the second begins with the gradients of the first, as in a training
-        contender.step(*batch)
-        contender.step(*batch)
-
     state = (t for s in contender.optimizer.state.values() for t in s.values() if isinstance(t, Tensor))
     kept = [*contender.model.parameters(), *contender.model.buffers(), *state]
+    two_steps = partial(several, contender, batch, 2)  # the second begins with gradients, as in a training
     return sum(t.nbytes for t in kept) + compare.peak_memory(two_steps, batch[0].device)
 
 
@@ -253,16 +228,22 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    device = compare.start(args)
-    contenders, seconds = compete(args, device)
+    device = compare.start(args, args.tf32)
+    found: dict[str, Version] = {}
+    for name in METHODS if args.method == "all" else [args.method]:
+        found |= versions(name, args, device)
+    turns = {version: partial(several, *found[version], args.steps) for version in found}
+    compare.in_turns(turns, -(-WARM_UP // args.steps), device)
+    seconds = compare.in_turns(turns, args.rounds, device)
     beside = "OKDDip" if args.method == "all" else args.method
     print(f"{args.model}, m = {args.num_branches}, batches of {args.batch_size}, amp {args.amp}: medians of "
           f"{args.rounds} rounds")
     print(compare.table(("", "ms/step", f"times as long as {beside}", "peak MiB"), *(
-        (name, f"{1000 * statistics.median(seconds[name]):.2f}", compare.ratio(seconds[name], seconds[beside]),
+        (name, f"{1000 * statistics.median(seconds[name]) / args.steps:.2f}",
+         compare.ratio(seconds[name], seconds[beside]),
          # memory of CUDA graphs cannot be measured from outside
-         "-" if "compiled" in name and device.type == "cuda" else compare.mebibytes(peak(*contenders[name])))
-        for name in contenders)))
+         "-" if "compiled" in name and device.type == "cuda" else f"{peak(*found[name]) / 2**20:.1f}")
+        for name in found)))
 
 
 if __name__ == "__main__":

@@ -6,23 +6,21 @@
 DATASETS=${DATASETS:-CIFAR10 CIFAR100} MODELS=${MODELS:-resnet32 resnet110 vgg16 densenetd40k12 wide_resnet20_8}
 branches=3 vgg_dropout=0
 
-# okdph: add the settings of OKDPH's authors to its command lines. Other networks and data have the method's defaults.
-okdph() {
-    while IFS= read -r command; do
-        case ${command#python train_OKDPH.py*--model } in
-            "$command") set -- ;;  # another method
-            "vgg16 --dataset CIFAR10 "* | "vgg16 --dataset CIFAR100 "*) set -- 0.3 0.3 1 1_epoch ;;
-            "resnet32 --dataset CIFAR10 "* | "wide_resnet20_8 --dataset CIFAR10 "*) set -- 0.8 0.8 0.5 1_epoch ;;
-            "densenetd40k12 --dataset CIFAR10 "* | "resnet110 --dataset CIFAR10 "* | "resnet110 --dataset CIFAR100 "*)
-                set -- 0.8 0.8 0.5 5_batch ;;
-            "resnet32 --dataset CIFAR100 "*) set -- 1 0.5 1 5_batch ;;
-            "densenetd40k12 --dataset CIFAR100 "*) set -- 1 0.5 0.5 5_batch ;;
-            "wide_resnet20_8 --dataset CIFAR100 "*) set -- 0.5 0.5 0.5 5_batch ;;
-            *) set -- ;;
-        esac
-        [ $# = 0 ] || command="python train_OKDPH.py --omega $1 --beta $2 --gamma $3 --interval $4${command#*.py}"
-        printf '%s\n' "$command"
-    done
-}
+# The settings of OKDPH's authors. Other networks and data have the method's defaults.
+settings=$(while read -r network data flags; do
+    printf '%s\n' "s/^python train_OKDPH.py\( .*--model $network --dataset $data .*\)/python train_OKDPH.py $flags\1/"
+done <<'END'
+    vgg16           CIFAR10   --omega 0.3 --beta 0.3 --gamma 1 --interval 1_epoch
+    vgg16           CIFAR100  --omega 0.3 --beta 0.3 --gamma 1 --interval 1_epoch
+    resnet32        CIFAR10   --omega 0.8 --beta 0.8 --gamma 0.5 --interval 1_epoch
+    resnet32        CIFAR100  --omega 1 --beta 0.5 --gamma 1 --interval 5_batch
+    resnet110       CIFAR10   --omega 0.8 --beta 0.8 --gamma 0.5 --interval 5_batch
+    resnet110       CIFAR100  --omega 0.8 --beta 0.8 --gamma 0.5 --interval 5_batch
+    densenetd40k12  CIFAR10   --omega 0.8 --beta 0.8 --gamma 0.5 --interval 5_batch
+    densenetd40k12  CIFAR100  --omega 1 --beta 0.5 --gamma 0.5 --interval 5_batch
+    wide_resnet20_8 CIFAR10   --omega 0.8 --beta 0.8 --gamma 0.5 --interval 1_epoch
+    wide_resnet20_8 CIFAR100  --omega 0.5 --beta 0.5 --gamma 0.5 --interval 5_batch
+END
+)
 lines=$(runs ${METHODS:-DML CL-ILR ONE FFL OKDDip KDCL PCL OKDPH}) || exit
-execute "$(printf '%s\n' "$lines" | okdph)"
+execute "$(printf '%s\n' "$lines" | sed "$settings")"

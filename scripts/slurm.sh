@@ -7,12 +7,9 @@
 # PER_GPU=4 puts four runs on each GPU. DRY_RUN=1 prints the jobs. Other variables: see runs.sh. To continue after
 # failures, start it again: it hands over what is not finished. docs/reproducing.md says what SLURM then does.
 set -eu
-fail() { echo "error: $1" >&2 && exit 2; }
-
 scripts=$(dirname "$0") script=${1:-} && script=${script##*/}
-for word; do
-    case $word in -h | --help) . "$scripts/runs.sh" ;; esac  # it prints the help
-done
+case " $* " in *" -h "* | *" --help "*) . "$scripts/runs.sh" ;; esac  # it prints the help
+fail() { echo "error: $1" >&2 && exit 2; }
 grep -qs '^\. .*/\(runs\|table2\)\.sh"$' "$scripts/$script" ||
     fail "scripts/$script is no script that lists runs: name one, such as table2.sh, and then sbatch's flags"
 shift
@@ -35,7 +32,7 @@ done)
 left=$(printf '%s\n' "$lines" | grep -vxF "$finished") ||
     { echo "all runs of $script are finished: nothing to hand over" && exit; }
 case $folder in *\\*) fail "SLURM cannot write into $folder: choose a SAVE_DIR without a backslash" ;; esac
-if [ -n "${DRY_RUN:-}" ]; then
+if [ -n "$DRY_RUN" ]; then
     exec 3>&1
     squeue() { :; }
     sbatch() { { echo "sbatch$(quote "$@")" && cat; } >&3 && echo JOB; }
@@ -45,15 +42,16 @@ fi
 output=$(printf %s "$folder/slurm" | sed 's/%/%%/g')/%A_%a.out
 name=okddip-$(printf %s "$folder" | cksum | cut -d ' ' -f 1)
 
-# submit LINES [DEPENDENCY]: hand over one array, PER_GPU lines to a task; print its number. srun starts the trainings,
-# so that --signal reaches them and not the job's shell. A training that SIGTERM has stopped ends with 128 + 15; its
-# task is queued again by its name, ARRAY_TASK: in one of the tasks, SLURM_JOB_ID names the whole array.
+# submit LINES WHAT [DEPENDENCY]: hand over one array, PER_GPU lines to a task; -> $job, its number. srun starts the
+# trainings, so that --signal reaches them and not the job's shell. A training that SIGTERM has stopped ends with 128 +
+# 15; its task is queued again by its name, ARRAY_TASK: in one of the tasks, SLURM_JOB_ID names the whole array.
 submit() {
+    number=$(printf '%s\n' "$1" | wc -l) what=$2
     cases=$(n=0 && printf '%s\n' "$1" | while read -r line; do
         printf '%s\n' "$n) exec$(quote "$python") ${line#python } ;;" && n=$((n + 1))
     done)
-    set -- "--array=0-$((($(printf '%s\n' "$1" | wc -l) - 1) / PER_GPU))" ${2:+"--dependency=$2"}
-    eval 'sbatch --gres=gpu:1 --signal=TERM@120 --output="$output"' "$flags" '"$@" --job-name="$name" --nodes=1' \
+    set -- "--array=0-$(((number - 1) / PER_GPU))" ${3:+"--dependency=$3"}
+    job=$(eval 'sbatch --gres=gpu:1 --signal=TERM@120 --output="$output"' "$flags" '"$@" --job-name="$name" --nodes=1' \
         '--ntasks="$PER_GPU" --requeue --open-mode=append --kill-on-invalid-dep=yes --parsable' <<JOB
 #!/bin/sh
 srun --label --kill-on-bad-exit=0 --wait=0 \${SLURM_CPUS_PER_TASK:+--cpus-per-task=\$SLURM_CPUS_PER_TASK} sh <<'RUNS'
@@ -65,11 +63,13 @@ code=\$?
 [ \$code != 143 ] || scontrol requeue "\${SLURM_ARRAY_JOB_ID}_\$SLURM_ARRAY_TASK_ID"
 exit \$code
 JOB
-}
-
-# check ANSWER: sbatch prints the number of the array, and no other word. A word among the flags would be another job.
-check() {
-    case ${1%%;*} in JOB) ;; '' | *[!0-9]*) fail "sbatch took other words than its flags, and said: $1" ;; esac
+    ) || fail "start this again: the $number $what are not in the queue"
+    case ${job%%;*} in  # a word among the flags would be another job
+        JOB) ;;
+        '' | *[!0-9]*) fail "sbatch took other words than its flags, and said: $job" ;;
+    esac
+    job=${job%%;*}
+    echo "job $job: $number $what"
 }
 
 # All jobs of a folder have one name. New ones wait until the earlier ones have ended: no run is trained twice.
@@ -82,16 +82,10 @@ students=$(lines -n '/ --T_model_path /p')
 teacher="/^python train.py --model $(lines -n 's/.* --T_model \([^ ]*\) .*/\1/p' | sed 1q) /"
 first=$(lines -n "${teacher}p" && lines "${teacher}d;/ --T_model_path /d") teachers=$(lines -n "${teacher}p" | wc -l)
 if [ -n "$first" ]; then
-    job=$(submit "$first" "$after") || exit 2
-    check "$job"
-    job=${job%%;*} task=0
+    submit "$first" runs "$after"
+    task=0
     while [ $((task * PER_GPU)) -lt "$teachers" ]; do
         after="${after:+$after,}afterok:${job}_$task" task=$((task + 1))
     done
-    echo "job $job: $(printf '%s\n' "$first" | wc -l) runs"
 fi
-if [ -n "$students" ]; then
-    job=$(submit "$students" "$after") || fail "start this again: the runs with a teacher are not in the queue"
-    check "$job"
-    echo "job ${job%%;*}: $(printf '%s\n' "$students" | wc -l) runs with a teacher"
-fi
+[ -z "$students" ] || submit "$students" "runs with a teacher" "$after"

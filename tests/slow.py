@@ -127,26 +127,6 @@ def count_correct(z, y, k):
                for row, label in zip(z, y, strict=True))
 
 
-def student_t(x, df, steps=2000):
-    """P(T <= x) of Student's t for x >= 0: one half, and the density integrated from 0 to x (Simpson's rule)."""
-    constant = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi)
-    density = [constant * (1 + (x * i / steps) ** 2 / df) ** (-(df + 1) / 2) for i in range(steps + 1)]
-    return 0.5 + x / steps / 3 * sum(d * (1 if i in (0, steps) else 4 if i % 2 else 2) for i, d in enumerate(density))
-
-
-def paired_differences(errors, others):
-    """-> mean difference, 95 % confidence interval, two-sided p of the paired t-test."""
-    minus = [a - b for a, b in zip(errors, others, strict=True)]
-    n, average = len(minus), sum(minus) / len(minus)
-    standard_error = math.sqrt(sum((d - average) ** 2 for d in minus) / (n - 1) / n)
-    low, high = 0.0, 100.0
-    for _ in range(40):  # the t with P(T <= t) = 0.975
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_t(middle, n - 1) < 0.975 else (low, middle)
-    p = 2 * (1 - student_t(abs(average) / standard_error, n - 1))
-    return average, average - low * standard_error, average + low * standard_error, p
-
-
 def rejected_by_holm(p, level):
     """The tests that Holm's procedure rejects: from the smallest p on, while p <= level / (number of tests left)."""
     rejected, left = set(), sorted(range(len(p)), key=lambda i: p[i])

@@ -1,13 +1,9 @@
-"""A SLURM cluster of two nodes on this machine, for tests: each node has one GPU, which is /dev/null.
-
-    python tests/slurm_cluster.py    # starts the daemons and prints what to type in another shell; Ctrl-C stops them
-"""
+"""A SLURM cluster of two nodes on this machine, for tests: each node has one GPU, which is /dev/null."""
 
 import contextlib
 import os
 import pwd
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -126,12 +122,3 @@ class Cluster:
         """What ``scontrol show job`` says about a job or a task of an array."""
         words = self.ask("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
-
-
-if __name__ == "__main__":
-    with Cluster() as cluster:
-        print(" ".join(f"{name}={value}" for name, value in cluster.environment.items()), "squeue", flush=True)
-        try:
-            signal.pause()
-        except KeyboardInterrupt:
-            print("stopped")

@@ -1,6 +1,7 @@
 """README.md, CONTRIBUTING.md and docs/ as they are: their commands, code, links, and what they say about the code.
 
-Commands run one after another, as a reader would type them, on a few digits and for one epoch.
+Commands run one after another, as a reader would type them, on a few digits and for one epoch. They run in this
+process, except where processes are the point.
 """
 
 import ast
@@ -15,18 +16,19 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, few_digits
 from PIL import Image
 
 import data_loader
 import methods
+from runtime.errors import Complete
 from training.folder import FREE_FLAGS
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 TEXT = {page: (ROOT / page).read_text() for page in PAGES}
 BLOCKS = {page: re.findall(r"^```(\w+)\n(.*?)^```$", TEXT[page], re.MULTILINE | re.DOTALL) for page in PAGES}
 EXTENDING = "docs/extending.md"  # its code is written into a copy of the repository, and its commands run there
-QUICK = ["--num_epochs", "1", "--train_size", "256", "--device", "cpu"]
+QUICK = ["--num_epochs", "1", "--train_size", "64", "--batch_size", "32", "--device", "cpu"]
 
 
 def blocks(kind, page):
@@ -67,7 +69,20 @@ def folder(tmp_path_factory):
     image = Image.fromarray(data_loader.digits("").test.images[0])
     image.save(where / "a.png")
     image.save(where / "b.jpg")
-    return where
+    with few_digits():
+        yield where
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """run("train.py", "--model", ...) -> what the script prints if it is started in the folder."""
+    def start(name, *flags):
+        monkeypatch.setattr(sys, "argv", [name, *flags])  # recorded as the run's command
+        importlib.import_module(name.removesuffix(".py")).main(list(flags))
+        return "".join(capsys.readouterr())
+
+    monkeypatch.chdir(folder)
+    return start
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -80,93 +95,69 @@ def test_every_command_is_tested():
 
 
 @pytest.mark.parametrize("command", TRAININGS)
-def test_training(command, folder, script):
-    _, name, *flags = on_the_digits(command)
+def test_training(command, folder, run, image_folder):
+    _, name, *flags = shlex.split(quick(command))
+    own = "path/to/images" in command
+    if own:  # files of any size, two classes: a network tells their colours apart at once
+        image_folder(folder / "path" / "to" / "images", train=40, test=10)
     before = set(folder.rglob("summary.json"))
-    version = ["--version", "own_images"] if "path/to/images" in command else []  # otherwise this run exists already
-    done = script(name, *flags, *QUICK, *version, cwd=folder)
-    assert done.returncode == 0, done.stderr
+    printed = run(name, *flags, *(["--num_epochs", "6", "--batch_size", "16", "--length", "0"] if own else QUICK))
     (made,) = set(folder.rglob("summary.json")) - before
     best = json.loads(made.read_text())["best"]
-    assert 0 < best["test_accTop5"] <= 100 and f"best epoch {best['epoch']}" in done.stdout
-    assert "diversity" in done.stdout if "dist" in best else "network" in done.stdout
+    assert 0 < best["test_accTop5"] <= 100 and f"best epoch {best['epoch']}" in printed
+    assert "diversity" in printed if "dist" in best else "network" in printed
+    assert not own or best["stu_test_accTop1"] >= 90
+
+
+def test_network_based_groups(folder, run):
+    for method in ("--ind", "--avg"):
+        run("train_one.py", "--model", "resnet8", "--dataset", "DIGITS", "--MulStu", method, *QUICK)
+    assert {path.parent.name for path in (folder / "DIGITS").glob("*-N/resnet8")} >= {"Ind-N", "CL-N"}
+
+
+def test_a_lone_peer_runs_and_warns(run):
+    flags = ["--model", "resnet8", "--dataset", "DIGITS", "--num_branches", "2", "--version", "lone"]
+    assert "can attend only to itself" in run("train_GL.py", *flags, *QUICK)
 
 
 @pytest.mark.parametrize("command", RESUMED)
-def test_resuming(command, folder):
+def test_resuming(command, folder, run):
     """After the others: there is nothing left to do."""
-    words = [*on_the_digits(command), *QUICK]
-    torchrun = [sys.executable, "-m", "torch.distributed.run"]
-    words = [*torchrun, *words[1:]] if words[0] == "torchrun" else [sys.executable, *words[1:]]
+    program, *words = [*on_the_digits(command), *QUICK]
+    if program == "python":
+        with pytest.raises(Complete, match="is complete: 1 epochs"):
+            run(*words)
+        return
     words = [ROOT / word if word.startswith("train") else word for word in words]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", *words], cwd=folder, capture_output=True,
+                          text=True)
     assert done.returncode == 0 and "is complete: 1 epochs" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("command", EVALUATIONS)
-def test_evaluation(command, folder, script):
-    _, name, *flags = on_the_digits(command)
-    done = script(name, *flags, "--device", "cpu", cwd=folder)
-    assert done.returncode == 0 and done.stdout, done.stderr
+def test_evaluation(command, run):
+    assert run(*on_the_digits(command)[1:], "--device", "cpu")
 
 
 @pytest.mark.parametrize("command", REPORTS)
-def test_reporting(command, folder, script):
-    _, name, *flags = on_the_digits(command)
-    done = script(name, *flags, cwd=folder)
-    assert done.returncode == 0 and "DIGITS (10 classes)" in done.stdout, done.stderr
+def test_reporting(command, run):
+    assert "DIGITS (10 classes)" in run(*on_the_digits(command)[1:])
 
 
-@pytest.mark.parametrize("command", SCRIPTS)
-def test_shell_script(command):
+def test_shell_scripts():
     """Demo and tests cannot run within the tests; tests/scripts/ runs the scripts of the tables."""
-    name = next(word for word in shlex.split(command) if word.endswith(".sh"))
-    path = ROOT / name
-    assert subprocess.run(["sh", "-n", path]).returncode == 0
+    for path in {word for command in SCRIPTS for word in shlex.split(command) if word.startswith("scripts/")}:
+        assert subprocess.run(["sh", "-n", ROOT / path]).returncode == 0, path
 
 
-def test_network_based_groups(folder, image_folder):
-    root = image_folder()
-    flags = ["--model", "resnet8", "--dataset", "folder", "--batch_size", "8", "--MulStu", "--num_epochs", "1",
-             "--device", "cpu", "--data_dir", str(root)]
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport train_GL, train_one\n" \
-           f"for script, *more in (train_GL,), (train_one, '--ind'), (train_one, '--avg'): script.main({flags} + more)"
-    done = python(folder, "-c", code)
-    assert done.returncode == 0, done.stderr
-    assert {p.parent.name for p in (folder / "folder").glob("*-N/resnet8")} == {"OKDDip-N", "Ind-N", "CL-N"}
+@pytest.mark.parametrize("block", [block for page in PAGES if page != EXTENDING for block in blocks("python", page)])
+def test_code(block, folder, monkeypatch):
+    """What loads a network: after the commands that make one."""
+    monkeypatch.chdir(folder)
+    exec(quick(block).replace("path/to/this/repository", str(ROOT)), {})
 
 
-def test_a_lone_peer_runs_and_warns(folder, script):
-    done = script("train_GL.py", "--model", "resnet8", "--dataset", "DIGITS", "--num_branches", "2", "--version",
-                  "lone", *QUICK, cwd=folder)
-    assert done.returncode == 0 and "can attend only to itself" in done.stderr
-
-
-def test_own_images(folder, script, image_folder):
-    """Files of any size, two classes: colours that a network tells apart at once."""
-    root = image_folder(train=40, test=10)
-    done = script("train_GL.py", "--model", "resnet8", "--dataset", "folder", "--data_dir", root, "--num_epochs", "6",
-                  "--batch_size", "16", "--length", "0", "--device", "cpu", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    best = json.loads((folder / "folder" / "OKDDip" / "resnet8" / "test_best_metrics.json").read_text())
-    assert best["stu_test_accTop1"] >= 90
-
-
-# --- code -------------------------------------------------------------------------------------------------------------
-
-
-def copy_code(where):
-    """Copy the code to a folder, where a test may change it; -> the folder."""
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, where)
-    packages = [path.parent for path in ROOT.glob("*/__init__.py")]
-    for path in (*packages, ROOT / "scripts", ROOT / "results"):
-        shutil.copytree(path, where / path.name, ignore=shutil.ignore_patterns("__pycache__", "study", "figures"))
-    return where
-
-
-def python(where, *words):
-    return subprocess.run([sys.executable, *words], cwd=where, capture_output=True, text=True)
+# --- extending --------------------------------------------------------------------------------------------------------
 
 
 def code_with(word):
@@ -182,84 +173,70 @@ def insert(path, before, text):
     path.write_text(content.replace(before, text + before))
 
 
-def extending(word):
-    """The commands of docs/extending.md that have this word: on the digits, with a small network."""
-    return [line.replace("resnet32", "resnet8") for line in commands(EXTENDING) if word in line]
-
-
-def test_every_command_about_extending_is_tested():
-    assert set(commands(EXTENDING)) == {line for word in ("tiny", "mean", "Mean") for line in commands(EXTENDING)
-                                        if word in line}
-
-
-def test_adding_a_network(tmp_path):
-    copy = copy_code(tmp_path)
-    (copy / "models" / "tiny.py").write_text(code_with("NETWORKS = "))
-    insert(copy / "models" / "registry.py", "densenet, imagenet", "tiny, ")
-    insert(copy / "models" / "registry.py", "**densenet.NETWORKS", "**tiny.NETWORKS, ")
-    (command,) = extending("--model tiny")
-    flags = ["--model", "tiny", "--dataset", "DIGITS", *QUICK]
-    others = f"import train, train_GL, train_one\ntrain.main({flags})\ntrain_GL.main([*{flags}, '--MulStu'])\n" \
-             f"train_one.main({flags})"
-    for words in ([*on_the_digits(command)[1:], *flags], ["-c", others]):
-        done = python(copy, *words)
-        assert done.returncode == 0, done.stderr
+# Runs command lines, given as JSON, one after another in this process; prints what each of them prints, as JSON.
+RUN_ALL = """
+import contextlib, importlib, io, json, sys
+said = []
+for name, *flags in json.loads(sys.argv[1]):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        importlib.import_module(name.removesuffix(".py")).main(flags)
+    said.append(out.buffer.getvalue().decode())
+print(json.dumps(said))
+"""
 
 
 @pytest.fixture(scope="module")
-def with_mean(tmp_path_factory):
-    """A copy with the method of docs/extending.md: its script, its one line in METHODS, and a run of one epoch."""
-    copy = copy_code(tmp_path_factory.mktemp("copy"))
+def extended(tmp_path_factory):
+    """A copy of the code with the network and the method of docs/extending.md; its commands, and what they print there.
+
+    A command -> what it prints, on the digits. Besides: Branches and networks of the added network; what the method's
+    folder evaluates to; the run of the study that trains the method.
+    """
+    copy = tmp_path_factory.mktemp("copy")
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, copy)
+    for path in (*(path.parent for path in ROOT.glob("*/__init__.py")), ROOT / "scripts", ROOT / "results"):
+        shutil.copytree(path, copy / path.name, ignore=shutil.ignore_patterns("__pycache__", "study", "figures"))
+    (copy / "models" / "tiny.py").write_text(code_with("NETWORKS = "))
+    insert(copy / "models" / "registry.py", "densenet, imagenet", "tiny, ")
+    insert(copy / "models" / "registry.py", "**densenet.NETWORKS", "**tiny.NETWORKS, ")
     (copy / "train_mean.py").write_text(code_with("class Mean(Group)"))
     insert(copy / "methods.py", '    "baseline": Entry(', code_with("Entry("))
-    first, _ = extending("train_mean.py")
-    done = python(copy, *on_the_digits(first)[1:], *QUICK)
-    assert done.returncode == 0 and "mean of the students" in done.stdout, done.stderr
-    return copy
 
-
-def test_an_added_method_resumes(with_mean):
-    _, continued = extending("train_mean.py")
-    done = python(with_mean, *on_the_digits(continued)[1:], *QUICK, "--num_epochs", "2")
-    assert done.returncode == 0 and "continues after 1 epochs" in done.stdout, done.stderr
-
-
-def test_an_added_method_is_evaluated_and_exported(with_mean):
-    (command,) = extending("evaluate.py")
-    words = on_the_digits(command)
-    done = python(with_mean, *words[1:], "--device", "cpu")
-    assert done.returncode == 0 and (with_mean / words[words.index("--export") + 1]).exists(), done.stderr
-    done = python(with_mean, "evaluate.py", "DIGITS/Mean/resnet8", "--device", "cpu")
-    assert done.returncode == 0 and "mean of the students" in done.stdout, done.stderr
-
-
-def test_an_added_method_is_reported(with_mean):
-    (command,) = extending("report.py")
-    done = python(with_mean, *on_the_digits(command)[1:])
+    found = {}
+    for command in commands(EXTENDING):
+        if "study.sh" in command:
+            done = subprocess.run(["sh", "-c", command], cwd=copy, capture_output=True, text=True, check=True,
+                                  env=os.environ | {"DRY_RUN": "1", "SEEDS": "0", "PYTHON": sys.executable})
+            _, line = done.stdout.splitlines()
+            found[command] = [*on_the_digits(line)[1:], "--dataset", "DIGITS", "--model", "resnet8", *QUICK]
+        else:
+            words = on_the_digits(command)[1:]
+            found[command] = [*words, *(QUICK if words[0].startswith("train") else [])]
+            if "--resume" in words:
+                found[command] += ["--num_epochs", "2"]
+    tiny = ["--model", "tiny", "--dataset", "DIGITS", *QUICK]
+    found |= {"tiny branches": ["train_one.py", *tiny], "tiny networks": ["train_GL.py", *tiny, "--MulStu"],
+              "evaluated": ["evaluate.py", "DIGITS/Mean/resnet8", "--device", "cpu"]}
+    done = subprocess.run([sys.executable, "-c", RUN_ALL, json.dumps([*found.values()])], cwd=copy, capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr
-    header = next(line for line in done.stdout.splitlines() if line.startswith("|"))
+    return copy, dict(zip(found, json.loads(done.stdout), strict=True))
+
+
+def test_an_added_network_and_method(extended):
+    """They train and resume, are evaluated and exported, reported, and join the study."""
+    copy, said = extended
+    lines = {word: next(said[line] for line in commands(EXTENDING) if word in line)
+             for word in ("--model tiny", "--resume", "--num_epochs 200", "report.py", "study.sh")}
+    for text in (lines["--num_epochs 200"], said["evaluated"], lines["study.sh"]):
+        assert "mean of the students" in text
+    assert "continues after 1 epochs" in lines["--resume"] and (copy / "branch.pth").exists()
+    for text in (lines["--model tiny"], said["tiny branches"], said["tiny networks"]):
+        assert "best epoch 1" in text
+    header = next(line for line in lines["report.py"].splitlines() if line.startswith("|"))
     assert "Mean" in [cell.strip() for cell in header.split("|")]
-
-
-def test_an_added_method_joins_the_study(with_mean):
-    (command,) = extending("study.sh")
-    done = subprocess.run(["sh", "-c", command], cwd=with_mean, capture_output=True, text=True,
-                          env=os.environ | {"DRY_RUN": "1", "SEEDS": "0", "PYTHON": sys.executable})
-    assert done.returncode == 0, done.stderr
-    _, line = done.stdout.splitlines()
-    words = shlex.split(line)
-    assert words[1] == "train_mean.py"
-    done = python(with_mean, *words[1:], "--dataset", "DIGITS", "--model", "resnet8", *QUICK)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("block", [block for page in PAGES if page != EXTENDING for block in blocks("python", page)])
-def test_code(block, folder):
-    """What loads a network: after the commands that make one, with this clone on the path."""
-    block = quick(block).replace("path/to/this/repository", str(ROOT))
-    block = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{block}"
-    done = python(folder, "-c", block)
-    assert done.returncode == 0, done.stderr
 
 
 # --- links ------------------------------------------------------------------------------------------------------------

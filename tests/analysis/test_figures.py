@@ -13,8 +13,6 @@ from matplotlib.image import imread
 
 import report
 from analysis import figures, records
-from analysis.differences import tables_of_differences
-from analysis.groups import split, table_of_runs
 from methods import METHODS
 from training.outputs import metric
 
@@ -34,15 +32,9 @@ def runs(tmp_path):
 
 @pytest.fixture
 def groups(runs):
-    return groups_in(runs)
-
-
-def groups_in(folder):
-    return split(table_of_runs(records.find_runs([folder])[0])[0])
-
-
-def is_of(group, method, size=4):
-    return (group["method"].iloc[0], group["num_branches"].iloc[0]) == (method, size)
+    """Their groups: (method, number of students) -> the rows."""
+    return {(records.flags_of(group)["method"], records.size_of(group)): group
+            for group in records.split(records.table_of_runs(records.find_runs([runs])[0])[0])}
 
 
 def lines(ax):
@@ -50,19 +42,23 @@ def lines(ax):
 
 
 def test_learning_curves(groups):
-    drawn = figures.learning_curves([g for g in groups if not is_of(g, "ONE")])
+    """The mean over seeds, and a band of one standard deviation."""
+    drawn = figures.learning_curves([groups["baseline", 4], groups["OKDDip", 4]])
     panels = {ax.get_title(): ax for ax in drawn.axes}
-    network = lines(panels["Baseline, 2 seeds"])["network"]
-    assert network == pytest.approx([50, 45, 40, 40, 40])
-    (ours, *_) = [lines(ax) for title, ax in panels.items() if title.startswith("OKDDip-B")]
-    assert ours["leader or deployed network"] == pytest.approx([39.5, 38.5, 37.5, 36.5, 35.5])
-    assert ours["each student"] == pytest.approx([42] * 5) and ours["ensemble"] == pytest.approx([40] * 5)
+    assert lines(panels["Baseline, 2 seeds"])["network"] == pytest.approx([50, 45, 40, 40, 40])
+    ours = panels["OKDDip-B, 2 seeds"]
+    assert lines(ours)["leader or deployed network"] == pytest.approx([39.5, 38.5, 37.5, 36.5, 35.5])
+    assert lines(ours)["each student"] == pytest.approx([42] * 5)
+    assert lines(ours)["ensemble"] == pytest.approx([40] * 5)
+    edges = [c.get_paths()[0].vertices[:, 1] for c in ours.collections]
+    deviation = np.std([0, 1], ddof=1)
+    assert any(e.max() == pytest.approx(39.5 + deviation) and e.min() == pytest.approx(35.5 - deviation) for e in edges)
 
 
-@pytest.mark.parametrize("panels", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("panels", [1, 3, 5])
 def test_the_legend_lies_within_the_figure(groups, panels):
     """With every output that has a line."""
-    (group,) = [g for g in groups if is_of(g, "OKDDip")]
+    group = groups["OKDDip", 4]
     for record in (record for history in group["history"] for record in history):
         record |= {metric(output, "test", "accTop1"): 50.0 for output in figures.OUTPUTS}
     with rc_context(figures.LAYOUT):
@@ -75,68 +71,46 @@ def test_the_legend_lies_within_the_figure(groups, panels):
     assert all(ax.get_window_extent().height > 0.2 * whole.height for ax in drawn.axes[:panels])
 
 
-def test_a_band_is_one_standard_deviation(groups):
-    (leader,) = [g for g in groups if is_of(g, "OKDDip")]
-    (ax,) = figures.learning_curves([leader]).axes
-    edges = [c.get_paths()[0].vertices[:, 1] for c in ax.collections]
-    deviation = np.std([0, 1], ddof=1)
-    assert any(e.max() == pytest.approx(39.5 + deviation) and e.min() == pytest.approx(35.5 - deviation) for e in edges)
-
-
 def test_diversity_and_group_size(groups):
-    (ax,) = figures.diversity(groups[::-1]).axes
+    (ax,) = figures.diversity([*groups.values()]).axes
     assert lines(ax)["0.250 ONE"] == pytest.approx([0.25] * 5)
     legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
     assert len(legend) == 3 and legend == sorted(legend, reverse=True)
-    (ax,) = figures.group_size(groups).axes
+    (ax,) = figures.group_size([*groups.values()]).axes
     (container,) = ax.containers
     assert container.get_label() == "OKDDip-B"
-    assert container.lines[0].get_xdata().tolist() == [3, 4]
-    best = [36.5, 35.5]  # of 3 students not the last epoch's
-    assert container.lines[0].get_ydata() == pytest.approx(best)
-    bars = [segment[:, 1].tolist() for segment in container.lines[2][0].get_segments()]
-    assert bars == [pytest.approx([mean - 0.5**0.5, mean + 0.5**0.5]) for mean in best]
-    assert figures.group_size([g for g in groups if not is_of(g, "OKDDip", 3)]) is None
-    assert figures.diversity([g for g in groups if is_of(g, "baseline")]) is None
+    assert container.lines[0].get_xydata() == pytest.approx(np.array([[3, 36.5], [4, 35.5]]))  # the best epoch of each
+    assert figures.group_size([groups["OKDDip", 4], groups["ONE", 4]]) is None
+    assert figures.diversity([groups["baseline", 4]]) is None
 
 
-def test_differences(runs):
-    """A panel for each reference and number of students, with intervals around a line at 0; hollow without one."""
-    made_up.run(runs, "DML", 0, [50.0, 45.0, 40.0, 40.0, 42.0])
+def test_differences(runs, groups):
+    """A panel for each reference and number of students; points without an interval are hollow."""
     made_up.run(runs, "Ind", 0, [50.0, 45.0, 40.0, 40.0, 41.0])
     made_up.run(runs, "ONE", 2, [50.0, 45.0, 40.0, 40.0, 39.0])
     made_up.run(runs, "baseline", 2, [50.0, 45.0, 40.0, 40.0, 41.0])
-    table = table_of_runs(records.find_runs([runs])[0])[0]
+    table = records.table_of_runs(records.find_runs([runs])[0])[0]
     panels = {ax.get_title(): ax for ax in figures.differences(table).axes}
     assert list(panels) == ["ResNet-32, compared with Ind", "ResNet-32, compared with Baseline",
                             "ResNet-32, 3 students, compared with Baseline"]
-    (against,) = [found for found in tables_of_differences(table)
-                  if (found["measure"], found["reference"], found["network"]) == ("error", "Baseline", "ResNet-32")]
     ax = panels["ResNet-32, compared with Baseline"]
-    labels = [text.get_text() for text in ax.get_yticklabels()]
-    assert labels == ["Ind, 1 seed", "DML, 1 seed", "ONE, 3 seeds", "OKDDip-B, 2 seeds"]
-    zero = [line for line in ax.get_lines() if list(line.get_xdata()) == [0, 0]]
-    assert len(zero) == 1
-    for line, container in zip(against["lines"], ax.containers, strict=True):
-        point, _, bars = container.lines
-        assert point.get_xdata() == pytest.approx([line["mean"]])
-        assert (point.get_markerfacecolor() == "white") == (line["low"] is None) == (not bars)
-        if bars:
-            assert bars[0].get_segments()[0][:, 0] == pytest.approx([line["low"], line["high"]])
-    assert figures.differences(table[table["method"] == "ONE"]) is None
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["Ind, 1 seed", "ONE, 3 seeds", "OKDDip-B, 2 seeds"]
+    points = [container.lines[0] for container in ax.containers]
+    assert [point.get_xdata()[0] for point in points] == pytest.approx([1, -2 / 3, -4.5])
+    assert [point.get_markerfacecolor() == "white" for point in points] == [True, False, False]
+    assert figures.differences(groups["ONE", 4]) is None
 
 
 def test_attention(groups):
-    g = next(g for g in groups if is_of(g, "OKDDip"))
-    *matrices, itself = figures.attention(g).axes
+    *matrices, itself = figures.attention(groups["OKDDip", 4]).axes
     shown = [ax.images[0].get_array().tolist() for ax in matrices]
     assert shown == [[[0.5 + e / 10, 0.5 - e / 10], [0.5, 0.5]] for e in range(5)]
     assert [ax.get_title().split(",")[0] for ax in matrices] == [f"epoch {e}" for e in range(1, 6)]
     assert lines(itself)["itself"] == pytest.approx([0.5 + e / 20 for e in range(5)])
-    assert figures.attention(next(g for g in groups if is_of(g, "ONE"))) is None
+    assert figures.attention(groups["ONE", 4]) is None
 
 
-def test_files_and_page(runs, tmp_path, capsys):
+def test_files_and_page(runs, tmp_path):
     report.main([str(runs), "--html", str(tmp_path / "page.html"), "--figures", str(tmp_path / "figures")])
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     kinds = ("curves", "differences", "diversity", "group_size", "attention_OKDDip")
@@ -153,26 +127,19 @@ def test_files_and_page(runs, tmp_path, capsys):
 
 def test_figures_do_not_replace_each_other(tmp_path):
     """Two recipes of the same network; and a network whose name cannot be a file's name."""
-    for model in ("resnet32", "../my net"):
-        for wd in (1e-4, 5e-4):
-            made_up.run(tmp_path / f"{len(model)}_{wd}", "baseline", 0, [50.0], model=model.replace("/", "|"), wd=wd)
-    runs = records.find_runs([tmp_path])[0]
-    for run in runs:
-        run.flags["model"] = run.flags["model"].replace("|", "/")
-    drawn = figures.draw_all(table_of_runs(runs)[0])
-    assert len(drawn) == 4 and len({caption for caption, _ in drawn.values()}) == 4
+    for wd in (1e-4, 5e-4):
+        made_up.run(tmp_path / str(wd), "baseline", 0, [50.0], model="my net", wd=wd)
+    runs = [run._replace(flags=run.flags | {"model": "../my net"}) for run in records.find_runs([tmp_path])[0]]
+    drawn = figures.draw_all(records.table_of_runs(runs)[0])
+    assert len(drawn) == 2 and len({caption for caption, _ in drawn.values()}) == 2
     assert all(re.fullmatch(r"[\w.+-]+", name) for name in drawn)
 
 
-def test_every_method_looks_different():
+def test_a_method_looks_the_same_in_every_figure_and_no_two_look_alike():
     methods = [*METHODS, "CL", "OKDDip+KD", "OKDDip-no_leader",
                *(f"OKDDip-{a}" for a in ("mean", "random", "entropy", "symmetric"))]
     styles = figures.styles_of(methods)
-    assert len(set(styles)) == len(methods)
     assert len({style[1:] for style in styles}) == len(methods)  # in grey, too
-
-
-def test_a_method_looks_the_same_in_every_figure():
     alone, *others = (figures.styles_of(methods) for methods in (
         ["OKDDip"], ["baseline", "CL", "OKDDip"], ["new", "OKDDip", "ONE", "OKDDip"]))
     assert [styles[i] for styles, i in zip(others, (2, 1), strict=True)] == alone * 2

@@ -1,9 +1,12 @@
-"""Which runs are read, and what is said about the others."""
+"""Which runs are read, what is said about the others, and which runs belong together."""
+
+import json
 
 import made_up
 import pytest
 
-from analysis import groups, records
+from analysis import records
+from training.folder import FREE_FLAGS
 
 
 def test_best_and_last_epoch(tmp_path):
@@ -23,47 +26,46 @@ def test_held_out_images_choose_the_best_epoch(tmp_path, val_size):
     assert found.error("best", "") == (30, 1) and found.error("last", "") == (25, 2)
 
 
+# --- runs that are left out -------------------------------------------------------------------------------------------
+
+
 def test_runs_that_are_left_out_are_named(tmp_path):
+    """The others are read, each once."""
     good = made_up.run(tmp_path, "ONE", 0, [30.0, 20.0])
     unfinished = made_up.run(tmp_path, "ONE", 1, [30.0, 20.0], num_epochs=300)
-    gap = made_up.run(tmp_path, "ONE", 2, [30.0, 20.0])
-    (gap / "metrics.jsonl").write_text((gap / "metrics.jsonl").read_text().replace('"epoch": 2', '"epoch": 3'))
-    foreign = tmp_path / "foreign"
-    foreign.mkdir()
-    (foreign / "parameters.json").write_text('{"learning_rate": 1}')
-    (foreign / "metrics.jsonl").write_text("{}\n")
-    lonely, broken, listed, metricless, binary = (tmp_path / name for name in (
-        "lonely", "broken", "listed", "metricless", "binary"))
-    for folder in (lonely, broken, listed, metricless, binary):
-        folder.mkdir()
-        (folder / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
-    (broken / "parameters.json").write_text('{"model": ')
-    (listed / "parameters.json").write_text("[1, 2]")
-    (metricless / "parameters.json").write_text((good / "parameters.json").read_text())
-    (binary / "parameters.json").write_bytes(b"\xff\xfe\x00")
-    nan = made_up.run(tmp_path, "ONE", 3, [30.0, float("nan")])
-    varying = made_up.run(tmp_path, "ONE", 4, [30.0, {"mean_test_accTop1": 70.0, "attention": [[1.0]]}])
-    longer = made_up.run(tmp_path, "ONE", 5, [30.0, 20.0, 10.0], num_epochs=2)
-    empty = tmp_path / "empty"
-    empty.mkdir()
+    (tmp_path / "empty").mkdir()
+    places = [tmp_path, tmp_path / "empty", tmp_path / "nowhere", good]
+    found, notes = records.find_runs(places)
+    assert [run.folder for run in found] == [good]
+    assert notes == [f"{unfinished} is left out: it has 2 of 300 epochs, --resume continues it",
+                     f"{tmp_path / 'empty'} holds no run", f"{tmp_path / 'nowhere'} does not exist"]
 
-    runs, notes = records.find_runs([tmp_path, empty, tmp_path / "nowhere", good])
-    assert [found.folder for found in runs] == [good]
-    for folder, reason in [(unfinished, "2 of 300 epochs"), (gap, "not those from 1 to 2"),
-                           (foreign, "not those of a run of this project"),
-                           (lonely, "no parameters.json"), (broken, "not those of a run"),
-                           (listed, "not those of a run"),
-                           (metricless, "no mean_test_accTop1"), (nan, "not a number from 0"),
-                           (varying, "do not all have the same metrics"), (longer, "not those from 1 to 2"),
-                           (binary, "not those of a run"), (empty, "holds no run"),
-                           (tmp_path / "nowhere", "does not exist")]:
-        (note,) = [note for note in notes if note.startswith(f"{folder} ")]
-        assert reason in note
-    assert len(notes) == 13
+
+@pytest.mark.parametrize(("parameters", "metrics", "reason"), [
+    (b'{"learning_rate": 1}', None, "are not those of a run of this project"), (b'{"model": ', None, "not those of a"),
+    (b"[1, 2]", None, "not those of a run"), (b"\xff\xfe\x00", None, "not those of a run"),
+    (None, b'{"epoch": 1}\n{"epoch": 2}\n', "no mean_test_accTop1"),
+    (None, b'{"epoch": 1}\n{"epoch": 3}\n', "not those from 1 to 2"),
+    (None, b'{"epoch": 1}\n{"epoch": 2}\n{"epoch": 3}\n', "not those from 1 to 2"),
+    (None, b'{"epoch": 1}\n{"epo', "line 2 of metrics.jsonl is not JSON")])
+def test_damaged_records(tmp_path, parameters, metrics, reason):
+    folder = made_up.run(tmp_path, "ONE", 0, [30.0, 20.0])
+    (folder / "parameters.json").write_bytes(parameters or (folder / "parameters.json").read_bytes())
+    (folder / "metrics.jsonl").write_bytes(metrics or (folder / "metrics.jsonl").read_bytes())
+    runs, (note,) = records.find_runs([tmp_path])
+    assert runs == [] and note.startswith(f"{folder} is left out") and reason in note
+
+
+@pytest.mark.parametrize("missing", ["parameters.json", "metrics.jsonl"])
+def test_a_missing_file_is_named(tmp_path, missing):
+    folder = made_up.run(tmp_path, "ONE", 0, [30.0, 20.0])
+    (folder / missing).unlink()
+    assert records.find_runs([tmp_path]) == ([], [f"{folder} is left out: it has no {missing}"])
 
 
 @pytest.mark.parametrize("method, epochs, flags, reason", [
-    ("ONE", [], {}, "not those from 1 to 0"),
+    ("ONE", [], {}, "not those from 1 to 0"), ("ONE", [30.0, float("nan")], {}, "not a number from 0"),
+    ("ONE", [30.0, {"mean_test_accTop1": 70.0, "gate_test_accTop1": 70.0}], {}, "do not all have the same metrics"),
     ("ONE", [30.0], {"val_size": 100}, "no mean_val_accTop1"),
     ("baseline", [{"test_accTop1": 70.0, "val_accTop1": None}], {"val_size": 100}, "not a number from 0"),
     ("ONE", [{"mean_test_accTop1": 70.0, "dist": None}], {}, "dist"),
@@ -77,23 +79,81 @@ def test_runs_that_are_left_out_are_named(tmp_path):
     *[("KDCL", [30.0], {"models": models}, "models is ") for models in (5, [1, 2, 3, 4], "abcd", ["resnet8"])],
     ("KDCL", [30.0], {"models": ["a", "b", "c", "d"]}, "no stu0test_accTop1"),
 ])
-def test_a_run_with_wrong_metrics_is_left_out_with_the_reason(tmp_path, method, epochs, flags, reason):
+def test_wrong_flags_and_metrics(tmp_path, method, epochs, flags, reason):
     folder = made_up.run(tmp_path, method, 0, epochs, **flags)
     runs, (note,) = records.find_runs([tmp_path])
     assert runs == [] and note.startswith(f"{folder} is left out") and reason in note
 
 
-def test_epochs_of_older_code_recorded_fewer_terms_of_the_loss(tmp_path):
-    """A run that older code began and newer code continued is read, and is in one group with a run of either."""
-    older = {"stu_test_accTop1": 70.0, "train_loss_true": 1.0}
-    made_up.run(tmp_path, "OKDDip", 0, [older, older | {"train_loss_teacher": 1.0}])
-    made_up.run(tmp_path, "OKDDip", 1, [older, older])
-    runs, notes = records.find_runs([tmp_path])
-    table, _ = groups.table_of_runs(runs)
-    assert notes == [] and list(table["group"]) == [0, 0]
+# --- groups -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_line_is_named(tmp_path):
-    folder = made_up.run(tmp_path, "ONE", 0, [30.0, 20.0])
-    (folder / "metrics.jsonl").write_text((folder / "metrics.jsonl").read_text()[:-9])
-    assert "line 2 of metrics.jsonl is not JSON" in records.find_runs([tmp_path])[1][0]
+def groups_in(folder):
+    """-> (shared flags, seeds) of each group, and the notes."""
+    runs, notes = records.table_of_runs(records.find_runs([folder])[0])
+    return [(records.flags_of(group), group["seed"].tolist()) for group in records.split(runs)], notes
+
+
+@pytest.mark.parametrize("flag, value", [("length", 2.0), ("num_epochs", 3), ("dropout", 0.5), ("amp", "bf16"),
+                                         ("num_branches", 5), ("std", [0.3] * 3)])
+def test_other_flags_make_another_group(tmp_path, flag, value):
+    for seed in (0, 1):
+        made_up.run(tmp_path, "ONE", seed, [30.0, 20.0])
+        epochs = [30.0] * (value if flag == "num_epochs" else 2)
+        made_up.run(tmp_path / "b", "ONE", seed, epochs, **({flag: value} if flag != "num_epochs" else {}))
+    found, notes = groups_in(tmp_path)
+    assert [seeds for _, seeds in found] == [[0, 1]] * 2 and notes == []
+
+
+def test_processes_and_metrics_make_another_group(tmp_path):
+    for seed, processes in ((0, 1), (1, 1), (2, 8)):
+        made_up.run(tmp_path, "ONE", seed, [30.0], environment={"processes": processes, "device": f"cuda:{seed}"})
+    made_up.run(tmp_path, "ONE", 3, [{"mean_test_accTop1": 70.0, "gate_test_accTop1": 71.0}])
+    found, _ = groups_in(tmp_path)
+    assert [(flags["processes"], seeds) for flags, seeds in found] == [(1, [0, 1]), (8, [2]), (1, [3])]
+
+
+def test_records_of_older_code_are_grouped_with_those_of_this_code(tmp_path):
+    """It had fewer flags, recorded fewer terms of the loss, and no mean of the diagonal of the attention."""
+    epoch = {"stu_test_accTop1": 70.0, "attention": [[0.75, 0.25], [0.5, 0.5]], "train_loss_true": 1.0}
+    later = epoch | {"attention_self": 0.625, "train_loss_teacher": 1.0}
+    made_up.run(tmp_path, "OKDDip", 0, [epoch, epoch])
+    made_up.run(tmp_path, "OKDDip", 1, [epoch, later])  # older code began it, newer code continued it
+    made_up.run(tmp_path, "OKDDip", 2, [later, later], train_size=0, detach_targets=False)
+    runs, notes = records.table_of_runs(records.find_runs([tmp_path])[0])
+    (group,) = records.split(runs)
+    assert notes == [] and [[e["attention_self"] for e in history] for history in group["history"]] == [[0.625] * 2] * 3
+
+
+@pytest.mark.parametrize("flag", sorted(FREE_FLAGS - {"num_epochs"}) + [
+    "command", "starts", "weights", "schedule", "choose_E"])
+def test_flags_that_do_not_change_a_result_may_differ_within_a_group(tmp_path, flag):
+    made_up.run(tmp_path, "ONE", 0, [30.0, 20.0])
+    folder = made_up.run(tmp_path, "ONE", 1, [30.0, 20.0])
+    flags = json.loads((folder / "parameters.json").read_text())
+    (folder / "parameters.json").write_text(json.dumps({**flags, flag: "something else"}))
+    assert [seeds for _, seeds in groups_in(tmp_path)[0]] == [[0, 1]]
+
+
+def test_a_lone_seed_and_a_repeated_seed_are_named(tmp_path):
+    first = made_up.run(tmp_path / "a", "ONE", 0, [30.0])
+    second = made_up.run(tmp_path / "b", "ONE", 0, [40.0])
+    runs, notes = records.table_of_runs(records.find_runs([tmp_path])[0])
+    assert runs["folder"].tolist() == [str(first)]
+    assert any(str(second) in note and str(first) in note for note in notes)
+    assert any("only seed" in note for note in notes)
+
+
+# --- titles -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_recipe_in_words():
+    recipe = {**made_up.FLAGS, "num_epochs": 8, "milestones": [4, 6], "train_size": 0, "decoder": "pil"}
+    plain = "8 epochs; batches of 128; learning rate 0.1, divided by 10 after epochs 4 and 6; weight decay 0.0005"
+    assert records.recipe_title(recipe) == plain
+    assert records.recipe_title({**recipe, "val_size": 100, "amp": "bf16", "sync_bn": True}) == (
+        f"{plain}; best epoch chosen on 100 held-out training images; --sync_bn; --amp bf16")
+    assert records.recipe_title({**recipe, "train_size": 500}) == f"{plain}; trained on 500 training images"
+    assert records.recipe_title({**recipe, "decoder": "fast"}) == f"{plain}; --decoder fast"
+    short = records.recipe_title({**recipe, "num_epochs": 1, "milestones": [1, 1]})
+    assert short == "1 epoch; batches of 128; learning rate 0.1; weight decay 0.0005"

@@ -1,5 +1,4 @@
 import json
-import sys
 
 import pytest
 
@@ -7,6 +6,19 @@ import train_DML
 import train_GL
 import train_one
 from benchmarks import cost
+from runtime.errors import UserError
+
+
+@pytest.fixture
+def table(capsys):
+    """table("table2", ...) -> the cells of each line that cost.py prints, without the ruler."""
+    def read(*words):
+        cost.main([*words])
+        header, _, *lines = ([cell.strip() for cell in line.split("|")[1:-1]]
+                             for line in capsys.readouterr().out.splitlines())
+        return header, *lines
+
+    return read
 
 
 def test_operations_of_a_network():
@@ -31,40 +43,42 @@ def test_the_method_of_a_command(command, cls):
     assert found is cls and args.num_branches == 3
 
 
-def test_the_table(script):
-    done = script("benchmarks/cost.py", "table5", "table5", "--tflops", "4")
-    assert done.returncode == 0, done.stderr
-    _, _, five, again = [line.split("|")[1:-1] for line in done.stdout.splitlines()]
-    assert [cell.strip() for cell in five[:3]] == ["table5.sh", "18", "18"] and float(five[3]) > 0
-    assert [cell.strip() for cell in again] == ["table5.sh", "18", "0", "0.0", "0"]
-    assert float(five[4]) == pytest.approx(float(five[3]) * 1e18 / 4e12 / 3600, rel=0.3)
+def test_a_run_of_an_earlier_script_is_not_counted_again(table, monkeypatch):
+    monkeypatch.setenv("MODELS", "resnet8")
+    monkeypatch.setenv("METHODS", "baseline")
+    _, first, again = table("table1", "table1", "--tflops", "0.001")
+    assert first[:3] == ["table1.sh", "3", "3"] and again == ["table1.sh", "3", "0", "0.0", "0"]
+    (_, _, lines), = cost.new_runs(["table1"])
+    assert float(first[4].replace(",", "")) == pytest.approx(sum(map(cost.operations, lines)) / 1e9 / 3600, rel=1e-3)
 
 
-def test_variables_of_the_environment(script):
-    """As for the scripts: other networks, seeds, methods. A wrong one is one line."""
-    done = script("benchmarks/cost.py", "table2", MODELS="resnet8", SEEDS="0 1", METHODS="baseline DML", EPOCHS="2")
-    cells = [cell.strip() for cell in done.stdout.splitlines()[-1].split("|")[1:-1]]
-    assert cells[:3] == ["table2.sh", "4", "4"] and cells[3] == "0.0", done.stderr
-    for name, value, said in (("METHODS", "OKDip", "unknown method OKDip"), ("DATASETS", "DIGITS", "images of DIGITS")):
-        done = script("benchmarks/cost.py", "table2", **{name: value})
-        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+def test_variables_of_the_environment(table, monkeypatch):
+    """As for the scripts: other networks, seeds, methods."""
+    for name, value in (("MODELS", "resnet8"), ("SEEDS", "0 1"), ("METHODS", "baseline DML"), ("EPOCHS", "2")):
+        monkeypatch.setenv(name, value)
+    assert table("table2")[1][:4] == ["table2.sh", "4", "4", "0.0"]
+    for name, value, said in (("DATASETS", "DIGITS", "images of DIGITS"), ("METHODS", "OKDip", "unknown method OKDip")):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=said):
+            table("table2")
 
 
-def test_hours_of_measured_gpus(tmp_path, monkeypatch, capsys):
+def test_hours_of_measured_gpus(table, tmp_path, monkeypatch):
     """A column for each; the rate of each network, and the slowest one for those that were not measured."""
     for name, rates in (("A", {"resnet8": 1e10, "vgg16": 5e9}), ("B", {"vgg16": 2e10})):
         result = {"machine": {"kind": "cuda", "name": name}, "quick": False, "operations_per_second": rates}
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
-    run = "python train.py --model {} --dataset CIFAR10 --num_epochs 9"
-    monkeypatch.setattr(cost, "commands", lambda script: [run.format("resnet8"), run.format("resnet14")])
-    monkeypatch.setattr(sys, "argv", ["cost.py", "table5", "--measured", str(tmp_path)])
-    cost.main()
-    printed = capsys.readouterr().out.splitlines()
-    header, _, line = ([cell.strip() for cell in line.split("|")[1:-1]] for line in printed)
-    eight, fourteen = (cost.operations(run.format(name)) for name in ("resnet8", "resnet14"))
+    for name, value in (("MODELS", "resnet8 resnet14"), ("SEEDS", "0"), ("METHODS", "baseline"), ("EPOCHS", "9")):
+        monkeypatch.setenv(name, value)
+    header, line = table("table1", "--measured", str(tmp_path))
+    (_, _, (eight, fourteen)), = cost.new_runs(["table1"])
+    eight, fourteen = cost.operations(eight), cost.operations(fourteen)
     assert header[4:] == ["hours on one A", "hours on one B"]
     assert line[4:] == [f"{(eight / 1e10 + fourteen / 5e9) / 3600:,.0f}", f"{(eight + fourteen) / 2e10 / 3600:,.0f}"]
     assert len(set(line[4:])) == 2 and line[5] != "0"
+    (tmp_path / "A.json").write_text(json.dumps(result | {"quick": True}))
+    with pytest.raises(UserError, match="A.json is not a measurement of a GPU"):
+        table("table1", "--measured", str(tmp_path))
 
 
 def test_the_table_in_the_documentation_has_every_script():

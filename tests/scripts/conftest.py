@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 
@@ -19,14 +20,30 @@ def shell(tmp_path):
 
 
 @pytest.fixture
-def stand_in(tmp_path):
-    """stand_in(body) -> a PYTHON that runs the shell code ``body`` instead of a training, and all other scripts."""
+def executable():
+    """executable(path, body) writes a shell script; -> its path."""
 
-    def make(body):
-        path = tmp_path / "stand_in"
-        path.write_text(f"#!/bin/sh\nlog={tmp_path}/log\n"
-                        f"case $1 in train*) ;; *) exec {sys.executable} \"$@\" ;; esac\n{body}")
+    def write(path, body):
+        path.write_text(f"#!/bin/sh\n{body}\n")
         path.chmod(0o755)
         return str(path)
 
-    return make
+    return write
+
+
+@pytest.fixture
+def stand_in(tmp_path, executable):
+    """stand_in(body) -> a PYTHON that runs the shell code ``body`` instead of a training, and all other scripts."""
+    others = f"log={tmp_path}/log\ncase $1 in train*) ;; *) exec {sys.executable} \"$@\" ;; esac\n"
+    return lambda body: executable(tmp_path / "stand_in", others + body)
+
+
+@pytest.fixture
+def few_tools(tmp_path, executable):
+    """A PATH with little else than a shell, and a python3."""
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for name in ("sh", "dirname", "grep", "sed", "tr", "awk"):
+        (folder / name).symlink_to(shutil.which(name))
+    executable(folder / "python3", f'exec {sys.executable} "$@"')
+    return str(folder)

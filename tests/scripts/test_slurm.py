@@ -1,11 +1,10 @@
-"""scripts/slurm.sh: what it hands to sbatch, and what a real SLURM makes of it (skipped without one)."""
+"""scripts/slurm.sh: what it hands to sbatch, and what a real SLURM makes of it (slow, and skipped without one)."""
 
 import contextlib
 import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -23,7 +22,7 @@ BASELINE = {"METHODS": "baseline", "SEEDS": "0"}
 
 
 @pytest.fixture
-def tools(tmp_path):
+def tools(tmp_path, executable):
     """A folder with an sbatch that keeps what it gets, and programs that act as SLURM's, in front of PATH."""
     folder = tmp_path / "tools"
     folder.mkdir()
@@ -35,8 +34,7 @@ def tools(tmp_path):
                 'export SLURM_PROCID; while [ $SLURM_PROCID -lt $SLURM_NTASKS ]; do\n'
                 'printf "%s\\n" "$input" | "$@" || code=$?; SLURM_PROCID=$((SLURM_PROCID + 1)); done; exit $code'}
     for name, body in programs.items():
-        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
-        (folder / name).chmod(0o755)
+        executable(folder / name, body)
     return folder
 
 
@@ -151,13 +149,8 @@ def test_dry_run_prints_the_jobs(shell, tmp_path):
     (["table9.sh"], {}, "table9.sh is no script that lists runs"), (["demo.sh"], {}, "demo.sh is no script"),
     (["table2.sh"], {"PER_GPU": "0"}, "PER_GPU must be"), (["table2.sh"], {"PER_GPU": "2x"}, "PER_GPU must be"),
     (["table2.sh"], {"SEEDS": " ", "DRY_RUN": "1"}, "no run: ")])
-def test_mistakes_are_one_line(shell, tmp_path, words, environment, said):
-    names = ("sh", "dirname", "grep", "sed", "tr")
-    tools = tmp_path / "few"
-    tools.mkdir()
-    for name in names:
-        (tools / name).symlink_to(shutil.which(name))
-    done = shell("slurm", *words, PATH=str(tools), **environment)
+def test_mistakes_are_one_line(shell, few_tools, words, environment, said):
+    done = shell("slurm", *words, PATH=few_tools, **environment)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ") and said in done.stderr
 
@@ -168,11 +161,11 @@ def test_mistakes_are_one_line(shell, tmp_path, words, environment, said):
     ("sbatch", "cat > /dev/null; exit 1", ""),
     ("sbatch", "[ ! -e $0.1 ] || exit 1; cat > $0.1; echo 1", "start this again"),
     (None, "", "study/slurm cannot be made"), (None, "\\", "choose a SAVE_DIR without a backslash")])
-def test_nothing_goes_wrong_silently(shell, tools, tmp_path, broken, body, said):
+def test_nothing_goes_wrong_silently(shell, tools, executable, tmp_path, broken, body, said):
     """SLURM's programs fail, or the folder does. The exit code says so, and no run is handed over without order."""
     environment = {"METHODS": "KD", "SEEDS": "0", "PATH": f"{tools}:{os.environ['PATH']}"}
     if broken:
-        (tools / broken).write_text(f"#!/bin/sh\n{body}\n")
+        executable(tools / broken, body)
     else:
         (tmp_path / "file").touch()
         environment["SAVE_DIR"] = f"{tmp_path}/file{body}/study"
@@ -210,6 +203,7 @@ def on_cluster(shell, cluster):
     return start
 
 
+@pytest.mark.slow
 def test_students_of_a_failed_teacher_are_cancelled(on_cluster, cluster, stand_in, tmp_path):
     python = stand_in('case "$*" in "train.py --model resnet56"*) exit 2 ;; *) echo "$1 $2 $3" >> $log ;; esac\n')
     first, students = on_cluster("study.sh", METHODS="KD baseline", SEEDS="0", PYTHON=python)
@@ -219,6 +213,7 @@ def test_students_of_a_failed_teacher_are_cancelled(on_cluster, cluster, stand_i
     assert (tmp_path / "log").read_text() == "train.py --model resnet20\n"
 
 
+@pytest.mark.slow
 def test_submitting_twice(on_cluster, cluster, stand_in, tmp_path):
     """Two runs at a time on each of two GPUs. The second submission starts when the first has ended."""
     python = stand_in('echo "start $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES" >> $log\nsleep 1\n'
@@ -237,6 +232,7 @@ def test_submitting_twice(on_cluster, cluster, stand_in, tmp_path):
     assert most == {("n1", "0"): 2, ("n2", "0"): 2}
 
 
+@pytest.mark.slow
 def test_a_table_with_a_teacher(on_cluster, cluster, shell, tmp_path):
     """The teacher gets a SIGTERM. It goes on, to the bits of a run that got none, and its student waits for it."""
     table = {"METHODS": "baseline KD", "SEEDS": "0", "DATA_DIR": str(make_images(tmp_path / "images", 46)),

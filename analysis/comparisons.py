@@ -10,13 +10,11 @@ from statistics import fmean
 import pandas as pd
 from scipy.stats import ttest_rel
 
-from analysis.groups import flags_of, labels_of, split, split_by
-from analysis.records import DATA
-from analysis.titles import data_title, network_title
-from methods import METHODS, position
+from analysis.records import DATA, data_title, flags_of, labels_of, network_title, split, split_by
+from methods import METHODS
 
 REFERENCES = ("Ind", "baseline")  # all other methods are compared with them, and each variant also with its method
-MEASURES = {"error": "last", "ensemble error": "ensemble", "diversity": "diversity"}  # -> columns of groups.row_of
+MEASURES = {"error": "last", "ensemble error": "ensemble_last", "diversity": "diversity"}  # -> columns of row_of
 CONFIDENCE, LEVEL = 0.95, 0.05
 EQUAL = 1e-9  # a smaller spread of the differences is rounding
 
@@ -28,18 +26,15 @@ def tables_of_differences(runs: pd.DataFrame, measures: Iterable[str] = MEASURES
     """
     tables = []
     for measure in measures:
-        measured, column = (runs if measure == "error" else runs[~single(runs)]), MEASURES[measure]
-        measured = measured.dropna(subset=[column]) if column in measured else measured[:0]
+        measured = (runs if measure == "error" else runs[~single(runs)]).dropna(subset=[MEASURES[measure]])
         for same_network in split_by(measured, (*DATA, "model")):
             size_of, alone = same_network["num_branches"], single(same_network)
             sizes = sorted(set(size_of[~alone]), key=lambda size: (size != 4, size)) or [4]  # [4]: no group at all
             for size in sizes:
                 same_size = same_network[alone | (size_of == size)]
-                network = network_title(same_size["model"].iloc[0]) + (f", {size} students" if size != 4 else "")
-                groups = sorted(split(same_size), key=lambda group: position(group["method"].iloc[0]))
-                tables += [{"measure": measure, "network": network, "data": data_title(flags_of(same_size)), **table}
-                           for method in dict.fromkeys([*REFERENCES, *METHODS])
-                           for table in tables_against(method, groups, measure, pairs_of_single=size == sizes[0])]
+                about = {"measure": measure, "network": network_title(same_size["model"].iloc[0], size),
+                         "data": data_title(flags_of(same_size))}
+                tables += [about | table for table in against_each(same_size, measure, size == sizes[0])]
     return tables
 
 
@@ -48,18 +43,14 @@ def single(runs: pd.DataFrame) -> pd.Series:
     return runs["flags"].map(lambda flags: "num_branches" not in flags).astype(bool)
 
 
-def tables_against(method: str, groups: list[pd.DataFrame], measure: str, pairs_of_single: bool) -> list[dict]:
-    """A table for each group of this method that another group is compared with.
-
-    pairs_of_single: compare single networks with each other, too.
-    """
-    tables = []
-    named = list(zip(groups, labels_of(groups), strict=True))
-    for reference, title in named:
-        if reference["method"].iloc[0] == method:
-            lines = [{"name": name, **compare(group, reference, MEASURES[measure])}
-                     for group, name in named if group is not reference
-                     and (method in REFERENCES or variant_of(group["method"].iloc[0]) == method)
+def against_each(runs: pd.DataFrame, measure: str, pairs_of_single: bool) -> list[dict]:
+    """A table for each group that others are compared with. pairs_of_single: single networks with each other, too."""
+    tables, groups = [], split(runs)
+    named = [(flags_of(group)["method"], label, group) for group, label in zip(groups, labels_of(groups), strict=True)]
+    for method in dict.fromkeys([*REFERENCES, *METHODS]):
+        for title, reference in [(label, group) for name, label, group in named if name == method]:
+            lines = [{"name": label, **compare(group, reference, MEASURES[measure])} for name, label, group in named
+                     if group is not reference and (method in REFERENCES or variant_of(name) == method)
                      and (pairs_of_single or any("num_branches" in flags_of(g) for g in (group, reference)))]
             tables += [{"reference": title, "lines": corrected(lines, measure)}] if lines else []
     return tables
