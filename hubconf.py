@@ -3,50 +3,88 @@
     network = torch.hub.load(REPOSITORY, "resnet32", source="local")                 # random weights, 10 classes
     network = torch.hub.load(REPOSITORY, "okddip_resnet20", source="local")          # trained: results/weights
     network = torch.hub.load(REPOSITORY, "okddip", "leader.pth", source="local")     # exported by evaluate.py
+    group = torch.hub.load(REPOSITORY, "group", "OKDDip", student=make, source="local")     # for your own loop
 
 Every network of ``models.NETWORKS`` is an entry point.
 """
 
 import sys as _sys
+from contextlib import contextmanager as _contextmanager
 from pathlib import Path as _Path
+from types import ModuleType as _ModuleType
 
 _HERE = _Path(__file__).resolve().parent
+_NAMES = {path.stem for path in _HERE.glob("*.py")} | {path.parent.name for path in _HERE.glob("*/__init__.py")}
+_OURS: dict = {}  # the modules of this project that have been imported
 
 
+def _take() -> dict:
+    """Remove all modules from sys.modules that have a name of this project's, and return them."""
+    return {name: _sys.modules.pop(name) for name in list(_sys.modules) if name.partition(".")[0] in _NAMES}
+
+
+@_contextmanager
 def _own_modules():
-    """``deployment.formats`` and ``models`` of this project, without a trace in sys.modules and sys.path.
+    """Within it, ``import`` finds this project's modules; after it there is no trace of their names.
 
-    The caller of torch.hub.load may have own modules named ``models`` or ``utils``, imported before or after.
+    The caller of torch.hub.load may have own modules named ``models`` or ``utils``, imported before or after. Pickle
+    finds the classes of this project in the modules okddip_hub.NAME.
     """
-    names = {path.stem for path in _HERE.glob("*.py")} | {path.parent.name for path in _HERE.glob("*/__init__.py")}
-
-    def remove():
-        return {name: _sys.modules.pop(name) for name in list(_sys.modules) if name.partition(".")[0] in names}
-
-    theirs = remove()
+    theirs = _take()
+    _sys.modules.update(_OURS)
     _sys.path.insert(0, str(_HERE))
     try:
-        import models
-        from deployment import formats
-
-        return formats, models
+        yield
     finally:
         _sys.path.remove(str(_HERE))
-        remove()
+        new = {name: module for name, module in _take().items() if name not in _OURS}
+        _OURS.update(new)
         _sys.modules.update(theirs)
+        _sys.modules.setdefault("okddip_hub", _ModuleType("okddip_hub"))
+        _sys.modules.update({f"okddip_hub.{name}": module for name, module in new.items()})
+        for name, module in new.items():
+            for value in vars(module).values():
+                if isinstance(value, (type, type(_take))) and value.__module__ == name:
+                    value.__module__ = f"okddip_hub.{name}"
 
 
-_formats, _models = _own_modules()
+with _own_modules():
+    import methods as _methods
+    import models as _models
+    from deployment import formats as _formats
+    from training.method import GroupInALoop as _GroupInALoop
+
 dependencies = ["torch", "torchvision", "numpy", "safetensors"]
 
 
-def okddip(file: str):
+def okddip(file: str, model: str | None = None):
     """A network that ``evaluate.py RUN --export FILE`` wrote: .pth, .safetensors, .pt2 or, with its packages, .onnx.
 
     In evaluation mode: images float32 [B, 3, .size, .size] -> logits [B, C] of .classes. The pixels are in 0..1,
-    normalised by .mean and .std.
+    normalised by .mean and .std: .preprocess(image) makes them of an image of Pillow. model: PATH/FILE.py:NAME, for a
+    network that a Python file makes: the file is imported.
     """
-    return _formats.load(file)
+    with _own_modules():
+        return _formats.load(file, model)
+
+
+def group(method: str = "OKDDip", student="resnet32", num_students: int = 4, num_classes: int = 10, **flags):
+    """A group of students and its loss, for a training loop of your own (docs/own_project.md).
+
+    method: a name in methods.py. student: the name of a network as in --model, or a function or class that makes one of
+    your networks when it is called with ``num_classes=C``. flags: those of the method's script, without dashes: MulStu,
+    branch_at, image_size, temperature, ...
+
+    A module whose ``forward`` is that of the method's model; ``loss(images, labels, weight)`` -> its terms.
+    """
+    with _own_modules():
+        Kind, args = _methods.find(method)
+        unknown = [name for name in flags if name not in args]
+        if unknown:
+            raise ValueError(f"{method} has no flag {unknown[0]}; it has {', '.join(vars(args))}")
+        args.model, args.num_branches = student, num_students
+        vars(args).update(flags)
+        return _GroupInALoop(Kind(args, num_classes))
 
 
 def okddip_resnet20():
@@ -59,7 +97,8 @@ def okddip_resnet20():
 
 def _entry_point(name: str):
     def build(num_classes: int = 10, **options):
-        return _models.create_model(name, num_classes, **options)
+        with _own_modules():
+            return _models.create_model(name, num_classes, **options)
 
     build.__name__ = name
     build.__doc__ = (f"{name} with random weights: images float32 [B, 3, H, W] -> logits [B, num_classes].\n\n"

@@ -91,16 +91,16 @@ class SavedModel(NamedTuple):
         return autocast(device, self.flags.amp)
 
 
-def load_teacher(name: str, path: str | Path, train_loader) -> nn.Module:
+def load_teacher(name: str, num_classes: int, path: str | Path, size: int | None = None) -> nn.Module:
     """The network that a file deploys: images [B, 3, H, W] -> logits [B, C]. path: as in ``read``.
 
     It is in evaluation mode, and its weights need no gradients. UserError if the file cannot be read, if it deploys no
-    network, or if that is not the network ``name``, or not for the classes and the size of the loader's images.
+    network, or if that is not the network ``name`` with ``num_classes`` classes, or, of a network from elsewhere, not
+    for images of this size.
     """
-    num_classes, size = train_loader.num_classes, train_loader.size
     saved = processes.main_first(lambda: read(path, T_model=name, model=name if models.in_file(name) else None))
     _, network = saved.deployed_network()
-    if models.is_external(name) and saved.size != size:
+    if models.is_external(name) and size not in (None, saved.size):
         raise UserError(f"{path} holds a network for images of {saved.size}x{saved.size}, and here they are "
                         f"{size}x{size}: train with --image_size {saved.size}, or name another teacher")
     if network.name != name:

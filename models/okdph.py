@@ -51,8 +51,7 @@ class OKDPH(Branches):
         """Set the hybrid to sum_i r_i theta_i, r [m]. -> its weights, through which gradients flow to all networks."""
         weights, buffers = self.mixed(r)
         with torch.no_grad():
-            torch._foreach_copy_(parameters(self.hybrid), weights)
-            torch._foreach_copy_(statistics(self.hybrid), buffers)
+            torch._foreach_copy_(parameters(self.hybrid) + statistics(self.hybrid), weights + buffers)
         return weights
 
     def deployed(self) -> dict[str, Tensor]:
@@ -69,8 +68,8 @@ class OKDPH(Branches):
         The hybrid is that of the last step: taken before the step, with the BatchNorm statistics after it.
         """
         for parts in zip(self.trunks, self.heads, strict=True):
-            torch._foreach_lerp_(parameters(*parts), parameters(self.hybrid), gamma)
-            torch._foreach_lerp_(statistics(*parts), statistics(self.hybrid), gamma)
+            torch._foreach_lerp_(parameters(*parts) + statistics(*parts),
+                                 parameters(self.hybrid) + statistics(self.hybrid), gamma)
 
     @torch.no_grad()
     def deploy(self) -> None:
@@ -98,7 +97,7 @@ class _Mix(torch.autograd.Function):
 
 def mix(tensors: list[list[Tensor]], r: Tensor) -> Mixed:
     """tensors[i]: those of network i, r [m] -> sum_i r_i tensors[i]. The gradient of tensors[i] is r_i times that."""
-    return list(_Mix.apply(r, *(t for own in tensors for t in own)))
+    return list(_Mix.apply(r, *(t for own in tensors for t in own))) if tensors[0] else []  # no BatchNorm
 
 
 def parameters(*parts: nn.Module) -> list[Tensor]:

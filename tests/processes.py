@@ -12,7 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
+
+from training.run import Interrupted, Signals
 
 # A server imports PyTorch once and forks each process. They are real processes, without seconds of importing.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -171,3 +174,22 @@ def assert_best_agrees(folder):
     phase = "val" if "val_accTop1" in best else "test"
     name = next(f"{output}{phase}_accTop1" for output in ("stu_", "mean_", "") if f"{output}{phase}_accTop1" in best)
     assert best[name] == max(record[name] for record in lines(folder))
+
+
+def run_until_the_end(script, argv, monkeypatch, stops=()):
+    """Train; each number in ``stops`` is that of a check for signals, in one start, at which the run is stopped."""
+    for stop in (*stops, None):
+        checks = []
+
+        def check(self, checks=checks, stop=stop):
+            checks.append(1)
+            if len(checks) == stop:
+                raise Interrupted(signal.SIGTERM)
+
+        monkeypatch.setattr(Signals, "check", check)
+        if stop is None:
+            __import__(script).main(argv)
+        else:
+            with pytest.raises(SystemExit) as end:
+                __import__(script).main(argv)
+            assert end.value.code == 128 + signal.SIGTERM

@@ -134,3 +134,24 @@ class Group(Method):
 
     def network(self, output: str) -> nn.Module:
         return self.model.student(student_number(output))
+
+
+class GroupInALoop(nn.Module):
+    """A method without its script, for a training loop of one's own: ``hubconf.group`` makes it.
+
+    model: the group; ``model.student(i)`` is one of its networks, ``student(-1)`` the leader of OKDDip.
+    """
+
+    def __init__(self, method: Method):
+        super().__init__()
+        self.method, self.model = method, method.model
+        self.before_step, self.after_step = method.before_step, method.after_step  # PCL and OKDPH need them
+
+    def forward(self, images: Tensor):
+        """images [B, 3, H, W] or views [B, V, 3, H, W] -> what the method's model returns."""
+        return self.model(images)
+
+    def loss(self, images: Tensor, labels: Tensor, weight: float | Tensor = 1.0) -> Terms:
+        """The loss of a batch and its terms: ``loss(...).total.backward()``. labels [B] or [B, C], weight: w(e)."""
+        terms, _ = self.method.loss(self.model, images, labels, weight)
+        return terms

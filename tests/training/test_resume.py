@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT
 from kill import FLAGS, METHODS, WORKERS, command, kill_and_compare, make_images
 from PIL import Image
-from processes import Training, assert_same_run, epochs, lines, load
+from processes import Training, assert_same_run, epochs, lines, load, run_until_the_end
 
 import evaluate
 import models
@@ -26,7 +26,6 @@ from runtime import checkpoints
 from runtime.errors import Complete, UserError
 from training import loop
 from training.checkpoint import OLD_NAMES
-from training.run import Interrupted, Signals
 
 OWN_FOLDER = {  # besides those of kill.py: a run's folder -> script and flags
     "baseline": ("train", []), "CL-ILR": ("train_one", ["--avg", "--bpscale"]),
@@ -34,25 +33,6 @@ OWN_FOLDER = {  # besides those of kill.py: a run's folder -> script and flags
     "OKDDip-random-no_leader": ("train_GL", ["--aggregation", "random", "--no_leader"]),
     "OKDDip-detach_targets": ("train_GL", ["--detach_targets"]),
     "OKDPH-hybrid_gradient": ("train_OKDPH", ["--hybrid_gradient", "--interval", "5_batch", "--num_branches", "2"])}
-
-
-def run_until_the_end(script, argv, monkeypatch, stops=()):
-    """Train; each number in ``stops`` is that of a check for signals, in one start, at which the run is stopped."""
-    for stop in (*stops, None):
-        checks = []
-
-        def check(self, checks=checks, stop=stop):
-            checks.append(1)
-            if len(checks) == stop:
-                raise Interrupted(signal.SIGTERM)
-
-        monkeypatch.setattr(Signals, "check", check)
-        if stop is None:
-            __import__(script).main(argv)
-        else:
-            with pytest.raises(SystemExit) as end:
-                __import__(script).main(argv)
-            assert end.value.code == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("method", [*METHODS, *OWN_FOLDER])

@@ -1,0 +1,226 @@
+"""Networks from elsewhere through the scripts: trained, stopped and resumed, evaluated, exported, loaded back."""
+
+import importlib
+import json
+import sys
+
+import pytest
+import torch
+from conftest import few_digits
+from PIL import Image
+from processes import assert_same_run, run_until_the_end
+
+import data_loader
+import evaluate
+import hubconf
+import models
+import train
+import train_GL
+import train_kd
+from deployment import formats
+from runtime.errors import UserError
+
+NET = """
+from torch import nn
+from torch.nn import functional as F
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.last = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x):
+        x = self.last(self.stem(x)).mean((2, 3))
+        return self.fc(F.dropout(x, 0.2, self.training))
+"""
+ADAMW = ["--optimizer", "adamw", "--cosine", "--warmup", "1", "--label_smoothing", "0.1"]
+RUNS = {  # script, flags -> the run's folder
+    "baseline": ("train", ["--model", "net.py:Net"], "net-Net"),
+    "branches": ("train_GL", ["--model", "net.py:Net", "--branch_at", "last", *ADAMW], "OKDDip/net-Net"),
+    "networks": ("train_GL", ["--model", "net.py:Net", "--MulStu"], "OKDDip-N/net-Net"),
+    "64": ("train_one", ["--model", "net.py:Net", "--branch_at", "last", "--image_size", "64"], "ONE/net-Net"),
+    "96": ("train_one", ["--model", "net.py:Net", "--branch_at", "last", "--image_size", "96", "--avg", "--bpscale",
+                         "--num_workers", "0"], "CL-ILR/net-Net"),
+    "DML": ("train_DML", ["--models", "net.py:Net", "resnet8"], "DML/net-Net+resnet8"),
+    "KDCL": ("train_KDCL", ["--models", "net.py:Net", "resnet8", *ADAMW], "KDCL/net-Net+resnet8"),
+    "OKDPH": ("train_OKDPH", ["--model", "net.py:Net", "--num_branches", "2", "--interval", "5_batch"],
+              "OKDPH/net-Net"),
+    "PCL": ("train_PCL", ["--model", "net.py:Net", "--branch_at", "last", "--num_branches", "2"], "PCL/net-Net"),
+    "torchvision": ("train_GL", ["--model", "torchvision:shufflenet_v2_x0_5", "--branch_at", "stage4",
+                                 "--num_branches", "3"], "OKDDip/torchvision-shufflenet_v2_x0_5"),
+    "timm": ("train_GL", ["--model", "timm:test_vit", "--MulStu", "--num_branches", "3", "--image_size", "160",
+                          "--num_workers", "0", *ADAMW], "OKDDip-N/timm-test_vit"),
+}
+FLAGS = ["--dataset", "DIGITS", "--num_epochs", "2", "--batch_size", "64", "--device", "cpu", "--lr", "0.01"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    torch.set_num_threads(1)
+    (tmp_path / "net.py").write_text(NET)
+    with few_digits():
+        yield tmp_path
+
+
+def evaluated(capsys, *words):
+    """What evaluate.py --json prints, and what it says beside."""
+    capsys.readouterr()
+    evaluate.main([*words, "--json", "--device", "cpu"])
+    out, err = capsys.readouterr()
+    return json.loads(out), err
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_it_is_trained_resumed_and_evaluated(case, folder, monkeypatch, capsys):
+    script, flags, place = RUNS[case]
+    for name, stops in (("whole", ()), ("stopped", (2, 3, 5))):
+        run_until_the_end(script, [*flags, *FLAGS, "--resume", "auto", "--save_dir", name], monkeypatch, stops)
+    whole, stopped = (folder / name / "DIGITS" / place for name in ("whole", "stopped"))
+    assert_same_run(stopped, whole)
+    result, said = evaluated(capsys, str(whole))
+    best = json.loads((whole / "test_best_metrics.json").read_text())
+    assert result["figures"].items() >= {name: value for name, value in best.items() if name.startswith("test_acc")
+                                         }.items()
+    assert ("imports" in said) == ("net.py" in str(flags)) and (str(folder / "net.py") in said) == ("imports" in said)
+
+
+@pytest.mark.parametrize("case", ["branches", "networks", "OKDPH", "PCL", "torchvision", "timm", "96"])
+@pytest.mark.parametrize("ending", ["pth", "safetensors", "pt2"])
+def test_an_export_is_the_original_network(case, ending, folder, monkeypatch, capsys):
+    script, flags, place = RUNS[case]
+    run_until_the_end(script, [*flags, *FLAGS, "--num_epochs", "1"], monkeypatch)
+    run, file = folder / "DIGITS" / place, folder / f"leader.{ending}"
+    branch = ["--branch", "0"] if case == "96" else []
+    evaluate.main([str(run), "--export", str(file), *branch])
+    model = f"{folder}/net.py:Net" if "net.py" in str(flags) else None
+    if ending == "pt2":
+        program = formats.load(file)
+        assert program.size == (96 if case == "96" else 160 if case == "timm" else 32)
+        return
+    network = hubconf.okddip(str(file), model)
+    name = flags[1] if model is None else model
+    original = models.plain_network(name, 10)
+    assert type(network).__name__ == type(original).__name__
+    original.load_state_dict(network.state_dict())
+    x = network.preprocess(Image.new("L", (70, 50), 90))
+    assert x.shape == (1, 3, network.size, network.size)
+    assert torch.equal(original.eval()(x), network(x))
+    result, _ = evaluated(capsys, str(file), "--dataset", "DIGITS", *(["--model", model] if model else []))
+    of_run, _ = evaluated(capsys, str(run), *branch)
+    deployed = {"96": "stu0"}.get(case, "stu_")
+    assert result["figures"]["test_accTop1"] == of_run["figures"][f"{deployed}test_accTop1"]
+    if model:
+        with pytest.raises(UserError, match="which a Python file makes: name the file that is to be imported"):
+            formats.load(file)
+
+
+def test_it_teaches(folder):
+    train.main(["--model", "net.py:Net", "--version", "T", *FLAGS])
+    teacher = ["--T_model", "net.py:Net", "--T_model_path", "DIGITS/net-Net_T"]
+    train_kd.main(["--model", "resnet8", *teacher, *FLAGS])
+    train_GL.main(["--model", "net.py:Net", "--branch_at", "last", *teacher, *FLAGS])
+    assert (folder / "DIGITS" / "OKDDip+KD" / "net-Net" / "summary.json").exists()
+    with pytest.raises(UserError, match="holds a network for images of 32x32, and here they are 64x64"):
+        train_kd.main(["--model", "resnet8", *teacher, *FLAGS, "--image_size", "64", "--overwrite"])
+
+
+def test_a_file_that_has_changed_or_gone(folder, capsys):
+    flags = ["--model", "net.py:Net", *FLAGS, "--num_epochs"]
+    train.main([*flags, "1"])
+    run = str(folder / "DIGITS" / "net-Net")
+    (folder / "net.py").write_text(NET + "# changed\n")
+    with pytest.raises(UserError, match="needs net.py:Net, and .*net.py has changed since the training: restore it"):
+        evaluate.main([run])
+    with pytest.raises(UserError, match="started with other content of .*net.py"):
+        train.main([*flags, "2", "--resume", run])
+    (folder / "elsewhere").mkdir()
+    (folder / "net.py").rename(folder / "elsewhere" / "net.py")
+    with pytest.raises(UserError, match="net.py is not there any more: name the file .* with --model"):
+        evaluate.main([run])
+    evaluated(capsys, run, "--model", "elsewhere/net.py:Net")
+
+
+@pytest.mark.parametrize(("flags", "sentence"), [
+    (["--model", "net.py:Net"], "branches need a place where net.py:Net is cut: --branch_at last or last.0 or fc"),
+    (["--model", "net.py:Net", "--branch_at", "layer4"], "net.py:Net has no submodule 'layer4'"),
+    (["--model", "none.py:Net"], "there is no file none.py"), (["--model", "timm:none"], "timm has no network 'none'"),
+    (["--model", "torchvision:vit_b_16", "--MulStu"], "does not take images of 32x32 .*: choose another --image_size"),
+    (["--model", "net.py:Net", "--MulStu", "--pretrained"], "--pretrained is for the networks of torchvision and timm"),
+    (["--model", "net.py:Net", "--MulStu", "--init", "none.pth"], "--init: there is no file none.pth"),
+    (["--model", "resnet8", "--branch_at", "layer3"], "--branch_at is for networks from elsewhere: resnet8 does not"),
+])
+def test_what_does_not_work_is_one_line(flags, sentence):
+    with pytest.raises(UserError, match=sentence) as error:
+        train_GL.main([*flags, *FLAGS])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("flags", "sentence"), [
+    (["--cosine", "--schedule", "1"], "by steps or as a --cosine, not both"),
+    (["--warmup", "1", "--num_epochs", "2"], "must end before the learning rate falls, after epoch 1, not 1"),
+    (["--warmup", "2", "--cosine", "--num_epochs", "2"], "after epoch 2, not 2"),
+    (["--init", "a", "--pretrained"], "not both"), (["--label_smoothing", "2"], "must be at most 1")])
+def test_flags_that_contradict_each_other(flags, sentence, capsys):
+    with pytest.raises(SystemExit) as end:
+        train.parse_args(flags)
+    assert end.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_the_schedules_are_those_of_their_formulas(folder):
+    """Warm-up: lr (e + 1) / (N + 1). Cosine: lr (1 + cos(pi t / T)) / 2 over the T epochs that are left."""
+    warmup = ["--warmup", "2"]
+    rates = {"cosine": ["--cosine"], "both": ["--cosine", *warmup], "steps": ["--schedule", "3", *warmup]}
+    found = {}
+    for name, flags in rates.items():
+        train.main(["--model", "net.py:Net", *FLAGS, "--num_epochs", "4", "--version", name, *flags])
+        lines = (folder / "DIGITS" / f"net-Net_{name}" / "metrics.jsonl").read_text().splitlines()
+        found[name] = [json.loads(line)["lr"] for line in lines]
+    cosine = [0.01, 0.01 * (1 + 0.5**0.5) / 2, 0.005, 0.01 * (1 - 0.5**0.5) / 2]
+    assert found["cosine"] == pytest.approx(cosine)
+    assert found["both"] == pytest.approx([0.01 / 3, 0.02 / 3, 0.01, 0.005])
+    assert found["steps"] == pytest.approx([0.01 / 3, 0.02 / 3, 0.01, 0.001])
+    with pytest.raises(UserError, match="where the learning rate of --cosine is 0: train anew"):
+        train.main(["--model", "net.py:Net", *FLAGS, "--num_epochs", "5", "--version", "cosine", "--cosine", "--resume",
+                    "auto"])
+
+
+def test_photographs_of_any_size_at_96_pixels(image_folder, folder, capsys):
+    """Mean and std are those of the files; the size is recorded, exported, and used for other images."""
+    root = image_folder(folder / "photographs", size=(150, 90))
+    flags = ["--model", "net.py:Net", "--branch_at", "last", "--dataset", "folder", "--data_dir", str(root),
+             "--image_size", "96", "--num_workers", "0", *ADAMW]
+    train_GL.main([*FLAGS, *flags, "--num_epochs", "4", "--lr", "0.03", "--batch_size", "8", "--length", "0"])
+    result, _ = evaluated(capsys, "folder/OKDDip/net-Net")
+    assert result["figures"]["stu_test_accTop1"] >= 90  # blue or red
+    loader, _ = data_loader.dataloader("folder", 8, 0, str(root), image_size=96)
+    assert next(iter(loader))[0].shape == (8, 3, 96, 96)
+    evaluate.main(["folder/OKDDip/net-Net", "--images", str(root / "test" / "red"), "--top", "1"])
+    assert capsys.readouterr().out.count("red") > 7
+
+
+def test_the_log_names_the_weights_that_are_new(folder, monkeypatch):
+    torch.save(models.plain_network("net.py:Net", 3).state_dict(), "start.pth")
+    train.main(["--model", "net.py:Net", *FLAGS, "--init", "start.pth"])
+    log = (folder / "DIGITS" / "net-Net" / "train.log").read_text()
+    assert "the weights start from those of start.pth, but for new ones: fc.weight, fc.bias\n" in log
+
+
+def test_a_folder_gets_the_size_that_the_network_is_made_for(image_folder, folder, capsys):
+    root = image_folder(folder / "images", train=4, test=2)
+    train.main(["--model", "torchvision:shufflenet_v2_x0_5", "--dataset", "folder", "--data_dir", str(root),
+                "--num_epochs", "1", "--batch_size", "4", "--device", "cpu", "--num_workers", "0"])
+    assert "--image_size 224: what torchvision:shufflenet_v2_x0_5 is made for" in capsys.readouterr().out
+    parameters = json.loads((folder / "folder" / "torchvision-shufflenet_v2_x0_5" / "parameters.json").read_text())
+    assert parameters["image_size"] == 224
+
+
+def test_every_script_has_the_flags():
+    for name in ("train", "train_kd", "train_GL", "train_one", "train_DML", "train_FFL", "train_PCL", "train_KDCL",
+                 "train_OKDPH"):
+        args = importlib.import_module(name).parse_args(["--optimizer", "adamw"])
+        assert (args.lr, args.wd, args.cosine, args.warmup, args.image_size) == (0.001, 0.05, False, 0, None)
