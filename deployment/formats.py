@@ -145,10 +145,10 @@ def read_safetensors(path: Path, model: str | None = None) -> tuple[nn.Module, d
         return rebuild({name: file.get_tensor(name) for name in file.keys()}, metadata, model), metadata
 
 
-def example(metadata: dict) -> tuple[Tensor, dict]:
+def example(metadata: dict) -> tuple[Tensor, tuple]:
     """Inputs that a network is traced with: two images, and the rule that any number of images is allowed."""
     size = metadata.get("size", usual_size(metadata["model"]))
-    return torch.zeros(2, 3, size, size), {"images": {0: torch.export.Dim("batch", min=1)}}
+    return torch.zeros(2, 3, size, size), ({0: torch.export.Dim("batch", min=1)},)
 
 
 @contextmanager

@@ -75,7 +75,12 @@ def evaluated(capsys, *words):
     return json.loads(out), err
 
 
-@pytest.mark.parametrize("case", RUNS)
+def slow(*cases, of):
+    """The cases, those named first marked slow."""
+    return [pytest.param(case, marks=pytest.mark.slow) if case in cases else case for case in of]
+
+
+@pytest.mark.parametrize("case", slow("networks", "64", "KDCL", "timm", of=RUNS))
 def test_it_is_trained_resumed_and_evaluated(case, folder, monkeypatch, capsys):
     script, flags, place = RUNS[case]
     for name, stops in (("whole", ()), ("stopped", (2, 3, 5))):
@@ -89,31 +94,28 @@ def test_it_is_trained_resumed_and_evaluated(case, folder, monkeypatch, capsys):
     assert ("imports" in said) == ("net.py" in str(flags)) and (str(folder / "net.py") in said) == ("imports" in said)
 
 
-@pytest.mark.parametrize("case", ["branches", "networks", "OKDPH", "PCL", "torchvision", "timm", "96"])
-@pytest.mark.parametrize("ending", ["pth", "safetensors", "pt2"])
-def test_an_export_is_the_original_network(case, ending, folder, monkeypatch, capsys):
+@pytest.mark.parametrize("case", slow("networks", "PCL", "timm", of=["branches", "OKDPH", "torchvision", "96",
+                                                                     "networks", "PCL", "timm"]))
+def test_an_export_is_the_original_network(case, folder, monkeypatch, capsys):
     script, flags, place = RUNS[case]
-    run_until_the_end(script, [*flags, *FLAGS, "--num_epochs", "1"], monkeypatch)
-    run, file = folder / "DIGITS" / place, folder / f"leader.{ending}"
-    branch = ["--branch", "0"] if case == "96" else []
-    evaluate.main([str(run), "--export", str(file), *branch])
-    model = f"{folder}/net.py:Net" if "net.py" in str(flags) else None
-    if ending == "pt2":
-        program = formats.load(file)
-        assert program.size == (96 if case == "96" else 160 if case == "timm" else 32)
-        return
-    network = hubconf.okddip(str(file), model)
-    name = flags[1] if model is None else model
-    original = models.plain_network(name, 10)
-    assert type(network).__name__ == type(original).__name__
-    original.load_state_dict(network.state_dict())
-    x = network.preprocess(Image.new("L", (70, 50), 90))
-    assert x.shape == (1, 3, network.size, network.size)
-    assert torch.equal(original.eval()(x), network(x))
-    result, _ = evaluated(capsys, str(file), "--dataset", "DIGITS", *(["--model", model] if model else []))
+    run_until_the_end(script, [*flags, *FLAGS], monkeypatch)
+    run, model = folder / "DIGITS" / place, f"{folder}/net.py:Net" if "net.py" in str(flags) else None
+    branch, deployed = (["--branch", "0"], "stu0") if case == "96" else ([], "stu_")
     of_run, _ = evaluated(capsys, str(run), *branch)
-    deployed = {"96": "stu0"}.get(case, "stu_")
+    for ending in ("pth", "safetensors"):
+        file = folder / f"leader.{ending}"
+        evaluate.main([str(run), "--export", str(file), *branch])
+        network = hubconf.okddip(str(file), model)
+        original = models.plain_network(model or flags[1], 10)
+        assert type(network).__name__ == type(original).__name__
+        original.load_state_dict(network.state_dict())
+        x = network.preprocess(Image.new("L", (70, 50), 90))
+        assert x.shape == (1, 3, network.size, network.size)
+        assert torch.equal(original.eval()(x), network(x))
+    result, _ = evaluated(capsys, str(file), "--dataset", "DIGITS", *(["--model", model] if model else []))
     assert result["figures"]["test_accTop1"] == of_run["figures"][f"{deployed}test_accTop1"]
+    evaluate.main([str(run), "--export", "leader.pt2", *branch])
+    assert formats.load("leader.pt2").size == network.size == {"96": 96, "timm": 160}.get(case, 32)
     if model:
         with pytest.raises(UserError, match="which a Python file makes: name the file that is to be imported"):
             formats.load(file)
@@ -146,7 +148,7 @@ def test_a_file_that_has_changed_or_gone(folder, capsys):
 
 
 @pytest.mark.parametrize(("flags", "sentence"), [
-    (["--model", "net.py:Net"], "branches need a place where net.py:Net is cut: --branch_at last or last.0 or fc"),
+    (["--model", "net.py:Net"], "branches need a place where net.py:Net is cut: --branch_at stem.1 or last or"),
     (["--model", "net.py:Net", "--branch_at", "layer4"], "net.py:Net has no submodule 'layer4'"),
     (["--model", "none.py:Net"], "there is no file none.py"), (["--model", "timm:none"], "timm has no network 'none'"),
     (["--model", "torchvision:vit_b_16", "--MulStu"], "does not take images of 32x32 .*: choose another --image_size"),
