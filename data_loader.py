@@ -194,8 +194,8 @@ def normalisation(data_name: str, num_workers: int = 8, root: str = "./Data") ->
     return data.mean, data.std
 
 
-def sample_images(data_name: str, root: str, count: int, size: int) -> Tensor | None:
-    """Up to ``count`` of the test images, uint8 [N, H, W, 3]. None if they are not there: nothing is downloaded."""
+def sample_images(data_name: str, root: str, count: int, size: int | None = None) -> Tensor | None:
+    """Up to ``count`` of the test images, uint8 [N, size, size, 3]. None if they are not there; none is downloaded."""
     data = DATASETS[data_name].of_size(size)
     try:
         if data_name in ("CIFAR10", "CIFAR100"):
@@ -203,7 +203,7 @@ def sample_images(data_name: str, root: str, count: int, size: int) -> Tensor | 
         else:
             images = data.load(root, test_only=True).test.images
         images = images[np.unique(np.linspace(0, len(images) - 1, count).astype(int))]
-        return torch.cat([preparation(size)(image) for image in images])
+        return torch.cat([preparation(data.size)(image) for image in images])
     except (UserError, OSError, RuntimeError):  # RuntimeError: torchvision's, if CIFAR is missing
         return None
 

@@ -344,8 +344,9 @@ def several_networks(p: Parser, args: argparse.Namespace, words: list[str]) -> N
 
 def network_options(args: argparse.Namespace) -> dict:
     """The flags that a network is built with."""
-    return {name: getattr(args, name) for name in ("dropout", "efficient", "classifier", "branch_at", "pretrained",
-                                                   "init")} | {"image_size": args.image_size or 32}
+    return {"dropout": args.dropout, "efficient": args.efficient, "classifier": args.classifier,
+            "branch_at": args.branch_at, "pretrained": args.pretrained, "init": args.init,
+            "image_size": args.image_size or 32}
 
 
 def teacher_path(args: argparse.Namespace) -> Path | str:

@@ -67,7 +67,8 @@ def prepare_small(image: np.ndarray | bytes, top: Sequence[int] = (), left: Sequ
     pixels = torch.from_numpy(decode(image, size))[None]
     if not len(top):
         return pixels
-    return crop_and_flip(pad(pixels), size, *(torch.tensor(values) for values in ([0] * len(top), top, left, flips)))
+    index, top, left = (torch.tensor(values) for values in ([0] * len(top), top, left))
+    return crop_and_flip(pad(pixels), size, index, top, left, torch.tensor(flips, dtype=torch.bool))
 
 
 def prepare_large(image: np.ndarray | bytes, seeds: Sequence[int] = (), *, size: int, decoder: str,

@@ -194,7 +194,7 @@ def files(runs, tmp_path_factory):
     ("{group} --model resnet14", "its model is resnet8: leave out --model resnet14"),
     ("{group} --model resnet33", "--model: unknown name 'resnet33'; known are resnet8, "),
     ("{group} --dataset SVHN", "--dataset: unknown name 'SVHN'; known are CIFAR10, "),
-    ("{group} --dataset imagenet", "takes images of 32x32"), ("exported.pth", "name it with --data_dir"),
+    ("{group} --dataset imagenet", "val does not exist"), ("exported.pth", "name it with --data_dir"),
     ("{group} --gpu_id 0,1", "--gpu_id: one number, not 0,1"),
     # checkpoints without a method
     ("resnet14.pth --model resnet8", "not hold the weights of a resnet8.*--model"),

@@ -262,11 +262,11 @@ def test_the_recipe_reaches_the_optimizer(flags, expected, monkeypatch, tmp_path
     """Without --schedule: half and three quarters of the epochs."""
     made = []
 
-    def note(model, *recipe):
-        made.append(recipe)
+    def note(optimizer, milestones, *others):
+        made.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["weight_decay"], milestones, *others))
         raise InterruptedError
 
-    monkeypatch.setattr(loop, "sgd", note)
+    monkeypatch.setattr(loop, "make_scheduler", note)
     with pytest.raises(InterruptedError):
         train.main([*DATA, "--save_dir", str(tmp_path), "--lr", "0.05", "--wd", "0.01", *flags])
-    assert made == [(0.05, 0.01, expected)]
+    assert made == [(0.05, 0.01, expected, 0, 0)]

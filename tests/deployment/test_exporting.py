@@ -76,8 +76,8 @@ def test_a_wrong_file_is_refused(runs, tmp_path, monkeypatch):
     load, path = formats.load, tmp_path / "leader.pth"
     path.write_text("before")
     for more, said in ((0.1, "0.1"), (float("nan"), "nan")):
-        def wrong(place, more=more):
-            network = load(place)
+        def wrong(place, model, more=more):
+            network = load(place, model)
             return lambda images: network(images) + torch.tensor([0, 0, 0, more, *[0] * 6])
 
         monkeypatch.setattr(formats, "load", wrong)

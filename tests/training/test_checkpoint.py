@@ -131,7 +131,8 @@ def test_with_another_number_of_processes_the_random_numbers_start_anew(tmp_path
 
 DICTIONARIES = ("flags", "unchangeable", "state_dict", "optimizer", "scheduler", "scaler", "sums")
 LISTS = ("history", "random", "starts")
-FLAGS_OF = {"resume": "auto", "num_epochs": 2, "lr": 0.1, "seed": 0, "device": "cpu", "save_dir": "runs"}
+FLAGS_OF = {"cosine": False, "resume": "auto", "num_epochs": 2, "lr": 0.1, "seed": 0, "device": "cpu",
+            "save_dir": "runs"}
 HISTORY = [{"epoch": 1, "test_accTop1": 50.0}, {"epoch": 2, "test_accTop1": 60.0}]
 
 

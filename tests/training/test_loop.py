@@ -17,7 +17,7 @@ from losses import Terms
 from runtime.errors import UserError
 from training import loop
 from training.checkpoint import Checkpoints
-from training.loop import Stepper, default_milestones, sgd
+from training.loop import Stepper, default_milestones, make_optimizer, make_scheduler
 from training.method import Method
 from training.records import Records
 
@@ -39,7 +39,8 @@ def random_batch(n=8):
 
 def test_schedule():
     """lr 0.1, a tenth at zero-based epoch 150, a hundredth at 225."""
-    optimizer, scheduler = sgd(torch.nn.Linear(2, 2), 0.1, 5e-4, [150, 225])
+    optimizer = make_optimizer("sgd", torch.nn.Linear(2, 2), 0.1, 5e-4)
+    scheduler = make_scheduler(optimizer, [150, 225])
     used = []
     for _ in range(300):
         used.append(optimizer.param_groups[0]["lr"])
@@ -56,7 +57,7 @@ def test_default_milestones(num_epochs, milestones):
 def test_sgd_is_nesterov_with_decay_on_everything():
     """Against the update of Sutskever et al. as PyTorch states it: g += wd p; v = 0.9 v + g; p -= lr (g + 0.9 v)."""
     model = torch.nn.BatchNorm1d(3).double()
-    optimizer, _ = sgd(model, 0.1, 0.01, [10])
+    optimizer = make_optimizer("sgd", model, 0.1, 0.01)
     p, v = [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]
     for step in range(3):
         gradient = [1.0, -2.0, 0.5 * step]
