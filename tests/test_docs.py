@@ -22,12 +22,22 @@ from PIL import Image
 import data_loader
 import methods
 from runtime.errors import Complete
-from training.folder import FREE_FLAGS, NO_FLAGS, changed, gone
+from training.folder import NO_FLAGS, changed, gone
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 TEXT = {page: (ROOT / page).read_text() for page in PAGES}
 BLOCKS = {page: re.findall(r"^```(\w+)\n(.*?)^```$", TEXT[page], re.MULTILINE | re.DOTALL) for page in PAGES}
 EXTENDING = "docs/extending.md"  # its code is written into a copy of the repository, and its commands run there
+NET = """from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.last = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(16, num_classes)
+"""
 QUICK = ["--num_epochs", "1", "--train_size", "64", "--batch_size", "32", "--device", "cpu"]
 
 
@@ -69,6 +79,7 @@ def folder(tmp_path_factory):
     image = Image.fromarray(data_loader.digits("").test.images[0])
     image.save(where / "a.png")
     image.save(where / "b.jpg")
+    (where / "net.py").write_text(NET)
     with few_digits():
         yield where
 
@@ -98,10 +109,13 @@ def test_every_command_is_tested():
 def test_training(command, folder, run, image_folder):
     _, name, *flags = shlex.split(quick(command))
     own = "path/to/images" in command
+    faster = ["--lr", "0.02"] if "adamw" in command else []
     if own:  # files of any size, two classes: a network tells their colours apart at once
-        image_folder(folder / "path" / "to" / "images", train=40, test=10)
+        images = folder / "path" / "to" / "images"
+        images.exists() or image_folder(images, train=40, test=10)
     before = set(folder.rglob("summary.json"))
-    printed = run(name, *flags, *(["--num_epochs", "6", "--batch_size", "16", "--length", "0"] if own else QUICK))
+    quicker = ["--num_epochs", "6", "--batch_size", "16", "--length", "0", *faster] if own else QUICK
+    printed = run(name, *flags, *quicker)
     (made,) = set(folder.rglob("summary.json")) - before
     best = json.loads(made.read_text())["best"]
     assert 0 < best["test_accTop5"] <= 100 and f"best epoch {best['epoch']}" in printed

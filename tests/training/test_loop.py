@@ -279,3 +279,12 @@ def test_what_a_model_refuses_is_an_error_of_the_user(error, baseline, monkeypat
     with pytest.raises(UserError if isinstance(error, ValueError) else KeyError, match=str(error)):
         train.main([*baseline[0], "1"])
     assert not baseline[1].exists()
+
+
+def test_an_epoch_that_older_code_began_without_a_term_is_not_continued(prepare):
+    """Older code did not sum the teacher's term of OKDDip: the sums of such an epoch cannot be completed."""
+    stepper, (images, labels) = prepare
+    stepper.step(images, labels, 1.0)
+    stepper.terms = [*stepper.terms, "teacher"]
+    with pytest.raises(UserError, match="begun by older code, which did not record all terms"):
+        stepper.step(images, labels, 1.0)
