@@ -3,8 +3,8 @@
     python train_OKDPH.py --model resnet32 --dataset CIFAR10
 
 Each network has its own loss (``losses.okdph_loss``), and each network and the hybrid see a view of their own. Before
-each step the hybrid is made anew, weights and BatchNorm statistics: sum_i r_i theta_i (``models.OKDPH``). In a fusion,
-every --interval, theta_i <- gamma theta_hybrid + (1 - gamma) theta_i. Networks begin with the same weights.
+each step the hybrid is mixed anew from the networks. In a fusion, every --interval, the networks move towards it
+(``models.OKDPH``). Networks begin with the same weights.
 
 Defaults are those of the authors' public code (m = 2 there). Weights are copied into the hybrid, so its cross-entropy
 gives no gradient; --hybrid_gradient follows the paper's equation. Measured and deployed: the hybrid with r_i = 1/m of

@@ -23,11 +23,6 @@ CONTEXT.set_forkserver_preload(["train_GL", "train_one", "train_kd", "train_FFL"
                                 "train_OKDPH", "torch.utils.tensorboard"])
 
 
-# A training of seconds on the digits.
-TINY = ["--model", "resnet8", "--dataset", "DIGITS", "--train_size", "512", "--batch_size", "256", "--schedule", "3",
-        "--device", "cpu"]
-
-
 class SlowFile:
     """A file on a slow disk: 20 pieces with a pause after each. So a kill often comes during a save."""
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from conftest import few_digits
-from processes import TINY, load
+from processes import load
 from torch.nn import functional as F
 
 import evaluate
@@ -19,7 +19,7 @@ from runtime.checkpoints import serialise
 from runtime.errors import UserError
 from training.loop import Stepper
 
-FEW = [*TINY, "--train_size", "0", "--batch_size", "32"]
+FEW = ["--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "32", "--schedule", "3", "--device", "cpu"]
 M, C, OMEGA, BETA, T, GAMMA = 2, 5, 0.7, 0.9, 4.0, 0.25
 
 

@@ -68,12 +68,12 @@ def test_a_run_that_is_being_trained_is_left_alone(flags, tmp_path, monkeypatch)
     flags = [*flags, *WORKERS[2], "--save_dir", str(tmp_path), "--log_every", "1", "--num_epochs", "200"]
     first = Training("train_GL", flags, tmp_path / "first")
     first.until(lambda: "epoch 2/200" in first.said())
+    monkeypatch.setattr(train_GL.OKDDip, "before_step", lambda *_: signal.raise_signal(signal.SIGTERM))
     for way_in in (["--resume", "auto"], ["--overwrite"]):
         with pytest.raises(UserError, match="another process is training in"):
             train_GL.main([*flags, *way_in])
     first.signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
-    monkeypatch.setattr(train_GL.OKDDip, "before_step", lambda *_: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit):
         train_GL.main([*flags, "--resume", "auto"])
     assert "continues after" in (tmp_path / "folder" / "OKDDip" / "resnet8" / "train.log").read_text()

@@ -281,9 +281,9 @@ def test_what_a_model_refuses_is_an_error_of_the_user(error, baseline, monkeypat
     assert not baseline[1].exists()
 
 
-def test_an_epoch_that_older_code_began_without_a_term_is_not_continued(prepare):
+def test_an_epoch_that_older_code_began_without_a_term_is_not_continued():
     """Older code did not sum the teacher's term of OKDDip: the sums of such an epoch cannot be completed."""
-    stepper, (images, labels) = prepare
+    stepper, (images, labels) = Stepper(make(), 0.1, 5e-4, [10], CPU), random_batch()
     stepper.step(images, labels, 1.0)
     stepper.terms = [*stepper.terms, "teacher"]
     with pytest.raises(UserError, match="begun by older code, which did not record all terms"):
