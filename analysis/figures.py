@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from analysis import records
 from analysis.comparisons import tables_of_differences
-from analysis.records import DATA, RECIPE, flags_of, labels_of, size_of, split, split_by, test_outputs
+from analysis.records import DATA, OTHER_RECIPE, RECIPE, flags_of, labels_of, size_of, split, split_by, test_outputs
 from methods import METHODS, position, title_of
 from training.outputs import EMA_MEAN, FUSED, GATE, LEADER, MEAN, WHOLE, metric, students_of
 
@@ -45,7 +45,7 @@ def draw_all(runs: pd.DataFrame) -> dict[str, tuple[str, bytes]]:
     """All figures that can be made of these runs: file name -> caption and PNG. runs: records.table_of_runs."""
     drawn: dict[str, tuple[str, bytes]] = {}
     with rc_context(LAYOUT):
-        for same_training in split_by(runs, (*RECIPE, *DATA, "model")):
+        for same_training in split_by(runs, (*RECIPE, *OTHER_RECIPE, *DATA, "model")):
             flags = flags_of(same_training)
             of = f"{records.network_title(flags['model'])}, {flags['dataset']}, {records.recipe_title(flags)}"
             for kind, title, figure in figures_of(same_training):

@@ -15,6 +15,7 @@ import pandas as pd
 from analysis import records
 from analysis.comparisons import MEASURES, tables_of_differences
 from analysis.records import COLUMNS, DATA, RECIPE, flags_of, mean_and_deviation, size_of, split, split_by
+from analysis.records import OTHER_RECIPE as OTHER_FLAGS
 from methods import position, title_of
 from training.outputs import LEADER, MEAN
 
@@ -51,7 +52,7 @@ def sections(runs: pd.DataFrame, published: dict) -> list[dict]:
     runs follow in a table for each data set.
     """
     found = []
-    for same_recipe in split_by(runs, RECIPE):
+    for same_recipe in split_by(runs, (*RECIPE, *OTHER_FLAGS)):
         tables, shown = [], set()
         for name, layout in published["tables"].items():
             table = paper_table(name, layout, same_recipe, published["method"])
@@ -62,7 +63,9 @@ def sections(runs: pd.DataFrame, published: dict) -> list[dict]:
                 shown |= folders
         others = same_recipe[~same_recipe["folder"].isin(shown)]
         tables += [other_table(same_data) for same_data in split_by(others, DATA)]
-        recipe = {name: flags_of(same_recipe)[name] for name in RECIPE}
+        flags = flags_of(same_recipe)
+        recipe = {name: flags[name] for name in RECIPE}
+        recipe |= {name: flags[name] for name, usual in OTHER_FLAGS.items() if flags[name] != usual}
         found.append({"recipe": recipe, "is_the_papers": recipe == recipe | published["recipe"], "tables": tables,
                       "differences": tables_of_differences(same_recipe), "attention": attention_tables(same_recipe)})
     return found

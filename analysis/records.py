@@ -17,6 +17,9 @@ from training.outputs import EMA_MEAN, FUSED, GATE, LEADER, MEAN, WHOLE, metric,
 DATA = ("dataset", "classes", "mean", "std")
 RECIPE = ("num_epochs", "batch_size", "lr", "milestones", "wd", "train_size", "val_size", "amp", "compile", "tf32",
           "sync_bn", "decoder")
+# Flags of a recipe that is not the paper's, with their usual values.
+OTHER_RECIPE = {name: LATER_FLAGS[name] for name in ("image_size", "optimizer", "cosine", "warmup", "label_smoothing",
+                                                     "pretrained", "init")}
 TYPES = {"num_epochs": int, "seed": int, "batch_size": int, "lr": int | float, "wd": int | float, "val_size": int,
          "train_size": int, "milestones": list, "classes": list, "model": str, "method": str, "dataset": str,
          "command": str, "environment": dict}
@@ -290,6 +293,8 @@ def recipe_title(recipe: dict) -> str:
     words += [f"--{name}" for name in ("compile", "tf32", "sync_bn") if recipe[name]]
     words += [f"--{name} {recipe[name]}" for name, usual in (("amp", "off"), ("decoder", "pil"))
               if recipe[name] != usual]
+    words += [f"--{name}" + (f" {recipe[name]}" if recipe[name] is not True else "")
+              for name, usual in OTHER_RECIPE.items() if recipe.get(name, usual) != usual]
     return "; ".join(words)
 
 

@@ -13,7 +13,7 @@
 SAVE_DIR=${SAVE_DIR:-./runs/cifar100} SEEDS=${SEEDS:-0 1}
 . "$(dirname "$0")/runs.sh"
 DATASETS=folder MODELS=resnet20 save_dir=$SAVE_DIR lines=
-for size in ${SIZES:-10000x60 5000x100 2500x150}; do
+for size in ${SIZES:-10000x60 2500x150}; do
     images=${size%x*} EPOCHS=${size#*x}
     LENGTH=$(awk "BEGIN { print $EPOCHS / 4 }") recipe=" --train_size $images --amp bf16"  # 150 / 4 = 37.5
     SAVE_DIR=$save_dir/${images}_images_${EPOCHS}_epochs

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
 import hubconf
 import models
@@ -16,7 +17,7 @@ from deployment import exporting, formats
 def test_entry_points():
     """torch.hub.list lists every callable whose name does not begin with an underscore."""
     names = {name for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")}
-    assert names == {*models.NETWORKS, "okddip", "okddip_resnet20"}
+    assert names == {*models.NETWORKS, "okddip", "okddip_resnet20", "group"}
     assert all(getattr(hubconf, name).__doc__ for name in names)
 
 
@@ -68,3 +69,56 @@ def test_another_project(tmp_path):
         assert torch.tensor(logits).allclose(network(x), atol=1e-4)
         assert (in_training, classes, mean) == (False, ["a", "b", "c"], [0.1, 0.2, 0.3])
     assert torch.tensor(program).allclose(network(x), atol=1e-4) and len(exported) == 4
+
+
+GROUPS = """
+import pickle, sys, torch
+from torch import nn
+
+def make(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(16, num_classes))
+
+for method, views, flags in (("OKDDip", 0, {"branch_at": "2"}), ("OKDDip-N", 0, {"temperature": 1.0}),
+                             ("PCL", 3, {"branch_at": "2"}), ("OKDPH", 4, {}), ("DML", 0, {"detach_targets": True})):
+    group = torch.hub.load(sys.argv[1], "group", method, student=make, num_students=3, num_classes=5, source="local",
+                           **flags)
+    optimizer = torch.optim.AdamW(group.parameters(), lr=0.01)
+    images = torch.randn(8, views, 3, 32, 32) if views else torch.randn(8, 3, 32, 32)
+    losses = []
+    for step in range(1, 21):
+        group.before_step(step, step)
+        terms = group.loss(images, torch.eye(5)[torch.arange(8) % 5], weight=0.5)
+        optimizer.zero_grad()
+        terms.total.backward()
+        optimizer.step()
+        group.after_step(step, step)
+        losses.append(terms.true.item())
+    assert losses[-1] < losses[0] and {"total", "true", "group"} <= terms.keys(), (method, losses)
+    again = pickle.loads(pickle.dumps(group)).eval()
+    x = images[:, 0] if views else images
+    first = lambda found: found[0] if isinstance(found, tuple) else found
+    assert torch.equal(first(again(x)), first(group.eval()(x))), method
+try:
+    torch.hub.load(sys.argv[1], "group", "OKDDip", student=make, branch="2", source="local")
+except ValueError as error:
+    print(error)
+assert not {"models", "methods", "training", "train_GL"} & sys.modules.keys()
+"""
+
+
+def test_a_group_for_a_loop_of_ones_own(tmp_path):
+    """It learns, by each method and in a process without this project's modules; pickle keeps it."""
+    (tmp_path / "loop.py").write_text(GROUPS)
+    done = subprocess.run([sys.executable, "loop.py", ROOT], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("OKDDip has no flag branch; it has ")
+
+
+def test_a_trained_network_prepares_images_of_any_size_and_mode():
+    network = torch.hub.load(str(ROOT), "okddip_resnet20", source="local")
+    pixels = torch.randint(256, (32, 32, 3), dtype=torch.uint8)
+    x = network.preprocess(Image.fromarray(pixels.numpy()))
+    expected = (pixels / 255 - torch.tensor(network.mean)) / torch.tensor(network.std)
+    torch.testing.assert_close(x[0].permute(1, 2, 0), expected)
+    assert network.preprocess(Image.new("LA", (90, 50))).shape == (1, 3, 32, 32)

@@ -79,8 +79,8 @@ class Stepper:
         with self.autocast():
             terms, logits = self.loss(self.replica, images, self.smoothed(labels), weight)
         if self.sums.steps and list(terms) != self.terms:
-            raise UserError("this epoch was begun by older code, which did not record all terms of the loss: go on from "
-                            "a checkpoint of the end of an epoch, or train anew with --overwrite or --version", True)
+            raise UserError("this epoch was begun by older code, which did not record all terms of the loss: go on from"
+                            " a checkpoint of the end of an epoch, or train anew with --overwrite or --version", True)
         self.terms = list(terms)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(terms.total if share == 1 else terms.total * share).backward()
