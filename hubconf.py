@@ -84,6 +84,9 @@ def group(method: str = "OKDDip", student="resnet32", num_students: int = 4, num
             raise ValueError(f"{method} has no flag {unknown[0]}; it has {', '.join(vars(args))}")
         args.model, args.num_branches = student, num_students
         vars(args).update(flags)
+        if getattr(args, "T_model", None) or getattr(args, "target", "") == "general":
+            raise ValueError("a teacher and KDCL's general target need the scripts: train_kd.py, train_GL.py, "
+                             "train_KDCL.py")
         return _GroupInALoop(Kind(args, num_classes))
 
 

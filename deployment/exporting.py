@@ -10,7 +10,7 @@ import data_loader
 from deployment import formats
 from deployment.reading import SavedModel
 from models import Network, in_file, plain_network
-from runtime.errors import UserError
+from runtime.errors import UserError, first_words
 from runtime.files import save
 from training.folder import belongs_to_run
 
@@ -38,7 +38,8 @@ def export_model(saved: SavedModel, path: Path, branch: int | None = None) -> di
     branch: the student to export; None: the leader. UserError if the group has no leader, or the model no weights.
     """
     output, network = saved.deployed_network(branch)
-    metadata = formats.describe(network.name, saved.classes, saved.mean, saved.std, saved.size)
+    name = Path(network.name).name if in_file(network.name) else network.name  # not where it is on this machine
+    metadata = formats.describe(name, saved.classes, saved.mean, saved.std, saved.size)
     batches = check_batches(saved)
     largest = write_checked(path, network, metadata, lambda images: saved.logits(images, output), batches)
     return {"file": str(path), "bytes": path.stat().st_size, "of": str(saved.path),
@@ -70,7 +71,8 @@ def write_checked(path: Path, network: nn.Module, metadata: dict, logits: Callab
     if the logits do not agree, or if the file cannot be written.
     """
     copy = plain_network(network.name, len(metadata["classes"]))  # its weights are contiguous, not channels_last
-    copy.load_state_dict(network.own_state_dict() if isinstance(network, Network) else network.state_dict())
+    own = network.network if isinstance(network, formats.Named) else network
+    copy.load_state_dict(own.own_state_dict() if isinstance(own, Network) else own.state_dict())
     named = network.name if in_file(network.name) else None
     differences = []
 
@@ -83,7 +85,14 @@ def write_checked(path: Path, network: nn.Module, metadata: dict, logits: Callab
         differences.append(largest)
 
     write, _ = formats.format_of(path)
-    save({path: write(copy.eval(), metadata)}, compare, "export to another place, or make room there")
+    try:
+        content = write(copy.eval(), metadata)
+    except UserError:
+        raise
+    except Exception as error:  # of the exporters, for networks that they do not support
+        raise UserError(f"this network cannot be written to a {path.suffix} file ({type(error).__name__}, "
+                        f"{first_words(error)}): export a .pth file") from error
+    save({path: content}, compare, "export to another place, or make room there")
     return differences[0]
 
 

@@ -33,11 +33,12 @@ from typing import NamedTuple
 import numpy as np
 import safetensors.torch
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from loading.augmentation import Normalise, preparation
-from models import in_file, plain_network
+from loading.images import upright_rgb
+from models import Network, in_file, plain_network
 from models.imagenet import NETWORKS as LARGE
 from runtime.checkpoints import load_checkpoint, serialise
 from runtime.errors import UserError, first_words
@@ -255,6 +256,20 @@ def format_of(path: Path) -> tuple[Callable[..., bytes], Callable[..., tuple[nn.
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
+METADATA = ("name", "classes", "mean", "std", "size")  # attributes of a network that ``load`` returns
+
+
+class Named(nn.Module):
+    """A network with attributes of its own that have the names of the metadata."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
 class Preprocess(NamedTuple):
     """Prepares an image for a network, as test images are prepared."""
 
@@ -264,7 +279,7 @@ class Preprocess(NamedTuple):
 
     def __call__(self, image: Image.Image) -> Tensor:
         """An image of Pillow, of any size and mode -> float32 [1, 3, size, size], normalised."""
-        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        pixels = np.array(upright_rgb(image.copy()))
         return Normalise(self.mean, self.std, torch.device("cpu"))(preparation(self.size)(pixels))
 
 
@@ -272,10 +287,11 @@ def load(path: str | Path, model: str | None = None) -> nn.Module:
     """The network of an exported file, in evaluation mode: images float32 [B, 3, size, size] -> logits [B, C].
 
     It has the metadata of the file: .name, .classes, .mean, .std, .size; and .preprocess, which prepares an image of
-    Pillow: -> float32 [1, 3, size, size]. A network from elsewhere is what its library or file makes. model:
-    PATH/FILE.py:NAME, for a network that a Python file makes: the file is imported. UserError if the file is missing,
-    damaged or was not exported, or if a package that opens it is missing. torch.export.load opens .pt2 files. It is
-    not safe for files from people whom you do not trust. Reading the other kinds runs no code from the file.
+    Pillow: -> float32 [1, 3, size, size]. A network from elsewhere is what its library or file makes; it is .network
+    of what is returned if it has such attributes itself. model: PATH/FILE.py:NAME, for a network that a Python file
+    makes: the file is imported. UserError if the file is missing, damaged or was not exported, or if a package that
+    opens it is missing. torch.export.load opens .pt2 files. It is not safe for files from people whom you do not trust.
+    Reading the other kinds runs no code from the file.
     """
     path = Path(path)
     _, read = format_of(path)
@@ -283,6 +299,8 @@ def load(path: str | Path, model: str | None = None) -> nn.Module:
         raise UserError(f"there is no file at {path}")
     try:
         network, metadata = read(path, model)
+        if not isinstance(network, Network) and any(hasattr(network, name) for name in (*METADATA, "preprocess")):
+            network = Named(network)
         network.name, network.classes = metadata["model"], metadata["classes"]
         network.mean, network.std = check_normalisation(metadata["mean"], metadata["std"])
         network.size = metadata.get("size", usual_size(network.name))

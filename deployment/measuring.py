@@ -124,7 +124,7 @@ def timed(network: nn.Module, images: Tensor, autocast: torch.autocast) -> float
 def count_parameters(saved: SavedModel, network: nn.Module) -> int:
     """The number of weights of a network."""
     if saved.external:  # its weights cannot be seen
-        network = models.create_model(network.name, len(saved.classes))
+        network = models.plain_network(network.name, len(saved.classes))
     return sum(p.numel() for p in network.parameters())
 
 

@@ -126,6 +126,10 @@ def read(path: str | Path, *, model: str | None = None, method: str | None = Non
     exported = path.suffix in formats.FORMATS and path.suffix != ".pth"
     checkpoint = {} if exported else load_checkpoint(path)
     if "flags" in checkpoint:
+        of_run = str(checkpoint["flags"].get("model")) if isinstance(checkpoint["flags"], dict) else ""
+        if T_model and models.in_file(of_run) and not models.in_file(T_model):  # its file is not imported
+            raise UserError(f"{path} holds a {of_run}, not a {T_model}: use --T_model {of_run}, or name another file "
+                            "with --T_model_path")
         saved = read_run(path, checkpoint, model, method, given)
     elif exported or {"state_dict", "model", "classes", "mean", "std"} <= checkpoint.keys():
         saved = read_exported(path, model, method, given)
@@ -173,14 +177,20 @@ def named_networks(path: Path, checkpoint: dict, model: str | None) -> dict:
     A file is imported if the user names it, or if it still is where and what it was in the training. UserError if not.
     """
     recorded = checkpoint["flags"]
-    if not any(models.in_file(name) for name in (recorded.get("models") or [recorded["model"]])):
+    names = [name for name in recorded.get("models") or [recorded["model"]] if models.in_file(name)]
+    if not names:
         refuse_other(path, model=(model, recorded["model"]))
+        if models.in_file(recorded["model"]) and not recorded.get("models"):
+            raise LookupError(recorded["model"])
         return {}
-    if model and not recorded.get("models"):
-        return {"model": model}
     found = {}
-    for name, (file, sha256) in checkpoint["files"].items():
-        found[name] = f"{file}:{name.rpartition(':')[2]}"
+    for name in dict.fromkeys(names):
+        file, sha256 = checkpoint["files"][name]
+        own = name.rpartition(":")[2]
+        found[name] = f"{file}:{own}"
+        if model and model.rpartition(":")[2] == own:
+            found[name] = model
+            continue
         if not Path(file).is_file():
             raise UserError(f"{path} needs {name}, and {file} is not there any more: name the file that is to be "
                             "imported with --model PATH/FILE.py:NAME")
@@ -188,9 +198,9 @@ def named_networks(path: Path, checkpoint: dict, model: str | None) -> dict:
             raise UserError(f"{path} needs {name}, and {file} has changed since the training: restore it, or name the "
                             "file that is to be imported with --model PATH/FILE.py:NAME")
         print(f"imports {file}", file=sys.stderr)
-    networks = {flag: recorded.get(flag) for flag in ("model", "models")}
-    return {flag: [found.get(n, n) for n in value] if isinstance(value, list) else found.get(value, value)
-            for flag, value in networks.items()}
+    if recorded.get("models"):
+        return {"models": [found.get(name, name) for name in recorded["models"]]}
+    return {"model": found[recorded["model"]]}
 
 
 def read_exported(path: Path, model: str | None, method: str | None, given: dict) -> SavedModel:
@@ -201,7 +211,8 @@ def read_exported(path: Path, model: str | None, method: str | None, given: dict
     elif model:
         network.name = model
     refuse_other(path, method=(method, "baseline"))
-    folders = "imagenet" if network.size == data_loader.DATASETS["imagenet"].size else "folder"
+    large = network.size == data_loader.DATASETS["imagenet"].size and not models.is_external(network.name)
+    folders = "imagenet" if large else "folder"
     _, defaults = methods.find("baseline")
     own = {"model": network.name, "method": "exported", "dataset": folders if given.get("data_dir") else None}
     named = network.classes != class_numbers(len(network.classes))

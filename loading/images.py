@@ -65,21 +65,26 @@ def read(path: bytes) -> Image.Image:
         if not stat.S_ISREG(os.stat(name).st_mode):  # reading a pipe could wait forever
             raise ValueError("it is not a file, but a pipe, a socket, a device or a folder")
         with Image.open(name) as image:
-            ImageOps.exif_transpose(image, in_place=True)  # cameras store the rotation and do not rotate the pixels
-            if image.mode == "F":
-                raise ValueError("its pixels are floating-point numbers of unknown range, save it with 8 bits")
-            if image.mode.startswith("I"):  # grey with more than 8 bits: convert would clip it
-                image = eight_bits(image)
-            if image.mode != "RGB":
-                return image.convert("RGB")
-            image.load()  # not convert, which copies an RGB image
-            return image
+            return upright_rgb(image)
     except FileNotFoundError as error:
         raise UserError(missing(name)) from error
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions for broken files
         reason = getattr(error, "strerror", None) or first_words(error)
         problem = "cannot be read" if isinstance(error, PermissionError) else "does not decode as an image"
         raise UserError(f"{name} {problem}: {reason}") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode, in 8-bit RGB and not rotated. ValueError if the range of its pixels is unknown."""
+    ImageOps.exif_transpose(image, in_place=True)  # cameras store the rotation and do not rotate the pixels
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range, save it with 8 bits")
+    if image.mode.startswith("I"):  # grey with more than 8 bits: convert would clip it
+        image = eight_bits(image)
+    if image.mode != "RGB":
+        return image.convert("RGB")
+    image.load()  # not convert, which copies an RGB image
+    return image
 
 
 def missing(path: str | os.PathLike) -> str:

@@ -56,7 +56,10 @@ def outline(network: nn.Module, place: str, classifier: str) -> fx.Graph:
     """The graph of a network, in its mode. Arguments of forward besides the images keep their defaults."""
     others = [p for p in inspect.signature(network.forward).parameters.values()][1:]
     defaults = {p.name: p.default for p in others if p.default is not inspect.Parameter.empty}
+    before = torch.get_rng_state()
     graph = Outline(opened(place, classifier)).trace(network, concrete_args=defaults or None)
+    if not torch.equal(before, torch.get_rng_state()):  # they would be drawn here once, and never again
+        raise ValueError("its code draws random numbers, which a traced graph would keep")
     _, *more = (node for node in graph.nodes if node.op == "placeholder")
     for node in more:
         for check in list(node.users):  # fx checks that they have their defaults
@@ -142,16 +145,20 @@ def weights(network: nn.Module, used: set[str]) -> set[str]:
             if any(name == piece or name.startswith(f"{piece}.") for piece in used)}
 
 
-def evaluated(network: nn.Module, function: Callable):
-    """The value of ``function()`` with the network in evaluation mode and without gradients."""
+def tried(network: nn.Module, function: Callable, training: bool = False):
+    """The value of ``function()`` without gradients. Modes, buffers and random numbers stay as they are."""
     modes = {module: module.training for module in network.modules()}
-    network.eval()
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    network.train(training)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             return function()
     finally:
-        for module, training in modes.items():
-            module.training = training
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def origin(error: Exception) -> str:

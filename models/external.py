@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .architecture import Architecture, Head
-from .cut import Cut, cut, evaluated, origin, pieces
+from .cut import Cut, cut, origin, pieces, tried
 from .sources import in_library, maker, own_size, read, title, weights_of
 
 OPTIONS = ("classifier", "branch_at", "pretrained", "init", "image_size")
@@ -99,10 +99,15 @@ class Source:
         size = self.image_size
         images = torch.linspace(-1, 1, 2 * 3 * size * size).view(2, 3, size, size)
         try:
-            h, z = evaluated(network, lambda: forward(images))
-        except (RuntimeError, AssertionError) as error:  # PyTorch's and timm's, if shapes do not fit
+            tried(network, lambda: forward(images), training=True)
+            h, z = tried(network, lambda: forward(images))
+        except ValueError:
+            raise
+        except Exception as error:  # PyTorch's and timm's, if shapes do not fit; or whatever the network raises
             raise ValueError(f"{self.name} does not take images of {size}x{size} ({origin(error)}): choose another "
                              "--image_size") from error
+        if not isinstance(z, Tensor):
+            raise ValueError(f"{self.name} returns a {type(z).__name__}: it must return the logits [B, C] alone")
         if z.dim() != 2 or z.shape[1] != (num_classes or z.shape[1]):
             raise ValueError(f"{self.name} returns {list(z.shape[1:])} logits for {num_classes} classes: its last "
                              "layer must have num_classes outputs")
@@ -178,8 +183,8 @@ def default_size(name: str) -> int:
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:  # others may compute gates of channels
             module.register_forward_hook(lambda _, x, y: smallest.append(min(y.shape[-2:])))
     try:
-        evaluated(network, lambda: network(torch.zeros(1, 3, 32, 32)))
-    except (RuntimeError, AssertionError):
+        tried(network, lambda: network(torch.zeros(2, 3, 32, 32)))
+    except Exception:  # whatever a network raises for images that are too small
         return own_size(name)
     return 32 if min(smallest, default=0) >= 4 else own_size(name)
 
@@ -233,11 +238,24 @@ class Half(nn.Module):
         trunk, tail = (half.code for half in cuts[False])
         source.check(self.network, lambda images: tail(self.network, trunk(self.network, images)), num_classes)
         self.code = {mode: sides[self.side].code for mode, sides in cuts.items()}
+        if self.side == 0:
+            self.new_weights = []  # none of the trunk's: its classifier is thrown away
+            self.compare(cuts[False])
         of_trunk = cuts[True].trunk.used | cuts[False].trunk.used
         for name in pieces(self.network, place, source.find_classifier(self.network)):
             if (name in of_trunk) != (self.side == 0):  # what no code uses is the tail's, because it is exported, too
                 parent, _, child = name.rpartition(".")
                 delattr(self.network.get_submodule(parent), child)
+
+    def compare(self, halves: Cut) -> None:
+        """ValueError if the cut network gives other logits than the network."""
+        images = torch.linspace(-1, 1, 3 * 3 * self.source.image_size**2)
+        images = images.view(3, 3, self.source.image_size, self.source.image_size)
+        expected = tried(self.network, lambda: self.network(images))
+        _, z = tried(self.network, lambda: halves.tail.code(self.network, halves.trunk.code(self.network, images)))
+        if not torch.allclose(z, expected, equal_nan=True):
+            raise ValueError(f"--branch_at: {self.source.name} gives other logits if it is cut at {self.place}: "
+                             "network-based groups (--MulStu) need no cut")
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "code"}

@@ -18,6 +18,7 @@ import train
 import train_GL
 import train_kd
 from deployment import formats
+from runtime.checkpoints import serialise
 from runtime.errors import UserError
 
 NET = """
@@ -226,3 +227,54 @@ def test_every_script_has_the_flags():
                  "train_OKDPH"):
         args = importlib.import_module(name).parse_args(["--optimizer", "adamw"])
         assert (args.lr, args.wd, args.cosine, args.warmup, args.image_size) == (0.001, 0.05, False, 0, None)
+
+
+CONFLICT = NET + """
+
+class Named(Net):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        import torch
+        self.register_buffer("mean", torch.zeros(1, 3, 1, 1))
+        self.size = 1
+
+    def forward(self, x):
+        return super().forward((x - self.mean) * self.size)
+
+
+class Branching(Net):
+    def forward(self, x):
+        return super().forward(x if x.mean() > 0 else -x)
+"""
+
+
+def test_a_network_may_have_attributes_named_like_the_metadata(folder):
+    (folder / "net.py").write_text(CONFLICT)
+    train.main(["--model", "net.py:Named", *FLAGS])
+    evaluate.main(["DIGITS/net-Named", "--export", "named.pth"])
+    network = hubconf.okddip("named.pth", "net.py:Named")
+    assert network.size == 32 and len(network.mean) == 3 and network.network.size == 1
+    assert torch.equal(network(torch.ones(1, 3, 32, 32)), network.network(torch.ones(1, 3, 32, 32)))
+
+
+def test_a_network_that_an_exporter_does_not_support_is_one_line(folder):
+    (folder / "net.py").write_text(CONFLICT)
+    train.main(["--model", "net.py:Branching", *FLAGS])
+    with pytest.raises(UserError, match="this network cannot be written to a .pt2 file .*: export a .pth file"):
+        evaluate.main(["DIGITS/net-Branching", "--export", "branching.pt2"])
+    assert not (folder / "branching.pt2").exists()
+
+
+@pytest.mark.parametrize("change", [{"model": "{}/evil.py:Net"}, {"models": ["{}/evil.py:Net", "resnet8"]}])
+def test_a_checkpoint_cannot_make_a_file_run_that_the_training_did_not_name(folder, change):
+    train.main(["--model", "net.py:Net", *FLAGS])
+    (folder / "evil.py").write_text("raise SystemExit('imported')\n")
+    path = folder / "DIGITS" / "net-Net" / "best.pth"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["digest"]
+    for name, value in change.items():
+        names = [name.format(folder) for name in value] if isinstance(value, list) else value.format(folder)
+        checkpoint["flags"][name] = names
+    path.write_bytes(serialise(checkpoint))
+    with pytest.raises(UserError, match="is not a checkpoint of a run that can be rebuilt"):
+        evaluate.main([str(path)])

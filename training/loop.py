@@ -233,8 +233,7 @@ def train_method(Kind: type[Method], args: argparse.Namespace) -> None:
     train_loader, test_loader = dataloader(
         args.dataset, args.batch_size, args.num_workers, args.data_dir, device=run.device, seed=args.seed,
         cache=args.cache == "on", val_size=args.val_size, train_size=args.train_size, views=Kind.views(args),
-        decoder=args.decoder, image_size=args.image_size,
-        normalisation=models.normalisation(args.model) if args.pretrained else None)
+        decoder=args.decoder, image_size=args.image_size, normalisation=run.normalisation())
     try:
         method = Kind(args, train_loader.num_classes)
     except ValueError as error:  # models/ imports nothing of this repository, so it has no UserError
@@ -252,7 +251,7 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> None:
     args, history = run.args, run.history
     milestones = [] if args.cosine else args.schedule or default_milestones(run.unchangeable["num_epochs"])
     run.check_unchanged(method.revision, **data_identity(train_loader, test_loader), **method.unchangeable(),
-                        **{f"content of {file}": sha256 for file, sha256 in run.files.values()})
+                        **{f"content of {name}": sha256 for name, (_, sha256) in run.files.items()})
     cosine = run.unchangeable["num_epochs"] if args.cosine else 0
     stepper = Stepper(method, args.lr, args.wd, milestones, run.device, args.amp, args.compile, args.sync_bn,
                       args.optimizer, cosine, args.warmup, args.label_smoothing, train_loader.num_classes)

@@ -76,6 +76,21 @@ class Run:
         if args.image_size != 32 and processes.is_main():
             print(f"--image_size {args.image_size}: what {' and '.join(elsewhere)} is made for")
 
+    def normalisation(self) -> tuple[tuple, tuple] | None:
+        """The mean and std that --pretrained weights need; None: those of the data. UserError if they differ."""
+        args = self.args
+        if not args.pretrained:
+            return None
+        names = [name for name in getattr(args, "models", None) or [args.model] if models.is_external(name)]
+        try:
+            needed = {models.normalisation(name) for name in names}
+        except ValueError as error:
+            raise UserError(str(error), found_by_all=True) from error
+        if len(needed) > 1:
+            raise UserError(f"--pretrained: the weights of {' and '.join(names)} need images of different mean and "
+                            "std: train them without it, or with --init", found_by_all=True)
+        return needed.pop()
+
     def load(self, path: Path) -> dict:
         """The checkpoint that this run continues. The folder is locked before, so that no other process replaces it."""
         if path.exists():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import models
-from models.cut import evaluated
+from models.cut import tried
 from models.external import Source
 
 CNN = """
@@ -166,7 +166,11 @@ BAD = {
     "twice": ("{}/own.py:Twice", {}, "calls its classifier fc 2 times, not once"),
     "nan": ("{}/own.py:nan", {}, "logits that are not finite"),
     "classes": ("{}/own.py:seven", {}, r"returns \[7\] logits for 10 classes"),
-    "tuple": ("{}/own.py:Pair", {}, "returns a tuple in evaluation: it must return the logits"),
+    "tuple": ("{}/own.py:Pair", {}, "returns a tuple in training: it must return the logits"),
+    "pair_cut": ("{}/own.py:Pair", {"branch_at": "b"}, "returns a tuple: it must return the logits"),
+    "random": ("{}/own.py:Random", {"branch_at": "b"}, "because its code .* draws random numbers"),
+    "training": ("{}/own.py:Auxiliary", {}, "returns a tuple in training: it must return the logits"),
+    "fails": ("{}/own.py:Fails", {}, r"does not take images of 32x32 \(AttributeError: .* own.py line"),
     "two_values": ("{}/own.py:Skip", {"branch_at": "b"}, r"2 values cross the cut \(.*\), not one .*: --branch_at fc$"),
     "not_traced": ("{}/own.py:Branching", {"branch_at": "b"}, "cannot be traced .* no submodule .* \\(--MulStu\\)"),
     "shared": ("{}/own.py:Tied", {"branch_at": "b"}, "both sides of the cut use the weights a.weight"),
@@ -220,7 +224,25 @@ class Twice(nn.Module):
 
 class Pair(Twice):
     def forward(self, x):
-        return self.fc(self.b(self.a(x)).mean((2, 3))), x
+        z = self.fc(self.b(self.a(x)).mean((2, 3)))
+        return z, z
+
+
+class Random(Twice):
+    def forward(self, x):
+        x = self.a(x)
+        return self.fc((self.b(x) if self.training and torch.rand(()) < 0.5 else x + self.b(x)).mean((2, 3)))
+
+
+class Auxiliary(Twice):
+    def forward(self, x):
+        z = self.fc(self.b(self.a(x)).mean((2, 3)))
+        return (z, x) if self.training else z
+
+
+class Fails(Twice):
+    def forward(self, x):
+        return self.fc(self.b(self.a(x)).means((2, 3)))
 
 
 class Skip(Twice):
@@ -338,10 +360,10 @@ def test_init_that_cannot_be_read_is_one_line(own, tmp_path, content, sentence):
 def test_networks_can_be_pickled_and_copied(own, at):
     network = models.create_model(own("own:CNN"), 10, branch_at=at)
     images = torch.randn(2, 3, 32, 32)
-    expected = evaluated(network, lambda: network(images))
+    expected = tried(network, lambda: network(images))
     before = torch.get_rng_state()
     for other in (pickle.loads(pickle.dumps(network)), copy.deepcopy(network)):
-        assert torch.equal(evaluated(other, lambda other=other: other(images)), expected)
+        assert torch.equal(tried(other, lambda other=other: other(images)), expected)
         assert not {p.data_ptr() for p in other.parameters()} & {p.data_ptr() for p in network.parameters()}
     assert torch.equal(torch.get_rng_state(), before)
 
