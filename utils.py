@@ -212,6 +212,10 @@ def recipe_flags(p: Parser) -> None:
     g.add_argument("--efficient", action="store_true", help="DenseNet: recompute activations to save memory")
     g.add_argument("--seed", default=0, type=number(int, 0, high=2**63 - 1),
                    help="fixes weights, data order and augmentation")
+
+
+def other_flags(p: Parser) -> None:
+    """Networks that are not this project's; speed; several GPUs."""
     g = p.add_argument_group("networks from elsewhere (docs/own_project.md)")
     g.add_argument("--branch_at", metavar="MODULE", help="the submodule where the branches begin; what comes before it "
                                                          "is their trunk (whole networks need none)")
@@ -299,6 +303,7 @@ def teacher_flags(g: argparse._ArgumentGroup, default: str | None, help: str) ->
 def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
     """Add the flags of every script to the method's own, parse, and check what argparse cannot."""
     recipe_flags(p)
+    other_flags(p)
     run_flags(p)
     args = p.parse_args(argv)
     adamw = args.optimizer == "adamw"
