@@ -177,11 +177,11 @@ def named_networks(path: Path, checkpoint: dict, model: str | None) -> dict:
     A file is imported if the user names it, or if it still is where and what it was in the training. UserError if not.
     """
     recorded = checkpoint["flags"]
+    if recorded.get("models") and recorded["model"] != "+".join(recorded["models"]):  # one of them would be unchecked
+        raise ValueError("its --model is not that of its --models")
     names = [name for name in recorded.get("models") or [recorded["model"]] if models.in_file(name)]
     if not names:
         refuse_other(path, model=(model, recorded["model"]))
-        if models.in_file(recorded["model"]) and not recorded.get("models"):
-            raise LookupError(recorded["model"])
         return {}
     found = {}
     for name in dict.fromkeys(names):

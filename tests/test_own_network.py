@@ -265,7 +265,8 @@ def test_a_network_that_an_exporter_does_not_support_is_one_line(folder):
     assert not (folder / "branching.pt2").exists()
 
 
-@pytest.mark.parametrize("change", [{"model": "{}/evil.py:Net"}, {"models": ["{}/evil.py:Net", "resnet8"]}])
+@pytest.mark.parametrize("change", [{"model": "{}/evil.py:Net"}, {"models": ["{}/evil.py:Net", "resnet8"]},
+                                    {"model": "{}/evil.py:Net", "models": ["resnet8"]}])
 def test_a_checkpoint_cannot_make_a_file_run_that_the_training_did_not_name(folder, change):
     train.main(["--model", "net.py:Net", *FLAGS])
     (folder / "evil.py").write_text("raise SystemExit('imported')\n")
