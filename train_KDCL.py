@@ -23,9 +23,9 @@ def parse_args(argv: list[str] | None):
     g = utils.distillation_flags(parser, "KDCL", temperature=2.0)
     utils.group_flags(g, "networks", based_on="networks", mixed=True)
     g.add_argument("--target", default="mean", choices=("mean", "naive", "minlogit", "general"),
-                   help="the target: the mean of the logits; for each image, those of the network with the least CE; "
-                        "for each class, the least logit relative to the label's; a sum with the weights of the least "
-                        "error on the held-out images (--val_size), new after each epoch")
+                   help="mean of the logits; naive: those of the network with the least CE, for each image; minlogit: "
+                        "the least logit relative to the label's, for each class; general: weighted sum with the "
+                        "least error on held-out images (--val_size), new after each epoch")
     return utils.parse(parser, argv)
 
 

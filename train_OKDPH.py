@@ -20,18 +20,17 @@ def parse_args(argv: list[str] | None):
     """The flags of this script."""
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "OKDPH", temperature=4.0)
-    utils.group_flags(g, "networks, without the hybrid (authors' code: 2)", based_on="networks")
+    utils.group_flags(g, "networks (authors' code: 2)", based_on="networks")
     share = utils.number(float, 0, high=1)
     g.add_argument("--omega", default=0.8, type=share, help="weight of the networks' CE; the hybrid's is 1 - omega")
     g.add_argument("--beta", default=0.8, type=utils.number(float, 0), help="weight of the distillation")
     g.add_argument("--gamma", default=0.5, type=share, help="share of the hybrid in the networks after a fusion")
     g.add_argument("--interval", default="1_epoch", choices=("1_epoch", "5_batch"),
-                   help="when the networks and the hybrid are fused: after each epoch and its evaluation, or after "
-                        "steps 1, 6, 11, ... of each epoch")
+                   help="fusion after each epoch and its evaluation, or after steps 1, 6, 11, ... of each epoch")
     g.add_argument("--hybrid", default="mean", choices=("mean", "dirichlet"),
-                   help="r: 1/m, or drawn from Dirichlet(1) in each step, as in the paper's equation")
+                   help="r: 1/m, or drawn from Dirichlet(1) in each step, as in the paper")
     g.add_argument("--hybrid_gradient", action="store_true",
-                   help="the gradient of CE(z_hybrid) flows through the hybrid's weights, as in the paper's equation")
+                   help="the gradient of CE(z_hybrid) reaches the networks, as in the paper")
     return utils.parse(parser, argv)
 
 

@@ -24,20 +24,17 @@ def parse_args(argv: list[str] | None):
     g = utils.distillation_flags(parser, "ONE, CL-ILR, individual branches")
     utils.ramp_up_flags(g)
     utils.group_flags(g, "branches", mixed=True)
-    g.add_argument("--avg", action="store_true", help="CL: learn from the mean of the other branches, not from a gate")
+    g.add_argument("--avg", action="store_true", help="CL: target is the mean of the other branches")
     g.add_argument("--bpscale", action="store_true", help="CL-ILR: with --avg, divide the trunk's gradient by m")
     g.add_argument("--ind", action="store_true", help="individual branches, no distillation")
     args = utils.parse(parser, argv)
-    if args.bpscale and not args.avg:
-        parser.error("argument --bpscale: belongs to CL-ILR, add --avg")
-    if args.ind and args.avg:
-        parser.error("argument --ind: individual branches do not learn from a mean, leave out --avg or --ind")
-    if args.MulStu and args.bpscale:
-        parser.error("argument --MulStu: --bpscale needs a shared trunk: whole networks share no trunk")
-    if args.MulStu and not (args.avg or args.ind):
-        parser.error("argument --MulStu: ONE's gate needs a shared trunk, add --ind or --avg")
-    if args.batch_size < 2 * world_size() and not (args.avg or args.ind):
-        parser.error("argument --batch_size: the BatchNorm in ONE's gate needs at least 2 images in each process")
+    one = not (args.avg or args.ind)
+    parser.refuse("bpscale", args.bpscale and not args.avg, "belongs to CL-ILR, add --avg")
+    parser.refuse("ind", args.ind and args.avg, "individual branches have no targets, leave out --avg or --ind")
+    parser.refuse("MulStu", args.MulStu and args.bpscale, "--bpscale needs a trunk, and whole networks share no trunk")
+    parser.refuse("MulStu", args.MulStu and one, "ONE's gate needs a shared trunk, add --ind or --avg")
+    parser.refuse("batch_size", one and args.batch_size < 2 * world_size(),
+                  "the BatchNorm in ONE's gate needs at least 2 images in each process")
     return args
 
 
