@@ -64,12 +64,12 @@ def parse_args(argv: list[str] | None) -> Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Measure, export or classify, and print. UserError if the file, the data or a flag is wrong.
 
-    Of several images some of which cannot be read, the others are printed before the error.
+    If some images cannot be read, the others are printed before the error.
     """
     args = parse_args(argv)
     if world_size() > 1:
         raise UserError("evaluate.py works in one process: start it without torchrun")
-    # Here, because --help and wrong flags do not need PyTorch.
+    # Here, because --help and wrong flags need no PyTorch.
     import data_loader
     import models
     from deployment import classifying, exporting, measuring

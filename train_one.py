@@ -1,4 +1,4 @@
-"""The branch-based rivals of OKDDip: ONE, collaborative learning (CL, CL-ILR), and individual branches.
+"""Branch-based methods to compare OKDDip with: ONE, collaborative learning (CL, CL-ILR), individual branches.
 
     python train_one.py --model resnet32 --dataset CIFAR10                    # ONE (Lan et al. 2018)
     python train_one.py --model resnet32 --dataset CIFAR10 --avg --bpscale    # CL-ILR (Song & Chai 2018)
@@ -8,7 +8,7 @@
     ONE     e = sum_i g_i z_i, g the gate, teaches each branch     losses.one_loss
     CL      t_i, the mean of the others, teaches branch i          losses.cl_ilr_loss
     CL-ILR  the same, and the gradient that enters the shared trunk is divided by m
-    Ind     nobody teaches                                         losses.individual_loss
+    Ind     no distillation                                        losses.individual_loss
 
 Measured, test error of the last epoch in the small study (results/), mean of the branches:
 ONE 31.95 ± 0.71 % (5 seeds), CL-ILR 32.04 ± 1.01 % (5 seeds), Ind 31.03 ± 0.69 % (5 seeds).
@@ -51,7 +51,7 @@ from training.outputs import GATE, group_outputs
 class Ind(Group):
     """Individual branches: they share only the trunk (with --MulStu: nothing)."""
 
-    has_ramp_up = True  # it weighs nothing, but each epoch's record has w(e)
+    has_ramp_up = True  # no group loss, but each epoch's record has w(e)
 
     def __init__(self, args, num_classes: int):
         super().__init__(args, models.Branches(args.models or args.model, num_classes, args.num_branches, args.MulStu,
@@ -82,7 +82,7 @@ class CollaborativeLearning(Group):
 
 
 class ONE(Group):
-    """A gate weighs the branches; their gated ensemble e teaches each of them."""
+    """ONE: the gated ensemble e of the branches teaches each of them."""
 
     has_ramp_up = True
 

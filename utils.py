@@ -264,7 +264,7 @@ def distillation_flags(p: Parser, title: str, temperature: float = 3.0) -> argpa
 
 
 def ramp_up_flags(g: argparse._ArgumentGroup) -> None:
-    """--alpha, and the flags that ``Method.ramp_up`` reads."""
+    """--alpha, and the flags of w(e) (``losses.ramp_up``)."""
     g.add_argument("--alpha", default=1.0, type=AT_LEAST_0, help="weight of the group loss")
     g.add_argument("--start_consistency", default=0.0, type=AT_LEAST_0, help="share of the epochs before the ramp-up")
     g.add_argument("--length", default=80.0, type=AT_LEAST_0, help="epochs of the ramp-up w(e); 0: none")

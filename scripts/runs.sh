@@ -85,7 +85,7 @@ line() {
     printf '%s\n' "python $command$network $what$where --resume auto$more_flags"
 }
 
-# execute LINES: print the command lines, after those of the teachers, or run them. Each of them once.
+# execute LINES: print or run the command lines, those of the teachers first, each of them once
 execute() {
     case $1 in *" --T_model "*)
         set -- "$(SEEDS=${teacher_seed:-$SEEDS} MODELS=$T_MODEL && runs baseline)
