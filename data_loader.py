@@ -4,9 +4,9 @@
     train_loader.set_epoch(0)
     for images, labels in train_loader: ...      # float32 [B, 3, 32, 32], normalised; int64 [B]
 
-Another data set is one function and one line in DATASETS. loading/ holds the rest: it reads and augments the images and
-makes the batches. The order, crops and flips of an epoch follow from (seed, epoch). So cached and streamed loaders give
-the same batches, with any number of workers.
+To add a data set, write one function and one line in DATASETS. loading/ reads and augments the images and makes the
+batches. The order, crops and flips of an epoch depend only on (seed, epoch), so cached and streamed loaders give the
+same batches, with any number of workers.
 """
 
 import os
@@ -52,7 +52,7 @@ def cifar(kind: type[datasets.CIFAR10], root: str, test_only: bool = False) -> D
 def digits(root: str, test_only: bool = False) -> Data:
     """scikit-learn's 1,797 handwritten digits: 8x8 grey levels 0 to 16 -> 32x32 RGB. 360 of them are the test images.
 
-    They come with scikit-learn. So every command of this project can be tried without a network.
+    They are part of scikit-learn, so every command of this project can be tried without a download.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -85,24 +85,24 @@ def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root
     """-> train_loader, test_loader of one of DATASETS.
 
     num_workers: threads that decode image files; if images are streamed, processes.
-    cache: keep all images on the device. Without it, and always if they are large, they are streamed.
+    cache: keep all images on the device. Large images, and all without it, are streamed.
     val_size: training images to hold out, stratified, if the data set has no held-out images of its own.
         train_loader.held_out is the loader of the held-out images, without augmentation.
     train_size: training images to train on, stratified, the same for every seed (0: all that are not held out).
-    views: with more than one, train_loader augments each image so often, each time with another crop and flip: images
-        [B, views, 3, H, W]. Evaluation has one view.
+    views: how many times train_loader augments each image, each time with its own crop and flip. With several views,
+        images are [B, views, 3, H, W]. Evaluation has one view.
     decoder: of large images, one of DECODERS; "fast" differs from "pil" by rounding.
     image_size: height and width of the images, instead of the data set's. Above 64 they are large: prepared as
         ImageNet's and streamed.
     normalisation: mean and std instead of the data set's.
-    UserError if the data cannot be read or a number does not fit them.
+    UserError if the data cannot be read or a size does not fit.
 
-    Of several processes (runtime.processes.start) the first one reads the data before the others: it may download them.
+    If there are several processes, the first one reads the data before the others, because it may download them.
     """
     device = torch.device(device)
 
     def load() -> tuple[Loader, Loader]:
-        # Measured on all training images: a network's mean and std do not depend on the sizes.
+        # Mean and std are measured on all training images: they do not depend on train_size and val_size.
         data = read_data(data_name, root, cache, num_workers, decoder, val_size, image_size=image_size)
         data = data.normalised(*normalisation) if normalisation else data.measured(num_workers)
         train, held_out = divide(data, train_size, val_size, seed)
@@ -178,7 +178,7 @@ def check_batch_size(data_name: str, batch_size: int, num_train: int, num_evalua
     if batch_size % world_size:
         raise UserError(f"--batch_size {batch_size} cannot be shared out evenly among {world_size} processes")
     if world_size > num_evaluated:
-        raise UserError(f"there are fewer images to evaluate than the {world_size} processes")
+        raise UserError(f"there are fewer images to evaluate than the {world_size} processes: start fewer processes")
 
 
 def evaluation_batch(batch_size: int, data: Data, device: torch.device) -> int:
@@ -188,7 +188,7 @@ def evaluation_batch(batch_size: int, data: Data, device: torch.device) -> int:
 
 
 def normalisation(data_name: str, num_workers: int = 8, root: str = "./Data") -> tuple[tuple, tuple]:
-    """-> the mean and std of ``dataloader``: the data set's constants, or measured on its training images."""
+    """-> mean and std as in ``dataloader``: the data set's constants, or measured on its training images."""
     data = DATASETS[data_name]
     data = data if data.mean else data.load(root).measured(num_workers)
     return data.mean, data.std

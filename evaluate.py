@@ -25,58 +25,51 @@ from runtime.rank import world_size
 def parse_args(argv: list[str] | None) -> Namespace:
     """The flags. Wrong flags end the program with one line and exit code 2."""
     p = utils.Parser(__doc__, "RUN")
-    p.add_argument("file", metavar="RUN", help="run folder (its best.pth is read), checkpoint of a run or of the "
-                                               "authors' code, or exported file")
-    p.add_argument("--json", action="store_true", help="print JSON instead of text")
-    g = p.add_argument_group("instead of measuring")
-    g = g.add_mutually_exclusive_group()
+    p.main.add_argument("file", metavar="RUN", help="run folder (its best.pth), checkpoint, exported file")
+    g = p.main.add_mutually_exclusive_group()
     g.add_argument("--export", type=Path, metavar="FILE",
-                   help="write only the network that is deployed; the ending chooses the format: .pth, .safetensors, "
-                        ".onnx, .pt2")
+                   help="write the deployed network; FILE ends in .pth, .safetensors, .onnx, .pt2")
     g.add_argument("--images", nargs="+", metavar="IMAGE",
-                   help="print the classes of these image files, and of those in these folders, with probabilities")
-    g = p.add_argument_group("which network, and how much is printed")
+                   help="classify these image files, and those in these folders")
+    p.main.add_argument("--data_dir", metavar="DIR", help="data folder (default: as in the run, else ./Data)")
+    p.main.add_argument("--json", action="store_true", help="print JSON instead of text")
+    g = p.add_argument_group("details")
     g.add_argument("--branch", type=utils.number(int, 0), metavar="I",
-                   help="student I of a group, counted from 0 (default: the leader; without a leader, --images "
-                        "uses the ensemble and --export needs this flag)")
-    g.add_argument("--top", type=utils.number(int, 1), default=5, metavar="N", help="how many classes --images prints")
+                   help="student I of a group, from 0 (default: the leader; without one, --images uses the ensemble, "
+                        "and --export needs this flag)")
+    g.add_argument("--top", type=utils.COUNT, default=5, help="classes that --images prints")
     g.add_argument("--overwrite", action="store_true", help="let --export replace a file")
-    g = p.add_argument_group("data")
-    g.add_argument("--data_dir", metavar="DIR", help="where the data is (default: as in the run; else ./Data)")
-    g.add_argument("--dataset", metavar="NAME",
-                   help=f"{utils.DATASETS} (default: as in the run. For a checkpoint of the authors' "
-                        "code: CIFAR10. For an exported file with --data_dir: imagenet if its images are 224x224, else "
-                        "folder)")
-    g.add_argument("--decoder", choices=utils.DECODERS,
-                   help="of imagenet's JPEG files, to measure (default: as in the run; else pil)")
-    g = p.add_argument_group("only for checkpoints of the authors' code")
-    g.add_argument("--model", metavar="NAME", help=f"network: {utils.NETWORKS} (default: resnet32)")
-    g.add_argument("--method", choices=list(methods.FAMILIES),
-                   help="method (default: recognised by the names of the parameters)")
-    g = p.add_argument_group("speed and device")
-    g.add_argument("--batch_size", type=utils.number(int, 1),
-                   help="images in a batch (default: as in the run, else 128; on a GPU it is raised to 1024, for large "
-                        "images to 256)")
-    g.add_argument("--num_workers", type=utils.number(int, 0),
-                   help="threads or processes that decode image files (default: as in the run; else 8)")
-    g.add_argument("--gpu_id", default=0, type=utils.gpu_number, help="which GPU, if there are several")
-    g.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: the GPU if there is one, else the CPU; "
-                                    "--export, .onnx and .pt2 always use the CPU)")
+    g.add_argument("--dataset",
+                   help=f"{utils.DATASETS} (default: as in the run; authors' checkpoint: CIFAR10; exported file with "
+                        "--data_dir: imagenet if made for 224x224, else folder)")
+    g.add_argument("--decoder", choices=utils.DECODERS, help="JPEG decoder (default: as in the run, else pil)")
+    g = p.add_argument_group("checkpoints of the authors' code")
+    g.add_argument("--model", help=f"{utils.NETWORKS} (default: resnet32)")
+    g.add_argument("--method", choices=list(methods.FAMILIES), metavar="NAME",
+                   help=f"{', '.join(methods.FAMILIES)} (default: recognised by parameter names)")
+    g = p.add_argument_group("device and speed")
+    g.add_argument("--batch_size", type=utils.COUNT,
+                   help="images in a batch (default: as in the run, else 128); at least 1024 on a GPU, 256 if large")
+    g.add_argument("--num_workers", type=utils.COUNT_OR_0,
+                   help="threads or processes that read images (default: as in the run, else 8)")
+    g.add_argument("--device", help="cuda, cuda:1, cpu (default: the GPU, else the CPU; --export, .onnx and .pt2: "
+                                    "always the CPU)")
+    g.add_argument("--gpu_id", default=0, type=utils.gpu_number, help="number of the GPU (default: 0)")
     args = p.parse_args(argv)
-    if args.decoder and (args.export or args.images):
-        p.error("argument --decoder: it is for measuring, not for --export or --images")
+    p.refuse("decoder", args.decoder and (args.export or args.images),
+             "it is for measuring, not for --export or --images")
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, export or classify, and print. UserError if the file, the data or a flag is wrong.
 
-    Of several images some of which cannot be read, the others are printed before the error.
+    If some images cannot be read, the others are printed before the error.
     """
     args = parse_args(argv)
     if world_size() > 1:
         raise UserError("evaluate.py works in one process: start it without torchrun")
-    # Here, because --help and wrong flags do not need PyTorch.
+    # Here, because --help and wrong flags need no PyTorch.
     import data_loader
     import models
     from deployment import classifying, exporting, measuring

@@ -19,16 +19,16 @@ _OURS: dict = {}  # the modules of this project that have been imported
 
 
 def _take() -> dict:
-    """Remove all modules from sys.modules that have a name of this project's, and return them."""
+    """Remove the modules with this project's names from sys.modules, and return them."""
     return {name: _sys.modules.pop(name) for name in list(_sys.modules) if name.partition(".")[0] in _NAMES}
 
 
 @_contextmanager
 def _own_modules():
-    """Within it, ``import`` finds this project's modules; after it there is no trace of their names.
+    """A context in which ``import`` finds this project's modules. After it, their names are those of the caller again.
 
-    The caller of torch.hub.load may have own modules named ``models`` or ``utils``, imported before or after. Pickle
-    finds the classes of this project in the modules okddip_hub.NAME.
+    The caller of torch.hub.load may have its own ``models`` or ``utils``, imported before or after. Pickle finds the
+    classes of this project in the modules okddip_hub.NAME.
     """
     theirs = _take()
     _sys.modules.update(_OURS)
@@ -61,21 +61,21 @@ def okddip(file: str, model: str | None = None):
     """A network that ``evaluate.py RUN --export FILE`` wrote: .pth, .safetensors, .pt2 or, with its packages, .onnx.
 
     In evaluation mode: images float32 [B, 3, .size, .size] -> logits [B, C] of .classes. The pixels are in 0..1,
-    normalised by .mean and .std: .preprocess(image) makes them of an image of Pillow. model: PATH/FILE.py:NAME, for a
-    network that a Python file makes: the file is imported.
+    normalised by .mean and .std; .preprocess(image) prepares a Pillow image. model: PATH/FILE.py:NAME, for a network
+    that is defined in a Python file, which is imported.
     """
     with _own_modules():
         return _formats.load(file, model)
 
 
 def group(method: str = "OKDDip", student="resnet32", num_students: int = 4, num_classes: int = 10, **flags):
-    """A group of students and its loss, for a training loop of your own (docs/own_project.md).
+    """A group of students and its loss, for your own training loop (docs/own_project.md).
 
-    method: a name in methods.py. student: the name of a network as in --model, or a function or class that makes one of
-    your networks when it is called with ``num_classes=C``. flags: those of the method's script, without dashes: MulStu,
+    method: a name in methods.py. student: the name of a network as in --model, or a function or class that makes a
+    network if it is called with ``num_classes=C``. flags: those of the method's script, without dashes: MulStu,
     branch_at, image_size, temperature, ...
 
-    A module whose ``forward`` is that of the method's model; ``loss(images, labels, weight)`` -> its terms.
+    -> a module. Its ``forward`` is that of the method's model; ``loss(images, labels, weight)`` returns the terms.
     """
     with _own_modules():
         Kind, args = _methods.find(method)

@@ -207,7 +207,7 @@ def kdcl_loss(networks: Tensor, target: Tensor, labels: Tensor, temperature: flo
 
     L = sum_i [CE(z_i, y) + T^2 KL(sg t || z_i)],   sg: no gradient
 
-    The factor 1 of the second term and the absence of a ramp-up are readings of the paper.
+    The weight 1 of the second term and the absence of a ramp-up are our interpretation of the paper.
     """
     L_true = true_loss(networks, labels)
     L_group = distillation(target.detach().unsqueeze(1), networks, temperature, loss)

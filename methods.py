@@ -3,8 +3,8 @@
     python methods.py CL-ILR          # prints: train_one.py --avg --bpscale
     python methods.py --has CL-ILR    # prints: group,ramp_up train_one.py --avg --bpscale
 
-Evaluation, benchmarks, reports and scripts/runs.sh read this table. A new method is one script and one line here, at
-the end: tables and figures take their order and their colours from the table.
+Evaluation, benchmarks, reports and scripts/runs.sh read this table. A new method needs one script, and one line here at
+the end: the order of the table is that of methods and colours in tables and figures.
 """
 
 import importlib
@@ -18,8 +18,8 @@ from runtime.errors import UserError
 class Entry(NamedTuple):
     """definition: module and class. flags: those that choose the method in its script. title: in tables and figures.
 
-    group: it trains several networks, so its script has --num_branches. ramp_up: the weight of its group loss rises
-    over the first epochs, and its script has --length.
+    group: it trains several networks, so its script has --num_branches. ramp_up: its group loss has a ramp-up
+    (``Method.has_ramp_up``).
     """
 
     definition: str
@@ -40,7 +40,7 @@ class Entry(NamedTuple):
 
     @property
     def has(self) -> str:
-        """Which of "group" and "ramp_up" the method has, with a comma between them; "-": neither."""
+        """What the method has: "group", "ramp_up", "group,ramp_up" or "-"."""
         return ",".join(name for name in ("group", "ramp_up") if getattr(self, name)) or "-"
 
 
@@ -74,7 +74,7 @@ def title_of(name: str) -> str:
 
 
 def position(name: str) -> tuple[int, str]:
-    """A sort key: the order of the table, then other names by alphabet."""
+    """A sort key: the order of the table, then other names alphabetically."""
     return (list(METHODS).index(name) if name in METHODS else len(METHODS), name)
 
 

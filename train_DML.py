@@ -19,10 +19,10 @@ def parse_args(argv: list[str] | None):
     g = utils.distillation_flags(parser, "deep mutual learning")
     utils.group_flags(g, "networks", based_on="networks", mixed=True)
     g.add_argument("--type", default="ensemble", choices=("ensemble", "pairwise"),
-                   help="a network learns from the mean of the others, or from each of them")
+                   help="target: mean of the other networks, or each of them")
     g.add_argument("--detach_targets", action="store_true",
-                   help="no gradient through the targets, as in the paper of DML; by default it flows through them, as "
-                        "in the code of OKDDip's authors")
+                   help="no gradient through the targets, as in DML's paper (default: it flows, as in the code of "
+                        "OKDDip's authors)")
     return utils.parse(parser, argv)
 
 

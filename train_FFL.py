@@ -5,8 +5,8 @@
 
 The fused classifier (``models.FFL``) and the ensemble of the students teach each other: ``losses.ffl_loss``.
 
-The facts are from the authors' public code; it has m = 2. Their fusion has its own weight decay of 1e-5, their networks
-1e-4. Here all weights have the same.
+Details follow the authors' public code, which has m = 2. There the weight decay of the fusion is 1e-5 and that of the
+networks 1e-4; here all weights have the same.
 
 Measured, test error of the last epoch in the small study (results/), mean of the students: 30.39 ± 1.49 % (3 seeds).
 """

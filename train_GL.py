@@ -23,21 +23,19 @@ def parse_args(argv: list[str] | None):
     utils.group_flags(g, "students, the leader included")
     g.add_argument("--aggregation", default="attention",
                    choices=("attention", "mean", "random", "entropy", "symmetric", "others"),
-                   help="weights of the peers in a target (Table 5). The paper only names them; all but attention are "
-                        "this project's reading. mean: 1/peers; random: softmax of normal random numbers; entropy: "
-                        "a confident peer weighs more; symmetric: W_L = W_E; others: attention to the other peers, "
-                        "as in the abstract. The paper's equation and the authors' code include the peer itself")
+                   help="weights of the peers in a target (Table 5; all but attention are this project's reading). "
+                        "mean: 1/peers; random: softmax of normal random numbers; entropy: a confident peer weighs "
+                        "more; symmetric: W_L = W_E; others: attention without the peer itself")
     g.add_argument("--detach_targets", action="store_true",
-                   help="no gradient through the targets (not in the paper); W_L and W_E keep their initial values")
+                   help="no gradient through the targets (not in the paper); W_L and W_E are not trained")
     g.add_argument("--no_leader", action="store_true",
-                   help="all students are peers, and their ensemble is deployed (Tables 4 and 5)")
-    utils.teacher_flags(g, None, "every student also learns from this pre-trained teacher (Table 6)")
+                   help="all students are peers; their ensemble is deployed (Tables 4 and 5)")
+    utils.teacher_flags(g, None, "pre-trained teacher of every student (Table 6)")
     args = utils.parse(parser, argv)
-    if args.T_model_path and not args.T_model:
-        parser.error("argument --T_model_path: needs the name of the network. Add --T_model")
-    if args.aggregation == "others" and args.num_branches == 2 and not args.no_leader:
-        parser.error("argument --aggregation: others needs two peers, and --num_branches 2 leaves one besides the "
-                     "leader: use more branches, or --no_leader")
+    parser.refuse("T_model_path", args.T_model_path and not args.T_model, "needs the network's name. Add --T_model")
+    parser.refuse("aggregation", args.aggregation == "others" and args.num_branches == 2 and not args.no_leader,
+                  "others needs two peers, and --num_branches 2 leaves one besides the leader: use more branches, or "
+                  "--no_leader")
     return args
 
 

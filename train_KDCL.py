@@ -4,11 +4,11 @@
     python train_KDCL.py --models resnet32 resnet20 vgg16 --dataset CIFAR10 --target minlogit
 
 Each network has its own view of an image: its own crop and flip. The loss is ``losses.kdcl_loss``; the rules for the
-target are in models/kdcl.py. Mean is what public ports and the comparisons of other papers run, so tables call it "KDCL
-(mean)". It is none of the paper's four rules: naive, linear, minlogit, general. Linear is not built here.
+target are in models/kdcl.py. The paper has four: naive, linear (not implemented here), minlogit, general. The default,
+mean, is none of them. It is what public ports and other papers' comparisons use; tables call it "KDCL (mean)".
 
-Readings: the factor 1 of the distillation and T = 2, which two independent notes on the paper support; one port has
-alpha = 0.5 and T = 4. The weights of general are optimal for mixing probabilities, and here they mix logits.
+Our interpretation of the paper: the distillation has the weight 1 and T = 2. Two independent notes on the paper support
+this; one port has 0.5 and T = 4. The weights of general are optimal for mixing probabilities, but here they mix logits.
 
 Measured, test error of the last epoch in the small study (results/), mean of the networks:
 mean 31.64 ± 0.72 % (3 seeds), minlogit 35.42 ± 1.66 % (3 seeds).
@@ -23,9 +23,9 @@ def parse_args(argv: list[str] | None):
     g = utils.distillation_flags(parser, "KDCL", temperature=2.0)
     utils.group_flags(g, "networks", based_on="networks", mixed=True)
     g.add_argument("--target", default="mean", choices=("mean", "naive", "minlogit", "general"),
-                   help="the target: the mean of the logits; for each image, those of the network with the least CE; "
-                        "for each class, the least logit relative to the label's; a sum with the weights of the least "
-                        "error on the held-out images (--val_size), new after each epoch")
+                   help="mean of the logits; naive: those of the network with the least CE, for each image; minlogit: "
+                        "the least logit relative to the label's, for each class; general: weighted sum with the "
+                        "least error on held-out images (--val_size), new after each epoch")
     return utils.parse(parser, argv)
 
 

@@ -2,13 +2,13 @@
 
     python train_OKDPH.py --model resnet32 --dataset CIFAR10
 
-Each network has its own loss (``losses.okdph_loss``), and each network and the hybrid see a view of their own. Before
-each step the hybrid is mixed anew from the networks. In a fusion, every --interval, the networks move towards it
-(``models.OKDPH``). Networks begin with the same weights.
+All networks start from the same weights, and each has its own loss (``losses.okdph_loss``). Each network and the hybrid
+have their own view of an image. Before each step the hybrid is set to a mixture of the networks. In a fusion, every
+--interval, the networks move towards the hybrid (``models.OKDPH``).
 
 Defaults are those of the authors' public code (m = 2 there). Weights are copied into the hybrid, so its cross-entropy
-gives no gradient; --hybrid_gradient follows the paper's equation. Measured and deployed: the hybrid with r_i = 1/m of
-the weights as the epoch left them, before their fusion. docs/equations.md has the other differences.
+gives no gradient; --hybrid_gradient follows the paper's equation. Measured and deployed is the hybrid with r_i = 1/m of
+the weights at the end of the epoch, before the fusion. docs/equations.md has the other differences.
 
 Measured: not yet.
 """
@@ -20,18 +20,17 @@ def parse_args(argv: list[str] | None):
     """The flags of this script."""
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "OKDPH", temperature=4.0)
-    utils.group_flags(g, "networks, without the hybrid (authors' code: 2)", based_on="networks")
+    utils.group_flags(g, "networks (authors' code: 2)", based_on="networks")
     share = utils.number(float, 0, high=1)
     g.add_argument("--omega", default=0.8, type=share, help="weight of the networks' CE; the hybrid's is 1 - omega")
     g.add_argument("--beta", default=0.8, type=utils.number(float, 0), help="weight of the distillation")
     g.add_argument("--gamma", default=0.5, type=share, help="share of the hybrid in the networks after a fusion")
     g.add_argument("--interval", default="1_epoch", choices=("1_epoch", "5_batch"),
-                   help="when the networks and the hybrid are fused: after each epoch and its evaluation, or after "
-                        "steps 1, 6, 11, ... of each epoch")
+                   help="fusion after each epoch and its evaluation, or after steps 1, 6, 11, ... of each epoch")
     g.add_argument("--hybrid", default="mean", choices=("mean", "dirichlet"),
-                   help="r: 1/m, or drawn from Dirichlet(1) in each step, as in the paper's equation")
+                   help="r: 1/m, or drawn from Dirichlet(1) in each step, as in the paper")
     g.add_argument("--hybrid_gradient", action="store_true",
-                   help="the gradient of CE(z_hybrid) flows through the hybrid's weights, as in the paper's equation")
+                   help="the gradient of CE(z_hybrid) reaches the networks, as in the paper")
     return utils.parse(parser, argv)
 
 
@@ -64,7 +63,7 @@ class OKDPH(Group):
     def before_step(self, step: int, step_of_epoch: int) -> None:
         args = self.args
         if args.interval == "1_epoch" and step_of_epoch == 1 < step:
-            # The fusion after the epoch before. Here, because that epoch's evaluation and checkpoint come first.
+            # The fusion after the previous epoch. It is here because that epoch is evaluated and saved before it.
             self.model.share(args.gamma)
         if args.hybrid == "mean":
             self.model.r.fill_(1 / args.num_branches)
@@ -87,7 +86,7 @@ class OKDPH(Group):
         return terms, self.measured(z, z_hybrid)
 
     def deploy(self) -> None:
-        self.model.deploy()  # a checkpoint holds the hybrid of the last step
+        self.model.deploy()  # a checkpoint has the hybrid of the last step
 
     def measured(self, z, z_hybrid):  # [B, m, C], [B, C]
         return {LEADER: z_hybrid} | group_outputs(z)

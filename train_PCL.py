@@ -3,8 +3,8 @@
     python train_PCL.py --model resnet32 --dataset CIFAR10
 
 Each peer (branch) has its own view of an image: its own crop and flip. Their ensemble is a classifier of all features.
-The mean peers follow the peers after each step (``models.PCL``). The loss is ``losses.pcl_loss``. --alpha (1, not in
-the paper) is a factor of both w(e). Mean peer 0 is deployed, the paper's "first peer". The paper has m = 3.
+The mean peers are updated after each step (``models.PCL``). The loss is ``losses.pcl_loss``; --alpha (default 1, not in
+the paper) multiplies both w(e). Mean peer 0, the paper's "first peer", is deployed. The paper has m = 3.
 
 Measured: not yet.
 """

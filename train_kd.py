@@ -1,4 +1,4 @@
-"""Classic knowledge distillation (Hinton et al. 2015): a network learns from a frozen teacher that was trained before.
+"""Classic knowledge distillation (Hinton et al. 2015): a network learns from a frozen, pre-trained teacher.
 
     python train.py --model resnet110 --dataset CIFAR10
     python train_kd.py --model resnet32 --T_model resnet110 --T_model_path ./CIFAR10/resnet110 --dataset CIFAR10
@@ -17,7 +17,7 @@ def parse_args(argv: list[str] | None):
     parser = utils.Parser(__doc__)
     g = utils.distillation_flags(parser, "knowledge distillation")
     g.add_argument("--alpha", default=1.0, type=utils.number(float, 0), help="weight of the distillation loss")
-    utils.teacher_flags(g, "resnet110", "teacher network")
+    utils.teacher_flags(g, "resnet110", "pre-trained network")
     return utils.parse(parser, argv)
 
 

@@ -1,4 +1,4 @@
-"""The branch-based rivals of OKDDip: ONE, collaborative learning (CL, CL-ILR), and individual branches.
+"""Branch-based methods to compare OKDDip with: ONE, collaborative learning (CL, CL-ILR), individual branches.
 
     python train_one.py --model resnet32 --dataset CIFAR10                    # ONE (Lan et al. 2018)
     python train_one.py --model resnet32 --dataset CIFAR10 --avg --bpscale    # CL-ILR (Song & Chai 2018)
@@ -8,7 +8,7 @@
     ONE     e = sum_i g_i z_i, g the gate, teaches each branch     losses.one_loss
     CL      t_i, the mean of the others, teaches branch i          losses.cl_ilr_loss
     CL-ILR  the same, and the gradient that enters the shared trunk is divided by m
-    Ind     nobody teaches                                         losses.individual_loss
+    Ind     no distillation                                        losses.individual_loss
 
 Measured, test error of the last epoch in the small study (results/), mean of the branches:
 ONE 31.95 ± 0.71 % (5 seeds), CL-ILR 32.04 ± 1.01 % (5 seeds), Ind 31.03 ± 0.69 % (5 seeds).
@@ -24,20 +24,17 @@ def parse_args(argv: list[str] | None):
     g = utils.distillation_flags(parser, "ONE, CL-ILR, individual branches")
     utils.ramp_up_flags(g)
     utils.group_flags(g, "branches", mixed=True)
-    g.add_argument("--avg", action="store_true", help="CL: learn from the mean of the other branches, not from a gate")
+    g.add_argument("--avg", action="store_true", help="CL: target is the mean of the other branches")
     g.add_argument("--bpscale", action="store_true", help="CL-ILR: with --avg, divide the trunk's gradient by m")
     g.add_argument("--ind", action="store_true", help="individual branches, no distillation")
     args = utils.parse(parser, argv)
-    if args.bpscale and not args.avg:
-        parser.error("argument --bpscale: belongs to CL-ILR, add --avg")
-    if args.ind and args.avg:
-        parser.error("argument --ind: individual branches do not learn from a mean, leave out --avg or --ind")
-    if args.MulStu and args.bpscale:
-        parser.error("argument --MulStu: --bpscale needs a shared trunk: whole networks share no trunk")
-    if args.MulStu and not (args.avg or args.ind):
-        parser.error("argument --MulStu: ONE's gate needs a shared trunk, add --ind or --avg")
-    if args.batch_size < 2 * world_size() and not (args.avg or args.ind):
-        parser.error("argument --batch_size: the BatchNorm in ONE's gate needs at least 2 images in each process")
+    one = not (args.avg or args.ind)
+    parser.refuse("bpscale", args.bpscale and not args.avg, "belongs to CL-ILR, add --avg")
+    parser.refuse("ind", args.ind and args.avg, "individual branches have no targets, leave out --avg or --ind")
+    parser.refuse("MulStu", args.MulStu and args.bpscale, "--bpscale needs a trunk, and whole networks share no trunk")
+    parser.refuse("MulStu", args.MulStu and one, "ONE's gate needs a shared trunk, add --ind or --avg")
+    parser.refuse("batch_size", one and args.batch_size < 2 * world_size(),
+                  "the BatchNorm in ONE's gate needs at least 2 images in each process")
     return args
 
 
@@ -54,7 +51,7 @@ from training.outputs import GATE, group_outputs
 class Ind(Group):
     """Individual branches: they share only the trunk (with --MulStu: nothing)."""
 
-    has_ramp_up = True  # it weighs nothing, but each epoch's record has w(e)
+    has_ramp_up = True  # no group loss, but each epoch's record has w(e)
 
     def __init__(self, args, num_classes: int):
         super().__init__(args, models.Branches(args.models or args.model, num_classes, args.num_branches, args.MulStu,
@@ -85,7 +82,7 @@ class CollaborativeLearning(Group):
 
 
 class ONE(Group):
-    """A gate weighs the branches; their gated ensemble e teaches each of them."""
+    """ONE: the gated ensemble e of the branches teaches each of them."""
 
     has_ramp_up = True
 

@@ -1,4 +1,4 @@
-"""The command line: parser, flags that scripts share, errors as one line. Needs no PyTorch, so --help is quick."""
+"""The command line: parser, flags that scripts share, one-line errors. It needs no PyTorch, so --help is quick."""
 
 import argparse
 import errno
@@ -19,7 +19,7 @@ from training.folder import finished_run, run_path
 
 
 def command(main: Callable[[], None]) -> None:
-    """Run a script's main. A UserError, or a file that cannot be read or written, ends it with one line and exit 2."""
+    """Run a script's main. UserError and OSError end it with one line and exit code 2."""
     open_closed_streams()
     try:
         if sentence := wrong_variable():
@@ -43,7 +43,7 @@ def command(main: Callable[[], None]) -> None:
         if not another_process_ended(error):
             raise
         reason = str(error).partition("\n")[0][:120]
-        fail(f"another process of this run has ended: --resume auto goes on from the last checkpoint ({reason})")
+        fail(f"another process of this run has ended: --resume auto continues from the last checkpoint ({reason})")
     except KeyboardInterrupt:  # before the training; a training saves first
         sys.exit(128 + signal.SIGINT)
     finally:
@@ -54,7 +54,7 @@ def command(main: Callable[[], None]) -> None:
 
 
 def open_closed_streams() -> None:
-    """Open those of files 0 to 2 that the shell has closed (2>&-): a checkpoint that became file 2 would get messages.
+    """Open the standard streams that the shell has closed (2>&-). Else error messages could go into a checkpoint.
 
     sys.stdout stays None if it was closed, for ``write_result``.
     """
@@ -66,7 +66,7 @@ def open_closed_streams() -> None:
 
 
 def fail(error: Exception | str) -> NoReturn:
-    """Print one line, unless another process prints it, and exit with code 2."""
+    """Print one line, unless another process reports the error, and exit with code 2."""
     if not (isinstance(error, UserError) and error.already_reported):
         who = f"process {rank()}: " if rank() else ""
         print(one_line(f"error: {who}{error}"), file=sys.stderr)
@@ -75,7 +75,7 @@ def fail(error: Exception | str) -> NoReturn:
 
 
 def tell_torchrun(line: str) -> None:
-    """Let torchrun repeat the line at the end of its own, long message. The format is that of its ``record``."""
+    """Let torchrun repeat the line at the end of its own long message. The format is that of its ``record``."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         about = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}
         with suppress(OSError):
@@ -83,24 +83,24 @@ def tell_torchrun(line: str) -> None:
 
 
 def write_result(text: str) -> None:
-    """Write what a script is asked for to standard output. If nobody reads it (>&-, | head), end with exit code 1."""
+    """Write a script's result to standard output. If that is closed (>&-, | head), exit with code 1."""
     if sys.stdout is None:
         sys.exit(1)
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again at its exit
         sys.exit(1)
 
 
 def before_pytorch(parse_args: Callable[[None], argparse.Namespace]) -> None:
-    """End the program for --help, for wrong flags, and if the run to resume is finished. This needs no PyTorch.
+    """Exit here for --help, for wrong flags, and if the run to resume is finished: none of them needs PyTorch.
 
-    A training script calls it between its flags and its other imports, which take seconds.
+    A training script calls it before its slow imports.
     """
     args = parse_args(None)
-    with suppress(OSError):  # a path that is too long: main says so
+    with suppress(OSError):  # a path that is too long: main reports it
         if folder := finished_run(args, Path(sys.argv[0]).stem):
             if is_main():
                 print(Complete(folder, args.num_epochs))
@@ -110,31 +110,42 @@ def before_pytorch(parse_args: Callable[[None], argparse.Namespace]) -> None:
 # --- parser -----------------------------------------------------------------------------------------------------------
 
 
-class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps line breaks in formulas, and shows defaults other than None and False."""
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Appends the default of each flag, unless it is None, False or 0."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        nothing = action.default is None or action.default is False
-        return action.help if nothing else super()._get_help_string(action)
+        return f"{action.help} (default: %(default)s)" if action.default else action.help
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         kind = getattr(action.type, "__name__", "")
         return {"int": "N", "float": "X"}.get(kind, "NAME")
 
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        first, several, _ = super()._format_args(action, default_metavar).partition(" [")
+        return first + (" ..." if several else "")  # argparse: EPOCH [EPOCH ...]
+
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with a one-line error and a readable --help."""
+    """argparse, with a one-line error and a short --help. main: the first group, of the flags that everybody needs."""
 
     def __init__(self, description: str, operands: str = ""):
-        """description: the script's docstring; --help omits its measured results. operands: positional arguments."""
-        super().__init__(description=(description or "").partition("\nMeasured")[0].strip(),  # -OO: None
+        """description: the script's docstring; --help shows its title and commands. operands: positional arguments."""
+        super().__init__(description="\n\n".join((description or "").split("\n\n")[:2]),  # -OO: None
                          formatter_class=Help, usage=f"%(prog)s {operands} [--flag VALUE ...]".replace("  ", " "),
-                         allow_abbrev=False)  # other code looks for whole flags in a command line
+                         allow_abbrev=False,  # other code looks for whole flags in a command line
+                         add_help=False)
+        self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+        self.main = self.add_argument_group("main flags")
 
     def error(self, message: str):
         line = one_line(f"error: {message} (see {self.prog} --help)")
         tell_torchrun(line)
         self.exit(2, line + "\n" if is_main() else None)
+
+    def refuse(self, flag: str, wrong: object, sentence: str) -> None:
+        """End with an error about a flag if it is wrong."""
+        if wrong:
+            self.error(f"argument --{flag}: {sentence}")
 
 
 def number(kind: type, low: float, open_end: bool = False, high: float | None = None) -> Callable[[str], float]:
@@ -158,131 +169,113 @@ def gpu_number(text: str) -> int:
     """An argparse type: the number of one GPU."""
     if "," in text:  # the original takes a list
         several = f"torchrun --standalone --nproc_per_node={len(text.split(','))} train_GL.py"
-        raise argparse.ArgumentTypeError(f"one number, not {text}: a training uses several GPUs if torchrun starts it, "
+        raise argparse.ArgumentTypeError(f"one number, not {text}: for several GPUs start the training with torchrun, "
                                          f"as in {several}, without --gpu_id")
     return number(int, 0)(text)
 
 
 gpu_number.__name__ = "int"  # argparse says "invalid int value"
 
-# --- flags of every training script -----------------------------------------------------------------------------------
+# --- flags of the training scripts. Names and defaults are those of the authors' code. --------------------------------
 
 
-# For --help. The tables models.NETWORKS and data_loader.DATASETS decide, and they need PyTorch: a name is looked up
-# after parsing, by ``Run`` and by ``dataloader``.
-NETWORKS = ("resnet8, resnet14, resnet20, resnet32, resnet44, resnet56, resnet110, wide_resnet20_8, vgg16, vgg19, "
-            "densenetd40k12, densenetd100k12, resnet18, resnet34, resnet50")
-DATASETS = "CIFAR10, CIFAR100, DIGITS, folder, imagenet"
+# For --help only. The tables that decide, models.NETWORKS and data_loader.DATASETS, need PyTorch: ``Run`` and
+# ``dataloader`` look a name up after parsing.
+NETWORKS = "resnet8/14/20/32/44/56/110, wide_resnet20_8, vgg16/19, densenetd40k12/100k12, resnet18/34/50"
+DATASETS = "CIFAR10, CIFAR100, DIGITS (needs no download), folder (your own images), imagenet"
 DECODERS = ("pil", "fast")
+COUNT, COUNT_OR_0 = number(int, 1), number(int, 0)
+SHARE, AT_LEAST_0 = number(float, 0, high=1), number(float, 0)
+
+
+def main_flags(g: argparse._ArgumentGroup) -> None:
+    """What a training needs first."""
+    g.add_argument("--model", default="resnet32",
+                   help=f"{NETWORKS}, timm:NAME, torchvision:NAME, FILE.py:NAME")
+    g.add_argument("--dataset", default="CIFAR10", help=DATASETS)
+    g.add_argument("--data_dir", default="./Data", metavar="DIR", help="data folder, also for downloads")
+    g.add_argument("--num_epochs", default=300, type=COUNT, help="length of the training")
+    g.add_argument("--seed", default=0, type=number(int, 0, high=2**63 - 1),
+                   help="fixes weights, data order, augmentation (default: 0)")
+    g.add_argument("--resume", metavar="RUN",
+                   help="continue the run in this folder, with the same flags; auto: this run if it was begun, else "
+                        "start it")
 
 
 def recipe_flags(p: Parser) -> None:
-    """Network, data and training recipe. Names and defaults are those of the authors' code."""
-    g = p.add_argument_group("recipe")
-    g.add_argument("--model", default="resnet32", metavar="NAME",
-                   help=f"network: {NETWORKS}; or torchvision:NAME, timm:NAME, or FILE.py:NAME, your own function or "
-                        "class (docs/own_project.md)")
-    g.add_argument("--dataset", default="CIFAR10", metavar="NAME",
-                   help=f"{DATASETS} (folder and imagenet: <data_dir>/train/<class>/*, and test/ or val/ "
-                        "next to it; of both, val/ chooses the best epoch)")
-    g.add_argument("--image_size", type=number(int, 8, high=2048), metavar="S",
-                   help="height and width of the images; above 64 they are cropped and streamed as ImageNet's "
-                        "(default: imagenet 224, others 32; folder with torchvision: and timm: the network's own)")
-    g.add_argument("--train_size", default=0, type=number(int, 0), metavar="N",
-                   help="train on N training images, stratified, the same for every --seed (0: all not held out)")
-    g.add_argument("--val_size", default=0, type=number(int, 0), metavar="N",
-                   help="hold out N training images, stratified, to choose the best epoch (0: test images)")
-    g.add_argument("--num_epochs", default=300, type=number(int, 1), help="length of the training")
-    g.add_argument("--batch_size", default=128, type=number(int, 1), help="images per step")
-    g.add_argument("--optimizer", default="sgd", choices=("sgd", "adamw"), help="sgd has Nesterov momentum 0.9")
+    """Optimization, data and network."""
+    g = p.add_argument_group("optimization")
+    g.add_argument("--batch_size", default=128, type=COUNT, help="images per step")
+    g.add_argument("--optimizer", default="sgd", choices=("sgd", "adamw"), metavar="NAME",
+                   help="sgd (Nesterov momentum 0.9) or adamw")
     g.add_argument("--lr", type=number(float, 0, open_end=True),
-                   help="initial learning rate (default: 0.1, with adamw 0.001)")
-    g.add_argument("--cosine", action="store_true",
-                   help="the learning rate falls to 0 as half a cosine, instead of by --schedule")
-    g.add_argument("--warmup", default=0, type=number(int, 0), metavar="N",
-                   help="epochs in which the learning rate rises at the beginning")
-    g.add_argument("--label_smoothing", default=0.0, type=number(float, 0, high=1), metavar="X",
-                   help="part of a label's probability that is spread over all classes")
-    g.add_argument("--schedule", type=number(int, 1), nargs="+", metavar="EPOCH",
-                   help="epochs after which the learning rate is divided by 10 "
-                        "(default: half and three quarters of --num_epochs)")
-    g.add_argument("--wd", type=number(float, 0),
-                   help="weight decay, on every parameter (default: 0.0005, with adamw 0.05)")
-    g.add_argument("--dropout", default=0.0, type=number(float, 0), help="dropout of VGG's classifier")
+                   help="initial learning rate (default: 0.1, adamw 0.001)")
+    g.add_argument("--schedule", type=COUNT, nargs="+", metavar="EPOCH",
+                   help="divide it by 10 after these (default: 1/2, 3/4 of all)")
+    g.add_argument("--cosine", action="store_true", help="cosine decay to 0 instead of --schedule")
+    g.add_argument("--warmup", default=0, type=COUNT_OR_0, help="epochs of linear warm-up")
+    g.add_argument("--wd", type=AT_LEAST_0, help="weight decay (default: 0.0005, adamw 0.05)")
+    g.add_argument("--label_smoothing", default=0.0, type=SHARE, help="share of each label spread over all classes")
+    g = p.add_argument_group("data (folder, imagenet: <data_dir>/train/<class>/*, and test/ or val/ or both)")
+    g.add_argument("--image_size", type=number(int, 8, high=2048),
+                   help="height and width (default: 32; imagenet 224; folder with torchvision:, timm:, FILE.py: the "
+                        "network's own)")
+    g.add_argument("--train_size", default=0, type=COUNT_OR_0,
+                   help="train on N images, stratified, the same for every seed")
+    g.add_argument("--val_size", default=0, type=COUNT_OR_0, help="choose the best epoch on N held-out training images")
+    g.add_argument("--cache", default="on", choices=("on", "off"), help="off: stream images; large ones always")
+    g.add_argument("--num_workers", default=8, type=COUNT_OR_0, help="threads or processes that read images")
+    g = p.add_argument_group("network (docs/own_project.md)")
+    g.add_argument("--dropout", default=0.0, type=AT_LEAST_0, help="dropout in VGG's classifier")
     g.add_argument("--efficient", action="store_true", help="DenseNet: recompute activations to save memory")
-    g.add_argument("--seed", default=0, type=number(int, 0, high=2**63 - 1),
-                   help="fixes weights, data order and augmentation")
-
-
-def other_flags(p: Parser) -> None:
-    """Networks that are not this project's; speed; several GPUs."""
-    g = p.add_argument_group("networks from elsewhere (docs/own_project.md)")
-    g.add_argument("--branch_at", metavar="MODULE", help="the submodule where the branches begin; what comes before it "
-                                                         "is their trunk (whole networks need none)")
-    g.add_argument("--classifier", metavar="MODULE", help="the submodule whose input are the features (default: the "
-                                                          "last nn.Linear)")
-    g.add_argument("--pretrained", action="store_true", help="start from the weights of torchvision or timm, and use "
-                                                             "their mean and std")
+    g.add_argument("--pretrained", action="store_true", help="weights, mean and std of torchvision or timm")
     g.add_argument("--init", metavar="FILE", help="start from the weights in a .pth or .safetensors file")
-    g = p.add_argument_group("speed (each flag changes rounding and is off by default)")
-    g.add_argument("--amp", default="off", choices=("off", "bf16", "fp16"), help="networks in half precision")
-    g.add_argument("--compile", action="store_true", help="torch.compile the training step; on a GPU, CUDA graphs")
-    g.add_argument("--decoder", default="pil", choices=DECODERS,
-                   help="of imagenet's JPEG files; fast: simplejpeg instead of Pillow")
-    g.add_argument("--tf32", action="store_true", help="TF32 in convolutions and matrix products, on GPUs that have it")
-    g = p.add_argument_group("several GPUs (torchrun --standalone --nproc_per_node=N train....py)")
-    g.add_argument("--sync_bn", action="store_true", help="BatchNorm over the images of all processes")
+    g.add_argument("--branch_at", metavar="MODULE", help="submodule at which the trunk ends and branches begin")
+    g.add_argument("--classifier", metavar="MODULE", help="takes the features as input (default: last nn.Linear)")
 
 
 def run_flags(p: Parser) -> None:
-    """Where a run's files are, and what it runs on."""
-    g = p.add_argument_group("run")
-    g.add_argument("--data_dir", default="./Data", help="where the data is, or is downloaded to")
-    g.add_argument("--save_dir", default=".", help="runs are saved in <save_dir>/<dataset>/<method>/<model>")
-    g.add_argument("--version", default="V0",
-                   help="name of the run, if there are several of a method and network; it is appended to the folder "
-                        "(V0 appends nothing)")
-    g.add_argument("--resume", metavar="RUN",
-                   help="run folder, or a checkpoint in it: continue where it stopped, with the same flags; auto: "
-                        "continue this run if it was begun, else start it")
-    g.add_argument("--save_every", default=1, type=number(int, 1), metavar="N",
-                   help="save last.pth every N epochs; the best and the last epoch are always saved")
-    g.add_argument("--save_steps", default=0, type=number(int, 0), metavar="N",
-                   help="also save last.pth every N steps, for long epochs (0: never)")
+    """The run's files, and what it runs on."""
+    g = p.add_argument_group("run folder")
+    g.add_argument("--save_dir", default=".", metavar="DIR", help="runs: DIR/<dataset>/<method>/<model>")
+    g.add_argument("--version", default="V0", help="suffix of the run's folder; V0: none")
     g.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
-    g.add_argument("--cache", default="on", choices=("on", "off"),
-                   help="on: all images stay on the device; off (imagenet: always): they are read one by one")
-    g.add_argument("--num_workers", default=8, type=number(int, 0),
-                   help="threads that decode image files; with --cache off, processes")
-    g.add_argument("--gpu_id", default=0, type=gpu_number, help="which GPU, if there are several; under torchrun "
-                                                                    "each process has its own GPU, from 0")
-    g.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: the GPU if there is one, else the CPU)")
-    g.add_argument("--log_every", default=100, type=number(int, 1), help="update the progress every N steps")
+    g.add_argument("--save_every", default=1, type=COUNT, help="epochs between checkpoints")
+    g.add_argument("--save_steps", default=0, type=COUNT_OR_0, help="also save every N steps, for long epochs")
+    g.add_argument("--log_every", default=100, type=COUNT, help="steps between progress lines")
+    g = p.add_argument_group("device and speed (--amp, --compile, --tf32 and --decoder fast change rounding)")
+    g.add_argument("--device", help="cuda, cuda:1, cpu (default: the GPU, else the CPU)")
+    g.add_argument("--gpu_id", default=0, type=gpu_number, help="number of the GPU, without torchrun (default: 0)")
+    g.add_argument("--amp", default="off", choices=("off", "bf16", "fp16"), metavar="TYPE",
+                   help="half precision: bf16 or fp16")
+    g.add_argument("--compile", action="store_true", help="torch.compile the training step; CUDA graphs on a GPU")
+    g.add_argument("--tf32", action="store_true", help="TF32 in convolutions and matrix products")
+    g.add_argument("--decoder", default="pil", choices=DECODERS, help="JPEG decoder; fast: simplejpeg")
+    g.add_argument("--sync_bn", action="store_true", help="BatchNorm over the images of all processes")
 
 
 def distillation_flags(p: Parser, title: str, temperature: float = 3.0) -> argparse._ArgumentGroup:
-    """--loss and --temperature. Returns the argument group, so that the method can add its own flags."""
+    """--loss and --temperature. Returns their group, for the method's own flags."""
     g = p.add_argument_group(title)
-    g.add_argument("--loss", default="KL", choices=("KL", "CE"), help="divergence between target and student")
+    g.add_argument("--loss", default="KL", choices=("KL", "CE"), help="divergence of students from targets")
     g.add_argument("--temperature", default=temperature, type=number(float, 0, open_end=True, high=1e6),
-                   help="T: a larger temperature makes probabilities softer")
+                   help="T: higher gives softer probabilities")
     return g
 
 
 def ramp_up_flags(g: argparse._ArgumentGroup) -> None:
-    """alpha, and w(e) (``losses.ramp_up``)."""
-    g.add_argument("--alpha", default=1.0, type=number(float, 0), help="weight of the group loss")
-    g.add_argument("--start_consistency", default=0.0, type=number(float, 0),
-                   help="fraction of the epochs before the ramp-up w(e) begins")
-    g.add_argument("--length", default=80.0, type=number(float, 0), help="epochs of the ramp-up; 0: none")
+    """--alpha, and the flags of w(e) (``losses.ramp_up``)."""
+    g.add_argument("--alpha", default=1.0, type=AT_LEAST_0, help="weight of the group loss")
+    g.add_argument("--start_consistency", default=0.0, type=AT_LEAST_0, help="share of the epochs before the ramp-up")
+    g.add_argument("--length", default=80.0, type=AT_LEAST_0, help="epochs of the ramp-up w(e); 0: none")
 
 
 def group_flags(g: argparse._ArgumentGroup, students: str, based_on: str = "", mixed: bool = False) -> None:
-    """The number of students, and whether they share a trunk. based_on: "branches" or "networks", if it is always so.
+    """The number of students, and whether they share a trunk. based_on: "branches" or "networks" if only that exists.
 
-    mixed: the students may be different networks (--models), because the method's targets are logits.
+    mixed: the students may be different networks (--models). Then the method's targets are logits, which all have.
     """
-    g.add_argument("--num_branches", default=4, type=number(int, 2, high=1000), help=f"m, the number of {students}")
+    g.add_argument("--num_branches", default=4, type=number(int, 2, high=1000), help=f"m, number of {students}")
     if mixed:
         g.add_argument("--models", nargs="+", metavar="NAME",
                        help="a network for each student, instead of --model and --num_branches"
@@ -294,38 +287,34 @@ def group_flags(g: argparse._ArgumentGroup, students: str, based_on: str = "", m
 
 def teacher_flags(g: argparse._ArgumentGroup, default: str | None, help: str) -> None:
     """Which pre-trained network, and where it is."""
-    g.add_argument("--T_model", default=default, metavar="NAME", help=help)
-    g.add_argument("--T_model_path", metavar="RUN", help="the teacher: a run's folder (of a group, the network that is "
-                                                         "deployed), a checkpoint, or an exported .pth or "
-                                                         ".safetensors file (default: <save_dir>/<dataset>/<T_model>)")
+    g.add_argument("--T_model", default=default, help=help)
+    g.add_argument("--T_model_path", metavar="RUN",
+                   help="the teacher's run (of a group, the deployed network), checkpoint or exported .pth or "
+                        ".safetensors file (default: <save_dir>/<dataset>/<T_model>)")
 
 
 def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
     """Add the flags of every script to the method's own, parse, and check what argparse cannot."""
+    main_flags(p.main)
     recipe_flags(p)
-    other_flags(p)
     run_flags(p)
     args = p.parse_args(argv)
     adamw = args.optimizer == "adamw"
     args.lr = args.lr or (1e-3 if adamw else 0.1)
     args.wd = (0.05 if adamw else 5e-4) if args.wd is None else args.wd
-    if args.cosine and args.schedule:
-        p.error("argument --schedule: the learning rate falls by steps or as a --cosine, not both")
-    falls = args.num_epochs if args.cosine else (args.schedule or [-(-args.num_epochs // 2)])[0]
-    if args.warmup >= falls:
-        p.error(f"argument --warmup: must end before the learning rate falls, after epoch {falls}, not {args.warmup}")
-    if args.pretrained and args.init:
-        p.error("argument --init: the weights start from a file or from --pretrained, not both")
-    if args.schedule and any(a >= b for a, b in zip(args.schedule, args.schedule[1:], strict=False)):
-        p.error(f"argument --schedule: epochs must increase, not {' '.join(map(str, args.schedule))}")
-    if args.resume and args.overwrite:
-        p.error("argument --overwrite: a run is continued (--resume) or replaced, not both")
-    if Path(args.version).name != args.version:
-        p.error(f"argument --version: a name, not a path: {args.version!r}")
-    if not args.version.isprintable():  # scripts/runs.sh has one line for each run
-        p.error(f"argument --version: a name without line breaks and other control characters, not {args.version!r}")
-    if args.dropout >= 1:
-        p.error(f"argument --dropout: must be less than 1, not {args.dropout:g}")
+    schedule = args.schedule or []
+    falls = args.num_epochs if args.cosine else (schedule or [-(-args.num_epochs // 2)])[0]
+    p.refuse("schedule", args.cosine and schedule, "the learning rate falls by steps or as a --cosine, not both")
+    p.refuse("warmup", args.warmup >= falls,
+             f"must end before the learning rate falls, after epoch {falls}, not {args.warmup}")
+    p.refuse("init", args.pretrained and args.init, "the weights start from a file or from --pretrained, not both")
+    p.refuse("schedule", any(a >= b for a, b in zip(schedule, schedule[1:], strict=False)),
+             f"epochs must increase, not {' '.join(map(str, schedule))}")
+    p.refuse("overwrite", args.resume and args.overwrite, "a run is continued (--resume) or replaced, not both")
+    p.refuse("version", Path(args.version).name != args.version, f"a name, not a path: {args.version!r}")
+    p.refuse("version", not args.version.isprintable(),  # scripts/runs.sh has one line for each run
+             f"a name without line breaks and other control characters, not {args.version!r}")
+    p.refuse("dropout", args.dropout >= 1, f"must be less than 1, not {args.dropout:g}")
     if getattr(args, "models", None):
         several_networks(p, args, sys.argv[1:] if argv is None else argv)
     return args
@@ -333,14 +322,12 @@ def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
 
 def several_networks(p: Parser, args: argparse.Namespace, words: list[str]) -> None:
     """--models: set --model, which names the run, and --num_branches to what it says. words: the command line."""
-    if not getattr(args, "MulStu", True):
-        p.error("argument --models: branches share the trunk of one network, use --model, or add --MulStu to --ind or "
-                "--avg")
-    if len(set(args.models)) < 2:
-        p.error("argument --models: names different networks, one for each student; for equal ones use --model and "
-                "--num_branches")
+    p.refuse("models", not getattr(args, "MulStu", True),
+             "branches share the trunk of one network, use --model, or add --MulStu to --ind or --avg")
+    p.refuse("models", len(set(args.models)) < 2,
+             "names different networks, one for each student; for equal ones use --model and --num_branches")
     for flag in {"--model", "--num_branches"} & {word.partition("=")[0] for word in words}:
-        p.error(f"argument --models: names the {len(args.models)} students already, leave out {flag}")
+        p.refuse("models", True, f"names the {len(args.models)} students already, leave out {flag}")
     args.model, args.num_branches = "+".join(args.models), len(args.models)
 
 

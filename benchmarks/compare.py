@@ -64,7 +64,7 @@ def synchronise(device: torch.device) -> None:
 def in_turns(contenders: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of each contender in each round.
 
-    The speed of a machine drifts. So every round measures all contenders, and each of them begins some of the rounds.
+    The speed of a machine drifts, so every round measures all contenders, and each of them is first in some rounds.
     """
     names, seconds = list(contenders), {name: [] for name in contenders}
     for r in range(rounds):
@@ -87,10 +87,7 @@ def ratio(of: list[float], to: list[float]) -> str:
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> int:
-    """The maximum of the bytes that ``work`` holds in tensors at one time, with the workspaces of the libraries.
-
-    Tensors that exist before ``work`` do not count.
-    """
+    """The peak of the bytes that ``work`` allocates for tensors, with the workspaces of the libraries."""
     if device.type == "cuda":
         synchronise(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -108,14 +105,14 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
 
 
 def table(header: tuple[str, ...], *rows: tuple[str, ...]) -> str:
-    """The first column is aligned to the left, the others to the right."""
+    """A text table. The first column is aligned to the left, the others to the right."""
     return tabulate(rows, header, "plain", colalign=("left", *["right"] * (len(header) - 1)), disable_numparse=True)
 
 
 def must_agree(what: str, found: dict[str, float], expected: dict[str, float], relative: float) -> None:
-    """End the benchmark if a version has not the numbers that another one has under the same names.
+    """Exit with an error if a number found differs from the expected one of that name.
 
-    relative: the difference that rounding may cause. In a sum of log-probabilities it may also cause 3e-6.
+    relative: the relative difference that rounding may cause. In a sum of log-probabilities it may also cause 3e-6.
     """
     for name, value in expected.items():
         if not math.isclose(found[name], value, rel_tol=relative, abs_tol=3e-6):

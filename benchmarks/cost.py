@@ -7,8 +7,8 @@ Counted are convolutions and matrix products: forward and backward passes of tra
 passes in them, and forward passes of evaluations. A multiplication and an addition are two operations. The counting
 uses the meta device, which computes nothing. A run that an earlier script has made is not counted again.
 
-The hours are those of the GPUs that scripts/gpu.sh has measured (results/gpu/), with the rate of each network. If no
-GPU is there, or with --tflops, they assume one rate for all networks.
+The hours are those of the GPUs that scripts/gpu.sh has measured (results/gpu/), with the rate of each network. Without
+such a GPU, or with --tflops, all networks have the same, assumed rate.
 """
 
 import argparse
@@ -46,7 +46,7 @@ DATA = {"CIFAR10": (50_000, 10_000, 10, 32), "CIFAR100": (50_000, 10_000, 100, 3
 def new_runs(scripts: Iterable[str]) -> Iterator[tuple[str, int, list[str]]]:
     """-> each script, the number of its runs, and the command lines that no script before it has.
 
-    With the variables of the environment. UserError if the script refuses them.
+    The variables of the environment apply. UserError if the script rejects them.
     """
     seen: set[str] = set()
     for script in scripts:

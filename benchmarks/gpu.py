@@ -32,7 +32,7 @@ TESTS = "-m pytest -q -m gpu -n auto --maxprocesses 8 tests/test_cuda.py"  # sid
 
 
 def steps(flags: str, processes: int = 1) -> list[dict[str, float]]:
-    """Run step.py in so many processes at a time -> of each, version -> ms of a step. If one fails: no processes."""
+    """Run step.py in several processes at a time -> for each, {version: ms per step}. If one fails: []."""
     command = [sys.executable, "benchmarks/step.py", *flags.split()]
     started = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
                for _ in range(processes)]
@@ -45,7 +45,7 @@ def steps(flags: str, processes: int = 1) -> list[dict[str, float]]:
 
 
 def measure(device: torch.device, quick: bool) -> tuple[dict, bool]:
-    """-> all results, and whether all of it worked. What fails is printed, and the rest goes on."""
+    """-> all results, and whether everything worked. A failure is printed, and the rest continues."""
     about, batch_size = environment(device), 8 if quick else 128
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else about["device"]
     machine = {"kind": device.type, "name": name, "cuda": torch.version.cuda}
@@ -66,7 +66,7 @@ def measure(device: torch.device, quick: bool) -> tuple[dict, bool]:
             method = compare.method("OKDDip", classes, model=network)
             operations, _ = cost.per_image(type(method), method.args, classes, size)
             rates[network] = batch_size * operations / (times[network]["OKDDip"] / 1000)
-    for processes in (1, 4):  # so many steps that it matters little if one process starts a few seconds later
+    for processes in (1, 4):  # many steps: processes that start a few seconds apart hardly matter
         ms = steps(f"{common} {many} --model {first} --ours", processes)
         together[str(processes)] = sum(1000 * batch_size / one["OKDDip"] for one in ms)
         print(f"together {together[str(processes)]:,.0f} images/s", flush=True)
@@ -85,7 +85,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.device is None and not torch.cuda.is_available():
         raise UserError("PyTorch finds no GPU here: --device cpu --quick tries the same code without one")
     if args.quick and args.out and args.out.resolve().parent == cost.MEASURED:
-        raise UserError(f"--out {args.out}: results/gpu holds measurements of GPUs, and --quick measures nothing")
+        raise UserError(f"--out {args.out}: results/gpu is for measurements of GPUs, and --quick measures nothing")
     return args
 
 

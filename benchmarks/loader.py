@@ -83,7 +83,7 @@ def photograph(rng: np.random.Generator, width: int, height: int) -> Image.Image
 
 
 def make_files(root: Path, count: int, seed: int) -> None:
-    """Two classes with ``count`` training images together, and two test images. 32 photographs, again and again."""
+    """Two classes with ``count`` training images together, and two test images. 32 photographs are repeated."""
     rng = np.random.default_rng(seed)
     sizes = [(500, 375)] * 5 + [(375, 500)] * 2 + [(500, 333)]
     photographs = [photograph(rng, *sizes[i % len(sizes)]) for i in range(min(count, 32))]
@@ -121,7 +121,7 @@ def parse_args(argv: list[str] | None) -> Namespace:
     p.add_argument("--plain_images", default=10000, type=utils.number(int, 2),
                    help="images in an epoch of plain and streamed")
     p.add_argument("--workers", default=2, type=utils.number(int, 0), help="processes of plain and streamed")
-    p.add_argument("--views", default=1, type=utils.number(int, 1), help="also ours with so many views of an image")
+    p.add_argument("--views", default=1, type=utils.number(int, 1), help="also our loaders with N views of each image")
     p.add_argument("--large", nargs="?", default=0, const=1024, type=utils.number(int, 2), metavar="N",
                    help="instead: N JPEG files of 500x375 in an epoch, by default 1024, cropped to 224x224")
     p.add_argument("--repeats", default=5, type=utils.number(int, 1), help="timed epochs of each loader")

@@ -218,7 +218,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     p.add_argument("--num_branches", default=4, type=utils.number(int, 2, high=1000), help="m, students")
     p.add_argument("--rounds", default=10, type=utils.number(int, 1), help="measurements of each version")
     p.add_argument("--steps", default=1, type=utils.number(int, 1),
-                   help="steps in a measurement; only at its end, the benchmark waits for the GPU")
+                   help="steps in a measurement, with one GPU sync at its end")
     p.add_argument("--ours", action="store_true", help="do not measure the plain version; the losses must still agree")
     p.add_argument("--compile", action="store_true", help="also measure ours with torch.compile")
     p.add_argument("--amp", default="off", choices=("off", "bf16", "fp16"), help="networks in half precision")

@@ -19,9 +19,9 @@ def classify(saved: SavedModel, files: Sequence[str], device: torch.device, bran
              top: int = 5) -> dict:
     """The ``top`` most probable classes of each image file, as ``evaluate.py --images --json`` prints them.
 
-    branch: the student that answers; None: the leader, in a group without a leader the ensemble. The images are
-    prepared like test images. Of a folder, the images in it and below it are taken, sorted. "unreadable" has a sentence
-    about each file that is missing or not an image. UserError if all are, or if the logits are not finite.
+    branch: the student to use; None: the leader, or in a group without one the ensemble. The images are prepared like
+    test images. A folder stands for the images in it and below it, sorted. "unreadable" has a sentence about each file
+    that is missing or not an image. UserError if no image can be read, or if the logits are not finite.
     """
     found, unreadable = attempt(images_of, files)
     files = [file for images, _ in found for file in images]
@@ -63,10 +63,7 @@ def as_text(result: dict) -> str:
 
 
 def images_of(path: str) -> tuple[list[str], list[str]]:
-    """-> the images that a name stands for: a file for itself, a folder for those below it; and its other files.
-
-    UserError if there are none.
-    """
+    """-> the images at a path, which is a file or a folder, and the other files of the folder. UserError if none is."""
     if not os.path.isdir(path):
         return [path], []
     images, others = image_files(path)

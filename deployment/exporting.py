@@ -29,7 +29,7 @@ def check_target(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder: choose another name")
     if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already: choose another name, or replace it with --overwrite")
+        raise UserError(f"{path} exists already: choose another name, or replace it with --overwrite")
 
 
 def export_model(saved: SavedModel, path: Path, branch: int | None = None) -> dict:
@@ -38,7 +38,7 @@ def export_model(saved: SavedModel, path: Path, branch: int | None = None) -> di
     branch: the student to export; None: the leader. UserError if the group has no leader, or the model no weights.
     """
     output, network = saved.deployed_network(branch)
-    name = Path(network.name).name if in_file(network.name) else network.name  # not where it is on this machine
+    name = Path(network.name).name if in_file(network.name) else network.name  # without its folder on this machine
     metadata = formats.describe(name, saved.classes, saved.mean, saved.std, saved.size)
     batches = check_batches(saved)
     largest = write_checked(path, network, metadata, lambda images: saved.logits(images, output), batches)

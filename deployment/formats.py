@@ -1,4 +1,4 @@
-"""The kinds of file that hold one deployed network: how each is written and read.
+"""The file formats of one deployed network: writing and reading.
 
     .pth           {'state_dict', 'model', 'classes', 'mean', 'std', 'digest'}; torch.load(weights_only=True) opens it
     .safetensors   the same weights; the other entries are in the file's metadata
@@ -6,9 +6,9 @@
     .pt2           written by torch.export; the same metadata in its extra file metadata.json, and the version of torch
                    that wrote it: PyTorch does not promise that another version can read the file
 
-A network takes images [B, 3, H, W], with any B. Their pixels are in 0..1, normalised by mean and std. It gives logits
-[B, C]. If metadata can only hold strings, lists are JSON. ``size`` is the height and width of the images. A file has it
-only if it is not the usual one: 224 for resnet18/34/50, 32 for the others.
+A network takes images [B, 3, H, W], with any B, and gives logits [B, C]. The pixels are in 0..1, normalised by mean and
+std. If metadata can only be strings, lists are JSON. ``size`` is the height and width of the images. A file has it only
+if it is not the usual one: 224 for resnet18/34/50, 32 for the others.
 
 All but .pt2 have a digest, which is checked before the file is used: a damaged file is refused. Files of version 1.0.0
 have none.
@@ -69,7 +69,7 @@ def need(*packages: str) -> list[ModuleType]:
 
 
 def as_strings(metadata: dict) -> dict[str, str]:
-    """Metadata for formats that hold only strings: lists as JSON."""
+    """Metadata for formats that allow only strings: lists as JSON."""
     return {name: value if name == "model" else json.dumps(value) for name, value in metadata.items()}
 
 
@@ -85,14 +85,14 @@ NO_DIGEST = {"digest": "0" * 64}
 
 
 def with_digest(content: bytes) -> bytes:
-    """The file with its digest: the SHA-256 of the file that has zeros in the place that metadata have for it."""
+    """The file with its digest in the metadata: its SHA-256, computed with zeros in place of the digest."""
     start, end = DIGEST.search(content).span(1)
     sha = hashlib.sha256(content[:start] + b"0" * 64 + content[end:])
     return content[:start] + sha.hexdigest().encode() + content[end:]
 
 
 def check_digest(path: Path) -> None:
-    """ValueError if the file is not what was written. Files without a digest pass."""
+    """ValueError if the file does not match its digest. Files without a digest pass."""
     content = path.read_bytes()
     if DIGEST.search(content) and with_digest(content) != content:
         raise ValueError("its digest differs")
@@ -101,12 +101,12 @@ def check_digest(path: Path) -> None:
 def rebuild(weights: dict[str, Tensor], metadata: dict, model: str | None = None) -> nn.Module:
     """The network that metadata describe, with these weights. model: PATH/FILE.py:NAME of a network from a file.
 
-    UserError if a Python file would have to be imported that nobody has named.
+    UserError if the network is from a Python file and ``model`` is None: only files that the user names are imported.
     """
     name = model or metadata["model"]
     if in_file(name) and not model:
         raise UserError(f"these are the weights of {name}, which a Python file makes: name the file that is to be "
-                        "imported, with --model or torch.hub's model=, as PATH/FILE.py:NAME")
+                        "imported with --model or torch.hub's model=, as PATH/FILE.py:NAME")
     network = plain_network(name, len(metadata["classes"]))
     network.load_state_dict(weights)
     return network
@@ -165,7 +165,7 @@ def quiet() -> Iterator[None]:
 
 
 def check_onnx() -> None:
-    """UserError if no .onnx file can be written here. The version comes first: packages do not help an old torch."""
+    """UserError if no .onnx file can be written here. The version is checked first: an old torch needs no packages."""
     if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
         raise UserError(f".onnx files need torch 2.5 or newer, and this is {torch.__version__}: "
                         "pip install --upgrade torch, or export a .safetensors file")
@@ -201,13 +201,13 @@ def read_onnx(path: Path, model: str | None = None) -> tuple[nn.Module, dict]:
 
 
 def write_pt2(network: nn.Module, metadata: dict) -> bytes:
-    """A program of torch.export, for any batch size. Its metadata say which version of torch wrote it."""
+    """A program of torch.export, for any batch size. Its metadata name the version of torch that wrote it."""
     images, shapes = example(metadata)
     buffer, metadata = io.BytesIO(), metadata | {"torch": str(torch.__version__)}
     with quiet():
         program = torch.export.export(network, (images,), dynamic_shapes=shapes)
         for node in program.graph.nodes:
-            node.meta.pop("stack_trace", None)  # it holds paths of this machine's files
+            node.meta.pop("stack_trace", None)  # it contains paths of this machine's files
         torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
     return buffer.getvalue()
 
@@ -229,7 +229,7 @@ def read_pt2(path: Path, model: str | None = None) -> tuple[nn.Module, dict]:
 
 
 def torch_of_pt2(path: Path) -> str | None:
-    """The version of torch that wrote a .pt2 file. None if the file is damaged. Files of earlier code do not say it."""
+    """The version of torch that wrote a .pt2 file. None if the file is damaged. Older files do not name it."""
     try:
         with zipfile.ZipFile(path) as file:
             (name,) = (name for name in file.namelist() if name.endswith("/metadata.json"))
@@ -260,7 +260,7 @@ METADATA = ("name", "classes", "mean", "std", "size")  # attributes of a network
 
 
 class Named(nn.Module):
-    """A network with attributes of its own that have the names of the metadata."""
+    """Wraps a network that already has attributes with the names of the metadata."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -278,7 +278,7 @@ class Preprocess(NamedTuple):
     std: Sequence[float]
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """An image of Pillow, of any size and mode -> float32 [1, 3, size, size], normalised."""
+        """A Pillow image of any size and mode -> float32 [1, 3, size, size], normalised."""
         pixels = np.array(upright_rgb(image.copy()))
         return Normalise(self.mean, self.std, torch.device("cpu"))(preparation(self.size)(pixels))
 
@@ -286,12 +286,12 @@ class Preprocess(NamedTuple):
 def load(path: str | Path, model: str | None = None) -> nn.Module:
     """The network of an exported file, in evaluation mode: images float32 [B, 3, size, size] -> logits [B, C].
 
-    It has the metadata of the file: .name, .classes, .mean, .std, .size; and .preprocess, which prepares an image of
-    Pillow: -> float32 [1, 3, size, size]. A network from elsewhere is what its library or file makes; it is .network
-    of what is returned if it has such attributes itself. model: PATH/FILE.py:NAME, for a network that a Python file
-    makes: the file is imported. UserError if the file is missing, damaged or was not exported, or if a package that
-    opens it is missing. torch.export.load opens .pt2 files. It is not safe for files from people whom you do not trust.
-    Reading the other kinds runs no code from the file.
+    It has the metadata of the file, .name, .classes, .mean, .std and .size, and .preprocess, which prepares a Pillow
+    image: -> float32 [1, 3, size, size]. A network from elsewhere that has such attributes itself is in .network.
+
+    model: PATH/FILE.py:NAME, for a network that is defined in a Python file, which is imported. .pt2 files are opened
+    by torch.export.load, which is not safe for untrusted files. Reading the other formats runs no code from the file.
+    UserError if the file is missing, damaged or was not exported, or if a package that opens it is missing.
     """
     path = Path(path)
     _, read = format_of(path)

@@ -1,4 +1,4 @@
-"""Measure a SavedModel: the metrics of the run, calibration error, accuracy per class, speed. As JSON and as text."""
+"""Measure a SavedModel: the metrics of the run, calibration error, accuracy per class, speed."""
 
 import statistics
 import time
@@ -92,7 +92,7 @@ def name_calibration_and_classes(metrics: dict, outputs: Iterable[str]) -> dict:
 def measure_speed(saved: SavedModel, output: str | None, batch_size: int, device: torch.device) -> dict:
     """Images per second and parameters of the deployed network alone, and of its group.
 
-    Medians of forward passes of one batch. The two take turns, so that other work on the machine slows both.
+    Medians of forward passes of one batch. The two are timed in turns, so that other load on the machine slows both.
     output: what is deployed; None (a group without a leader): the first student is measured.
     """
     images = torch.randn(batch_size, 3, saved.size, saved.size, device=device)
@@ -123,7 +123,7 @@ def timed(network: nn.Module, images: Tensor, autocast: torch.autocast) -> float
 
 def count_parameters(saved: SavedModel, network: nn.Module) -> int:
     """The number of weights of a network."""
-    if saved.external:  # its weights cannot be seen
+    if saved.external:  # its weights are not accessible
         network = models.plain_network(network.name, len(saved.classes))
     return sum(p.numel() for p in network.parameters())
 
@@ -154,7 +154,7 @@ def as_text(result: dict) -> str:
 
 
 def attention_lines(peers: list[str], attention: list[list[float]]) -> list[str]:
-    """The mean attention [m-1, m-1] as text: lines are peers that attend, columns are peers that are attended to."""
+    """The mean attention [m-1, m-1] as text: rows are attending peers, columns are attended ones."""
     return [f"{'attention of, to':20}" + "".join(f"{peer:>9}" for peer in peers),
             *(f"{peer:20}" + "".join(f"{weight:9.4f}" for weight in weights)
               for peer, weights in zip(peers, attention, strict=True))]

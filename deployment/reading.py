@@ -20,7 +20,7 @@ from runtime.errors import UserError, first_words
 from training.method import Method, SingleNetwork
 from training.outputs import LEADER, WHOLE, students_of
 
-# What a damaged or foreign file raises when its content is looked up, or does not fit the model.
+# What is raised if a file is damaged, or of another kind, or does not fit the model.
 MISFITS = (LookupError, AttributeError, TypeError, ValueError, RuntimeError)
 
 
@@ -65,7 +65,7 @@ class SavedModel(NamedTuple):
         return branches[branch]
 
     def deployed_network(self, branch: int | None = None) -> tuple[str, nn.Module]:
-        """-> the output that is deployed, and its network. UserError if there is none, or if its weights are hidden."""
+        """-> the deployed output, and its network. UserError if there is none, or its weights are not accessible."""
         output = self.deployed_output(branch)
         if output is None:
             raise UserError(f"{self.path} is a group without a leader: export one of its "
@@ -174,7 +174,7 @@ def read_run(path: Path, checkpoint: dict, model: str | None, method: str | None
 def named_networks(path: Path, checkpoint: dict, model: str | None) -> dict:
     """--model and --models, with the files to import that make such networks. model: as the user named it, or None.
 
-    A file is imported if the user names it, or if it still is where and what it was in the training. UserError if not.
+    A file is imported if the user names it, or if its path and content are those of the training. UserError otherwise.
     """
     recorded = checkpoint["flags"]
     if recorded.get("models") and recorded["model"] != "+".join(recorded["models"]):  # one of them would be unchecked
@@ -192,7 +192,7 @@ def named_networks(path: Path, checkpoint: dict, model: str | None) -> dict:
             found[name] = model
             continue
         if not Path(file).is_file():
-            raise UserError(f"{path} needs {name}, and {file} is not there any more: name the file that is to be "
+            raise UserError(f"{path} needs {name}, and {file} no longer exists: name the file that is to be "
                             "imported with --model PATH/FILE.py:NAME")
         if models.file_of(found[name])[1] != sha256:
             raise UserError(f"{path} needs {name}, and {file} has changed since the training: restore it, or name the "
@@ -225,7 +225,10 @@ def read_exported(path: Path, model: str | None, method: str | None, given: dict
 
 def read_weights(path: Path, weights: dict[str, Tensor], model: str | None, method: str | None,
                  given: dict, right: str) -> SavedModel:
-    """A checkpoint of the authors' code, or bare weights of a network of ``create_model``. right: for the error."""
+    """A checkpoint of the authors' code, or bare weights of a network of ``create_model``.
+
+    right: what the error asks for.
+    """
     model = model or "resnet32"
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise UserError(f"{path} is not a checkpoint: its state_dict is not a dictionary of weights")

@@ -20,12 +20,12 @@ SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random crop of a large image:
 
 def augmentation_parameters(num_images: int, seed: int, epoch: int, flip: bool, size: int = 32,
                             views: int = 1) -> tuple[Tensor, ...]:
-    """-> the order of the images in an epoch [N], then the parameters of each view of the image at each place of it:
-    each [N, V].
+    """-> the order of the images in an epoch [N], then each augmentation parameter [N, V]: row n is for the n-th image
+    of the epoch, column v for its view v.
 
     Small images: first row and first column of the crop, and whether to flip. Large images: the seed of torchvision's
-    transforms. They follow from (seed, epoch) alone, and are drawn on the CPU: every device sees the same images. The
-    first view is the same for every number of views.
+    transforms. All depend on (seed, epoch) alone and are drawn on the CPU, so every device sees the same images. The
+    first view does not depend on the number of views.
     """
     state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0]))
@@ -54,7 +54,7 @@ def preparation(size: int, decoder: str = "pil", flip: bool = True) -> Callable[
     """The function that prepares an image of this size: image, parameters of each view -> uint8 [V, size, size, 3].
 
     image: the path of a file, or uint8 [H, W, 3]. Without parameters it gives one view, which is not augmented.
-    decoder, flip: of large images; one of DECODERS, and whether they may be mirrored.
+    decoder, flip: of large images: one of DECODERS; whether they may be mirrored.
     """
     if is_large(size):
         return partial(prepare_large, size=size, decoder=decoder, flip=flip)
@@ -75,7 +75,7 @@ def prepare_large(image: np.ndarray | bytes, seeds: Sequence[int] = (), *, size:
                   flip: bool) -> Tensor:
     """An image -> a random crop and flip for each seed; without seeds the centre crop.
 
-    All decoders crop and flip alike. PyTorch instead of Pillow resizes what "fast" decodes: other rounding.
+    All decoders give the same crops and flips. PyTorch resizes what "fast" decodes, Pillow the rest: rounding differs.
     """
     image = DECODERS[decoder](image) if isinstance(image, bytes) else Image.fromarray(image)
     if not isinstance(image, Image.Image):
@@ -96,7 +96,7 @@ def random_view(image: Image.Image | Tensor, seed: int, size: int, flip: bool) -
     box = transforms.RandomResizedCrop.get_params(image, SCALE, RATIO)
     mirrored = flip and torch.rand(1) < 0.5
     crop = v2.functional.crop(image, *box)
-    if isinstance(crop, Tensor):  # one piece of memory is resized faster
+    if isinstance(crop, Tensor):  # contiguous memory is resized faster
         crop = crop.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     view = pixels(v2.functional.resize(crop, [size, size]))
     return view.flip(1) if mirrored else view
@@ -130,7 +130,7 @@ def crop_and_flip(padded: Tensor, size: int, index: Tensor, top: Tensor, left: T
 
 
 class Normalise:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in channels_last: (x / 255 - mean) / std, torchvision's bits."""
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in channels_last: (x / 255 - mean) / std, torchvision's to the bit."""
 
     def __init__(self, mean: tuple, std: tuple, device: torch.device):
         # On a GPU, PyTorch replaces x / 255 by x * (1 / 255), which rounds differently. With a tensor it divides.

@@ -1,4 +1,4 @@
-"""A data set: its images, what is known of them, which of them are held out."""
+"""A data set: its images, their properties, and which of them are held out."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from runtime.errors import UserError, warn
 
 
 def is_large(size: int) -> bool:
-    """Whether images of this height and width are prepared as ImageNet's and streamed; smaller ones are as CIFAR's."""
+    """Whether images of this height and width are augmented as ImageNet's and streamed, instead of as CIFAR's."""
     return size > 64
 
 
@@ -39,14 +39,14 @@ class Split(NamedTuple):
 
 
 class Data(NamedTuple):
-    """A data set: what is known of it, and after ``load`` its images.
+    """A data set: its properties, and after ``load`` its images.
 
-    train: None if only the test images were asked for.
-    held_out: images of the data set's own that choose the best epoch, if it has any.
+    train: None if only the test images were loaded.
+    held_out: the data set's own held-out images, which choose the best epoch, if it has any.
     size: height and width of the images that a network gets.
     mean, std: of each channel, for pixels between 0 and 1. Empty: they are measured on the training images.
-    flip: a mirrored image keeps its class.
-    cached: all images are kept on the device. Otherwise they are streamed: read again in each epoch.
+    flip: whether a mirrored image keeps its class.
+    cached: whether all images are kept on the device. Otherwise they are streamed: read again in each epoch.
     read: function(root, test_only) -> Data with the splits and the classes.
     """
 
@@ -87,7 +87,7 @@ class Data(NamedTuple):
     def measured(self, num_workers: int) -> "Data":
         """The same with a mean and a std of the training images, to four decimals, if it has none yet.
 
-        They are computed from the counts of the 256 levels, so no error adds up.
+        They are computed from the counts of the 256 levels, so rounding errors do not accumulate.
         """
         def count(block: np.ndarray) -> np.ndarray:  # [B, H, W, 3] -> [3, 256]
             return np.stack([np.bincount(block[..., c].reshape(-1), minlength=256) for c in range(3)])
@@ -101,19 +101,19 @@ class Data(NamedTuple):
         return self.normalised(mean.round(4).tolist(), std.round(4).tolist())
 
     def warn_if_constant(self, name: str) -> None:
-        """A warning if, in a split, each image has one colour."""
+        """Warn if each image of a split has a single colour."""
         splits = {"training": self.train, "held-out": self.held_out, "test": self.test}
         if names := [part for part, split in splits.items() if split and constant(split.images, self.size)]:
             warn(f"each of the {' and '.join(names)} images of {name} has one colour in all its pixels: look at "
-                 "the files, they may be empty or saved with numbers of another range")
+                 "the files, they may be empty, or their pixels may have another range")
 
 
 def map_blocks(function: Callable[[np.ndarray], np.ndarray], split: Split, size: int,
                num_workers: int) -> list[np.ndarray]:
     """Apply ``function`` to each block of up to 256 images, uint8 [256, size, size, 3], in ``num_workers`` threads.
 
-    Files are decoded block by block. So a split in files is measured without all of its images in memory.
-    DamagedFiles if some do not decode: all files are read, to know all of these.
+    Files are decoded block by block, so the images need not fit into memory. DamagedFiles names all files that do not
+    decode.
     """
     def work(block: np.ndarray) -> np.ndarray:
         return function(np.stack(each(lambda image: decode(image, size), block)))
@@ -124,7 +124,7 @@ def map_blocks(function: Callable[[np.ndarray], np.ndarray], split: Split, size:
 
 
 def constant(images: np.ndarray, size: int) -> bool:
-    """Whether each image, of files the first 256, has one colour. Usually the first image shows that it is not so."""
+    """Whether each image has a single colour. Of files, the first 256 are read; usually the first one decides."""
     files = images[:256] if images.dtype.kind == "S" else images
     try:
         return all(not np.ptp(decode(image, size), (0, 1)).any() for image in files)
@@ -160,7 +160,8 @@ def hold_out(split: Split, size: int, seed: int, names: Sequence[str]) -> tuple[
 def proportional(split: Split, size: int, seed: int = 0) -> tuple[Split, Split]:
     """-> ``size`` of the images, and the others: stratified, with at least one image of each class.
 
-    The seed alone chooses them, in all versions of NumPy (RandomState is frozen). A smaller one is part of a larger.
+    The seed alone chooses them, in all versions of NumPy (RandomState is frozen). A smaller selection is part of a
+    larger one.
     """
     n, counts = len(split.labels), np.bincount(split.labels)
     order = np.random.RandomState(seed % 2**32).permutation(n)
@@ -172,11 +173,11 @@ def proportional(split: Split, size: int, seed: int = 0) -> tuple[Split, Split]:
 
 
 def divide(data: Data, train_size: int, val_size: int, seed: int) -> tuple[Split, Split | None]:
-    """-> the images to train on (train_size 0: all others), and the held-out ones: the data set's own, or val_size
-    others. None if there are none.
+    """-> the images to train on, and the held-out ones: the data set's own, or ``val_size`` of the training images, or
+    None.
 
-    With a train_size, the training images are the same for every seed, and the seed chooses the held-out ones from the
-    rest. UserError if a size does not fit.
+    train_size: the number of images to train on, the same for every seed; the seed chooses the held-out ones from the
+    rest. 0: all that are not held out. UserError if a size does not fit.
     """
     split = data.train
     if not train_size:

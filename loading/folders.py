@@ -13,8 +13,8 @@ from loading.images import DamagedFiles, each, first_of, missing
 from runtime.errors import UserError, warn
 
 NOT_READ = {"PDF", "PALM", "MPEG", "GRIB", "HDF5", "BUFR"}  # Pillow knows these formats, but cannot read them
-MORE_ENDINGS = {".heic", ".heif", ".avif", ".jxl"}  # images, which Pillow may not read: an error, not left out
-# What systems put beside the files of a user: archives of macOS, thumbnails of a NAS, the recycle bin of Windows.
+MORE_ENDINGS = {".heic", ".heif", ".avif", ".jxl"}  # images; if Pillow cannot read them, that is an error
+# Folders that systems add to those of users: in archives of macOS, a NAS's thumbnails, the recycle bin of Windows.
 SYSTEM = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 
 
@@ -39,7 +39,7 @@ def is_image(path: str) -> bool:
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, or the system's. They may hold copies of images."""
+    """Whether a file or folder is hidden or the system's: it may contain copies of images."""
     return name.startswith(".") or name in SYSTEM
 
 
@@ -76,11 +76,10 @@ def refuse_circle(path: str) -> None:
 
 
 def warn_of_other_files(others: list[str]) -> None:
-    """One line about the files that are left out because they are no images by their names."""
+    """One line about the files that are left out because their names are not those of images."""
     if others:
-        files = "1 file that is no image by its name is" if len(others) == 1 else \
-            f"{len(others)} files that are no images by their names are"
-        warn(f"{files} left out, for example {others[0]}")
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        warn(f"left out, not an image by its name: {others[0]}{more}")
 
 
 # --- class folders
@@ -89,10 +88,10 @@ def warn_of_other_files(others: list[str]) -> None:
 def class_folders(name: str, test_names: tuple[str, str], root: str | os.PathLike, test_only: bool) -> Data:
     """The files of <root>/train/<class>/*, and of val/ and test/.
 
-    If both are there, val/ is held out, to choose the best epoch, and test/ tests. If one is there, it tests. One
-    without class folders is not used: ImageNet's own test images have no labels. name: of the data set. test_names:
-    both, in the order in which errors name them. UserError if a folder is missing, or if classes are too few, empty or
-    not the same.
+    If both exist, the images of val/ are held out, to choose the best epoch, and those of test/ are the test images. If
+    one exists, it has the test images. One without class folders is not used: ImageNet's own test images have no
+    labels. name: of the data set. test_names: both, in the order in which errors name them. UserError if a folder is
+    missing, or if classes are too few, empty or not the same.
     """
     train, (held_out, test) = Path(root, "train"), test_folders(root, test_names)
     directories = [test] if test_only else [d for d in (train, held_out, test) if d]
@@ -156,8 +155,8 @@ def class_files(directory: Path, classes: list[str]) -> tuple[Split, list[str]]:
         refuse_circle(folder)
         images, rest = image_files(folder)
         if not images:
-            empty.append(f"{folder} holds no image" + (f" ({rest[0]} is none by its name)" if rest else ""))
-        # Paths as bytes in one array: workers share its memory. Of a list, each worker would soon have its own copy.
+            empty.append(f"{folder} holds no image" + (f" ({rest[0]} is not one by its name)" if rest else ""))
+        # Paths as bytes in one array: workers share its memory. A list would soon be copied to each worker.
         paths += map(os.fsencode, images)
         labels += [label] * len(images)
         others += rest

@@ -1,4 +1,4 @@
-"""Image files: read and decode one, and say what is wrong with those that cannot be used."""
+"""Image files: read and decode them, and report those that cannot be used."""
 
 import os
 import stat
@@ -88,7 +88,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def missing(path: str | os.PathLike) -> str:
-    """A sentence about a file or folder that does not exist. Of a link, it names where the link leads."""
+    """A sentence about a file or folder that does not exist. It names the target of a link."""
     link = f"is a link to {os.path.realpath(path)}, which " if os.path.islink(path) else ""
     return f"{path} {link}does not exist"
 
@@ -96,8 +96,8 @@ def missing(path: str | os.PathLike) -> str:
 def eight_bits(image: Image.Image) -> Image.Image:
     """Grey with 12 or 16 bits -> the upper 8. ValueError if the pixels have 32 bits or a sign: their range is unknown.
 
-    Mode "I" has 32 bits, but of PNG files (in older Pillow) and PPM files it holds numbers from 0 to 65535. Pillow
-    scales 12 bits to 16, but not those of TIFF files.
+    Mode "I" has 32 bits, but for PNG files (in older Pillow) and PPM files its values are 0 to 65535. Pillow scales
+    12 bits to 16, except in TIFF files.
     """
     if image.mode == "I" and image.format not in ("PNG", "PPM"):
         raise ValueError("its pixels are integers of 32 bits or with a sign, of unknown range, save it with 8 bits")
@@ -124,7 +124,7 @@ def read_fast(path: bytes) -> Image.Image | np.ndarray:
 
 
 def decode(image: bytes | np.ndarray, size: int) -> np.ndarray:
-    """The path of a file, or uint8 [H, W, 3] -> uint8 [size, size, 3], the sides shrunk or stretched to the size.
+    """The path of a file, or uint8 [H, W, 3] -> uint8 [size, size, 3], resized without keeping the aspect ratio.
 
     UserError as in ``read``.
     """

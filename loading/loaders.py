@@ -21,7 +21,7 @@ from runtime.errors import UserError
 class Loader:
     """The batches of one split. ``Cached`` and ``Streamed`` give the same ones.
 
-    augment: each epoch has a new order, new crops and new flips. Without it the images come in order, unchanged.
+    augment: each epoch has a new order, new crops and new flips. Otherwise the images are in order and unchanged.
     views: how often each image is augmented. With several views, images are [B, V, 3, H, W].
     held_out: the loader of the held-out images (of --val_size, or the data set's own), if there are any.
     """
@@ -52,7 +52,7 @@ class Loader:
         return [processes.part(a, b) for a, b in self.bounds()[first:]]
 
     def shares(self, first: int = 0) -> list[float]:
-        """This process's number of images in each batch, divided by an equal share. 1 if all processes have as many.
+        """This process's number of images in each batch, divided by an equal share: 1 if all have the same number.
 
         With these weights, the mean of the processes' losses is the mean over the images of the batch.
         """
@@ -73,7 +73,7 @@ class Loader:
     def finish(self, pixels: Tensor) -> Tensor:
         """uint8 [V B, H, W, 3], view by view -> normalised images [B, 3, H, W], or with several views [B, V, 3, H, W].
 
-        Each view is one piece of memory, so a network that takes one of them copies nothing.
+        Each view is contiguous, so a network that takes one view copies nothing.
         """
         images = self.normalise(pixels)
         return images if self.views == 1 else images.unflatten(0, (self.views, -1)).transpose(0, 1)
@@ -119,7 +119,7 @@ class Streamed(Loader):
     """Each image is read and augmented when its batch needs it, in ``num_workers`` processes (0: in this one).
 
     A batch travels to the device as uint8, a quarter of the bytes, and is normalised there. UserError if a file does
-    not decode. One pass at a time: a new pass ends the one before. decoder: of large images.
+    not decode. Only one pass at a time: a new pass ends the previous one. decoder: of large images.
     """
 
     def __init__(self, split: Split, *args, num_workers: int = 0, decoder: str = "pil", **kwargs):
@@ -202,10 +202,10 @@ def leave_signals_to_the_parent(worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        Thread(target=exit_when_the_parent_says, daemon=True).start()
+        Thread(target=exit_on_sigterm_of_parent, daemon=True).start()
 
 
-def exit_when_the_parent_says() -> None:
+def exit_on_sigterm_of_parent() -> None:
     """Wait for a SIGTERM from the parent process, then exit."""
     parent = multiprocessing.parent_process()  # getppid may be a server that starts processes
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:

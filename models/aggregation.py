@@ -47,8 +47,8 @@ class OthersAttention(Attention):
         return super().scores(h).masked_fill(diagonal, float("-inf"))
 
 
-# The paper's Table 5 replaces the attention by each of the next four. The paper gives their names but no equations:
-# these are this project's readings. Like Attention, each takes h and z and returns alpha.
+# The paper's Table 5 replaces the attention by each of the next four. The paper only names them: the equations are this
+# project's interpretation. Like Attention, each takes h and z and returns alpha.
 
 
 class SymmetricAttention(nn.Module):
@@ -77,8 +77,8 @@ class MeanWeights(nn.Module):
 class RandomWeights(MeanWeights):
     """Softmax of normal random numbers, new for every image and step. In evaluation their mean, 1/p.
 
-    They come from PyTorch's generator, which the run seeds and saves in its checkpoints. Evaluation uses no random
-    numbers, so it does not change those of the training.
+    PyTorch's generator draws them; the run seeds it and saves it in checkpoints. Evaluation draws none, so it does not
+    change the random numbers of the training.
     """
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:

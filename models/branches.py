@@ -19,7 +19,7 @@ class Branches(nn.Module):
     """m students without interaction: the "individual" baseline (one shared trunk), or the networks of DML.
 
     name: the network of all students, or a list with the network of each; different ones only if network_based. A
-    network is named, or is a function or class that makes it when it is called with ``num_classes=C``.
+    network is a name, or a function or class that makes it when called with ``num_classes=C``.
     network_based: m trunks instead of one. options: see ``registry.find``. ValueError if m < 2, or if names and m or
     network_based do not fit.
     """
@@ -50,10 +50,10 @@ class Branches(nn.Module):
             architectures[0].initialise(self)
 
     def measure_widths(self, size: int) -> tuple[int | None, int]:
-        """-> the channels of the trunk's output (None if it is no feature map), and D, the size of h: what attention,
-        gate and fusion are made for.
+        """-> the channels of the trunk's output (None if it is not a feature map), and D, the size of h.
 
-        One image goes through the first student in evaluation mode: no statistic and no random number changes.
+        Attention, gate and fusion need them. One image passes the first student in evaluation mode, so no statistic
+        and no random number changes.
         """
         student = self.student(0).eval()
         with torch.no_grad():

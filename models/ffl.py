@@ -38,7 +38,7 @@ class Fusion(nn.Module):
 
 
 class FFL(Branches):
-    """m students and the fused classifier: a mutual teacher of the students and their ensemble."""
+    """m students and the fused classifier. The fused classifier and the students' ensemble teach each other."""
 
     def __init__(self, name: str, num_classes: int, num_branches: int, network_based: bool = False, **options):
         super().__init__(name, num_classes, num_branches, network_based, **options)

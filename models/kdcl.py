@@ -32,7 +32,7 @@ def minlogit(z: Tensor, labels: Tensor) -> Tensor:
 
 
 def mean(z: Tensor, labels: Tensor) -> Tensor:
-    """mean_i z_i: no rule of the paper, but what public ports run. It does not need the labels."""
+    """mean_i z_i: not a rule of the paper, but what public ports use. It does not need the labels."""
     return z.mean(1)
 
 

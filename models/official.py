@@ -15,13 +15,12 @@ AGGREGATION = {  # our module -> theirs
 
 
 def without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights without what wrappers put before a name: ``module.`` (DataParallel), ``_orig_mod.`` (compile).
-    """
+    """The same weights without the prefixes of wrappers: ``module.`` (DataParallel), ``_orig_mod.`` (compile)."""
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in weights.items()}
 
 
 def official_names(key: str, model: nn.Module) -> list[str]:
-    """The names of our parameter ``key`` in the authors' checkpoints, the likeliest first.
+    """The names of our parameter ``key`` in the authors' checkpoints, the most likely first.
 
     ValueError if they have no such method, or if the network does not say how they name it.
     """

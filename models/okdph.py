@@ -13,8 +13,8 @@ Mixed = list[Tensor]  # sum_i r_i theta_i, tensor by tensor
 class OKDPH(Branches):
     """m networks with the same initial weights, and the hybrid network: weights and buffers sum_i r_i theta_i.
 
-    r: the mixing weights of a step [m], which the method sets before it. In training, each forward pass takes the
-    hybrid anew. In evaluation the hybrid is the one that is deployed: r_i = 1/m, of the weights as they are.
+    r: the mixing weights of a step [m], which the method sets before it. In training, each forward pass sets the hybrid
+    to this mixture. In evaluation the hybrid is the deployed one: r_i = 1/m, of the current weights.
     hybrid_gradient: the gradient of the hybrid's loss reaches the networks: network i gets r_i times that of the
     hybrid's weights. By default, as in the authors' code, weights are copied and no gradient flows.
     """
@@ -106,5 +106,5 @@ def parameters(*parts: nn.Module) -> list[Tensor]:
 
 
 def statistics(*parts: nn.Module) -> list[Tensor]:
-    """The same for BatchNorm's running means and variances, without the counters of batches."""
+    """Their running means and variances in BatchNorm, without the counters of batches."""
     return [buffer for part in parts for buffer in part.buffers() if buffer.is_floating_point()]

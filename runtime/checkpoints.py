@@ -19,7 +19,7 @@ def serialise(content: dict) -> bytes:
 
 
 def on_cpu(value: object) -> object:
-    """The same with every tensor on the CPU, so that a file from a GPU opens on a machine without one."""
+    """The same with every tensor on the CPU, so that a file from a GPU can be loaded without one."""
     if isinstance(value, Tensor):
         return value.cpu()
     if isinstance(value, dict):
@@ -62,10 +62,10 @@ def load_checkpoint(path: Path) -> dict:
     except (PermissionError, IsADirectoryError) as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # zip, pickle and tar each raise exceptions of their own
-        raise UserError(f"{path} is not a checkpoint that can be loaded safely: it is damaged, or holds "
+        raise UserError(f"{path} is not a checkpoint that can be loaded safely: it is damaged, or contains "
                         f"more than tensors and plain values ({type(error).__name__}); name another file") from error
     if not isinstance(checkpoint, dict):
-        raise UserError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__} instead of a dictionary")
+        raise UserError(f"{path} is not a checkpoint: it contains a {type(checkpoint).__name__}, not a dictionary")
     recorded = checkpoint.pop("digest", None)
     if (recorded or "format" in checkpoint) and recorded != digest(checkpoint):
         raise UserError(f"{path} is damaged: its content is not what was saved (the digest differs)")

@@ -1,4 +1,4 @@
-"""Device, precision, seed, and what a run was made with."""
+"""Device, precision, seed, and the environment of a run."""
 
 import os
 import platform

@@ -17,7 +17,7 @@ class UserError(Exception):
 
 
 class Complete(Exception):
-    """Nothing is left to do: the run that was to be resumed has reached its end. args: its folder, its epochs."""
+    """The run to resume is already finished. args: its folder, its epochs."""
 
     def __str__(self) -> str:
         return "{} is complete: {} epochs (more with --num_epochs)".format(*self.args)
@@ -30,7 +30,7 @@ def warn(message: str) -> None:
 
 
 def one_line(text: str) -> str:
-    """The text with line breaks and other control characters escaped. They may come from names that a user gives."""
+    """The text with line breaks and other control characters escaped: names that a user gives may contain them."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing: files are written whole or not at all."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Several processes, one per GPU, started by torchrun: meeting, splitting batches, agreeing, sharing results.
+"""Several processes, one per GPU, started by torchrun: they connect, split batches, and exchange results.
 
     torchrun --standalone --nproc_per_node=4 train_GL.py --model resnet32 --dataset CIFAR10
 
@@ -23,24 +23,24 @@ from runtime.errors import Complete, UserError, first_words
 from runtime.rank import is_main, rank, world_size
 
 CPU = torch.device("cpu")
-PATIENCE = timedelta(minutes=5)  # until all processes have come; PyTorch waits for half an hour
+TIMEOUT = timedelta(minutes=5)  # for connecting; PyTorch's default is half an hour
 Result = TypeVar("Result")
 
 
 def start(device: torch.device) -> None:
     """Join the process group, if there are several processes. device: from ``pick_device``.
 
-    UserError if the others cannot be met.
+    UserError if this process fails to connect to the others.
     """
     if world_size() > 1 and not dist.is_initialized():
         try:
-            store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+            store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
             store.set_timeout(dist.constants.default_pg_timeout)
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store,
                                     rank=rank(), world_size=world_size())
         except (RuntimeError, ValueError) as error:  # DistError is a RuntimeError
             address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise UserError(f"process {rank()} of {world_size()} has not met the others at {address} "
+            raise UserError(f"process {rank()} of {world_size()} failed to connect to the others at {address} "
                             f"({first_words(error)}): start all of them at the same time, with torchrun") from error
 
 
@@ -98,7 +98,7 @@ def gather(value: object) -> list:
 def on_main(function: Callable[[], Result]) -> Result:
     """Call ``function`` in the first process only. Every process gets its result, or its UserError or Complete.
 
-    Before ``start`` each process is on its own and calls it.
+    Before ``start`` every process calls it.
     """
     if not dist.is_initialized():
         return function()
@@ -116,7 +116,7 @@ def on_main(function: Callable[[], Result]) -> Result:
 
 
 def main_first(function: Callable[[], Result]) -> Result:
-    """Call it in the first process, then in the others: they find what the first one downloaded."""
+    """Call it in the first process, then in the others, which find what the first one downloaded."""
     results = []
     on_main(lambda: results.append(function()))
     return results[0] if results else function()

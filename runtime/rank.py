@@ -1,4 +1,4 @@
-"""Which of several processes this is. torchrun says so in the environment; PyTorch is not needed to read it."""
+"""The rank of this process and the number of processes, from torchrun's environment variables. Needs no PyTorch."""
 
 import os
 

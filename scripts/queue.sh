@@ -1,6 +1,6 @@
 # runs.sh sources this file. It runs the command lines in $lines, those with a teacher after all others: one at a time,
-# or one on each of GPUS. xargs and the trainings have a session of their own: a terminal's Ctrl-C would reach them a
-# second time, and a second signal ends a training at once.
+# or one on each of GPUS. xargs and the trainings have their own session. Otherwise a terminal's Ctrl-C would reach them
+# a second time, and a second signal ends a training at once.
 { command -v flock && command -v setsid && xargs --process-slot-var=slot true; } < /dev/null > /dev/null 2>&1 ||
     fail "flock, setsid or GNU's xargs not found: DRY_RUN=1 sh $0 | sh needs none of them"
 notes=$(mktemp -d)
@@ -9,7 +9,7 @@ trap 'rm -rf "$notes"' EXIT
 mkdir "$notes/failed"
 touch "$notes/complete"
 exec 9> "$notes/running"
-flock 9  # until the last process ends that has inherited it
+flock 9  # released when the last process that has inherited it ends
 
 # stop NUMBER: after a signal, end xargs, so that nothing more starts, pass the signal on, and wait until the trainings
 # have saved their step.

@@ -1,4 +1,4 @@
-# The other scripts source this file. It prints or runs the command lines of trainings. Variables of the environment:
+# The other scripts source this file. It prints or runs the command lines of trainings. Environment variables:
 #
 #   SEEDS="0 1 2"          seeds                          DATA_DIR=./Data        folder of the data
 #   EPOCHS=300             epochs of each training        SAVE_DIR=./runs/paper  folder of the runs; with EPOCHS,
@@ -10,9 +10,9 @@
 #                          "OKDDip:--aggregation:random OKDDip+KD"
 #   T_MODEL=resnet110      the teacher                    PYTHON=python          the Python that runs everything
 #
-# Flags of a script are added to every command; --help prints this. To continue after a stop, start the script again:
-# finished runs are skipped, interrupted runs continue. Runs that several tables need are made once. The teachers of runs
-# are trained, too.
+# A script's flags are added to every command; --help prints this. To continue after a stop, start the script again:
+# finished runs are skipped, interrupted runs continue. Runs that several tables need are trained once. Teachers are
+# trained first.
 set -eu
 fail() { echo "error: $1" >&2 && exit "${2:-2}"; }
 
@@ -85,7 +85,7 @@ line() {
     printf '%s\n' "python $command$network $what$where --resume auto$more_flags"
 }
 
-# execute LINES: print the command lines, after those of the teachers, or run them. Each of them once.
+# execute LINES: print or run the command lines, those of the teachers first, each of them once
 execute() {
     case $1 in *" --T_model "*)
         set -- "$(SEEDS=${teacher_seed:-$SEEDS} MODELS=$T_MODEL && runs baseline)

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Hands the runs of a script to SLURM, as job arrays with one GPU for each task. The flags are sbatch's. Flags after
+# Submits the runs of a script to SLURM, as job arrays with one GPU for each task. The flags are sbatch's. Flags after
 # -- are added to every run:
 #
 #   sh scripts/slurm.sh table2.sh --time=24:00:00 --cpus-per-task=4 -- --amp bf16
 #
 # PER_GPU=4 puts four runs on each GPU. DRY_RUN=1 prints the jobs. Other variables: see runs.sh. To continue after
-# failures, start it again: it hands over what is not finished. docs/reproducing.md says what SLURM then does.
+# failures, start it again: it submits what is not finished. docs/reproducing.md says what SLURM then does.
 set -eu
 scripts=$(dirname "$0") script=${1:-} && script=${script##*/}
 case " $* " in *" -h "* | *" --help "*) . "$scripts/runs.sh" ;; esac  # it prints the help
@@ -22,7 +22,7 @@ lines=$(while [ $# != 0 ] && [ "$1" != -- ]; do shift; done && shift $(($# > 0))
 flags=$(for word; do [ "$word" != -- ] || break && quote "$word"; done)
 eval "folder=$(printf '%s\n' "$lines" | sed -n '1{s/ --resume auto.*//;s/.* --save_dir //;p;}')"
 # A run is finished if its last start had the same command line and has reached the last epoch. A path with quotation
-# marks is spelled in another way there; such a run is handed over, and ends at once.
+# marks is written differently there; such a run is submitted, and ends at once.
 finished=$(find "$folder" -name summary.json 2> /dev/null | while IFS= read -r summary; do
     awk '/^  "last": / { last = 1 } last && /^    "epoch": / { reached = $2 + 0; last = 0 }
         /^  "num_epochs": / { wanted = $2 + 0 }
@@ -30,7 +30,7 @@ finished=$(find "$folder" -name summary.json 2> /dev/null | while IFS= read -r s
         ' "$summary" "${summary%/*}/parameters.json" 2> /dev/null || :
 done)
 left=$(printf '%s\n' "$lines" | grep -vxF "$finished") ||
-    { echo "all runs of $script are finished: nothing to hand over" && exit; }
+    { echo "all runs of $script are finished: nothing to submit" && exit; }
 case $folder in *\\*) fail "SLURM cannot write into $folder: choose a SAVE_DIR without a backslash" ;; esac
 if [ -n "$DRY_RUN" ]; then
     exec 3>&1
@@ -42,7 +42,7 @@ fi
 output=$(printf %s "$folder/slurm" | sed 's/%/%%/g')/%A_%a.out
 name=okddip-$(printf %s "$folder" | cksum | cut -d ' ' -f 1)
 
-# submit LINES WHAT [DEPENDENCY]: hand over one array, PER_GPU lines to a task; -> $job, its number. srun starts the
+# submit LINES WHAT [DEPENDENCY]: submit one array, PER_GPU lines to a task; -> $job, its number. srun starts the
 # trainings, so that --signal reaches them and not the job's shell. A training that SIGTERM has stopped ends with 128 +
 # 15; its task is queued again by its name, ARRAY_TASK: in one of the tasks, SLURM_JOB_ID names the whole array.
 submit() {
@@ -66,7 +66,7 @@ JOB
     ) || fail "start this again: the $number $what are not in the queue"
     case ${job%%;*} in  # a word among the flags would be another job
         JOB) ;;
-        '' | *[!0-9]*) fail "sbatch took other words than its flags, and said: $job" ;;
+        '' | *[!0-9]*) fail "sbatch printed no job number, check its flags; it said: $job" ;;
     esac
     job=${job%%;*}
     echo "job $job: $number $what"

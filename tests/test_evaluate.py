@@ -142,7 +142,7 @@ def test_good_images_are_classified_beside_damaged_ones(runs, digit_files, capsy
     assert [image["file"] for image in result["images"]] == [str(digit_files / name) for name in expected]
     assert all(len(image["top"]) == 5 for image in result["images"]) and len(result["unreadable"]) == 14
     lost = f"{digit_files}/a/lost.png is a link to {digit_files}/a/nowhere.png, which does not exist"
-    assert code == 2 and re.fullmatch("warning: 3 files that are no images by their names are left out, .*", warning)
+    assert code == 2 and re.fullmatch("warning: left out, not an image by its name: .* and 2 more", warning)
     first = f"no.png does not exist; {lost}; {damaged[0]} does not decode as an image: "
     assert error.startswith(f"error: 14 image files or folders cannot be used: {first}")
     assert error.endswith("; 4 more")
@@ -208,7 +208,7 @@ def files(runs, tmp_path_factory):
     ("size.pth --images black.png", "images of size 'big'"), ("nan.pth --images black.png", "not a number"),
     # --export, --branch
     ("{group} --export x.tflite", r"x.tflite .*\.safetensors"), ("{group} --export no/x.onnx", "no is not a folder"),
-    ("{group} --export there.onnx", "there.onnx is there already.*--overwrite"),
+    ("{group} --export there.onnx", "there.onnx exists already.*--overwrite"),
     ("{group} --export {group}/best.pth --overwrite", "belongs to a run"),
     ("{group} --export x.pth", "group without a leader: export one of its 4 students with .* --branch I"),
     ("{group} --export x.pth --branch 4", "branches 0 to 3, not 4"), ("{one} --branch 0", "holds one network"),

@@ -143,7 +143,7 @@ def test_a_file_that_has_changed_or_gone(folder, capsys):
         train.main([*flags, "2", "--resume", run])
     (folder / "elsewhere").mkdir()
     (folder / "net.py").rename(folder / "elsewhere" / "net.py")
-    with pytest.raises(UserError, match="net.py is not there any more: name the file .* with --model"):
+    with pytest.raises(UserError, match="net.py no longer exists: name the file .* with --model"):
         evaluate.main([run])
     evaluated(capsys, run, "--model", "elsewhere/net.py:Net")
 

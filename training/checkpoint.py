@@ -1,4 +1,4 @@
-"""What last.pth and best.pth hold, whether a run may continue one, and how it is restored from it."""
+"""The content of last.pth and best.pth, whether a run may continue from one, and how it is restored."""
 
 import argparse
 import random
@@ -45,7 +45,7 @@ def load_to_resume(path: Path, args: argparse.Namespace, method: str, folder: Pa
                         "with another --version")
     last = folder / "last.pth"
     if path.name != "last.pth" and last.exists() and done < len(load_checkpoint(last)["history"]):
-        raise UserError(f"{folder} has gone on since {path.name}: --resume {folder} continues it; to go back, copy "
+        raise UserError(f"{folder} has continued since {path.name}: --resume {folder} resumes it; to go back, copy "
                         f"{path.name} into another folder")
     if done >= args.num_epochs and done == finished_epochs(folder):
         raise Complete(folder, done)
@@ -72,8 +72,8 @@ class Checkpoints:
     """Writes last.pth and best.pth of a run, and restores a training from its checkpoint.
 
     stepper: the ``Stepper`` whose state they hold. history: the records of all epochs so far, shared with the loop.
-    chosen_by: the metric that chooses the best epoch. about: the entries that stay the same: flags, starts, what is
-    unchangeable, what describes the data.
+    chosen_by: the metric that chooses the best epoch. about: the entries that do not change: flags, starts, the
+    unchangeable values, the description of the data.
     """
 
     def __init__(self, folder: Path, stepper, history: list[dict], chosen_by: str, about: dict):
@@ -81,7 +81,7 @@ class Checkpoints:
         self.chosen_by, self.about = chosen_by, about
 
     def best(self) -> dict:
-        """The record of the best epoch so far; of two equal ones the later."""
+        """The record of the best epoch so far; the later one if two are equal."""
         return max(self.history, key=lambda record: (record[self.chosen_by], record["epoch"]))
 
     def state(self) -> dict:
@@ -114,7 +114,7 @@ class Checkpoints:
         processes.on_main(write)
 
     def restore(self, checkpoint: dict) -> None:
-        """Set model, optimizer, schedule, sums of a begun epoch and random numbers from ``checkpoint``."""
+        """Set model, optimizer, schedule, sums of an unfinished epoch and random numbers from ``checkpoint``."""
         self.stepper.load_state_dict(checkpoint)
         states = checkpoint["random"]
         if len(states) == processes.world_size():

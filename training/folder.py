@@ -14,7 +14,7 @@ from runtime.files import temporary_name
 
 try:
     import fcntl
-except ImportError:  # Windows has none; two processes in one folder are not noticed there
+except ImportError:  # Windows has none; two processes in one folder are not detected there
     fcntl = None
 
 # What a run writes into its folder, besides TensorBoard's event files and the lock.
@@ -62,9 +62,9 @@ def run_path(args: argparse.Namespace, method: str = "baseline", model: str = ""
 
 
 def run_folder(args: argparse.Namespace, method: str) -> tuple[Path, Path | None]:
-    """-> the folder of a run, and the checkpoint that it continues: None if it starts anew.
+    """-> the folder of a run, and the checkpoint that it continues: None if it starts from the beginning.
 
-    Creates nothing. UserError if another run is there; the message names the ways out. OSError if a name is too long.
+    Creates nothing. UserError if another run is there. OSError if a name is too long.
     """
     if args.resume and args.resume != "auto":
         path = Path(args.resume)
@@ -88,7 +88,7 @@ def run_folder(args: argparse.Namespace, method: str) -> tuple[Path, Path | None
 
 
 def belongs_to_run(path: Path) -> bool:
-    """Whether the file is one that a run has written."""
+    """Whether a run has written the file."""
     return path.name in FILES and (path.parent / "parameters.json").exists()
 
 
@@ -113,8 +113,8 @@ def remove_run(folder: Path) -> None:
 def finished_run(args: argparse.Namespace, script: str) -> Path | None:
     """The folder of the run that --resume names, if its records say that it is finished.
 
-    Its epochs must be those of --num_epochs; the flags those of ``args``; the script (a name without its ending) the
-    same, and with both the method. None: it has to be asked whether it may be resumed (``load_to_resume``).
+    Its epochs, flags and script (a name without its ending) must be those of this start: they determine the method.
+    None: ``load_to_resume`` decides whether it may be resumed.
     """
     folders = [Path(args.resume)] if args.resume else []
     if args.resume == "auto":  # the name of the method needs PyTorch
@@ -146,10 +146,10 @@ def finished_epochs(folder: Path) -> int:
 
 
 class Lock:
-    """Holds a run's folder until ``release`` or the end of the process. UserError if another process holds it.
+    """Locks a run's folder until ``release`` or the end of the process. UserError if another process has locked it.
 
-    A POSIX record lock: the system drops it however the process ends. The workers of the data loader do not inherit it.
-    They would inherit a flock, and they live some seconds longer than a killed process.
+    A POSIX record lock: the system releases it however the process ends. The data loader's workers would inherit a
+    flock, and they live some seconds longer than a killed process.
     """
 
     def __init__(self, folder: Path):

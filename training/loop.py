@@ -1,6 +1,6 @@
 """The training loop: a step, an epoch of steps and its evaluation, and all epochs.
 
-A step reads nothing back from the device. The sums stay there until the progress line or the end of the epoch.
+A step causes no host sync: the sums stay on the device until the progress line or the end of the epoch.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from training.run import Interrupted, Run, Signals
 
 
 class Stepper:
-    """The state of a training. ``step`` changes it; a checkpoint holds ``state_dict``.
+    """The state of a training. ``step`` changes it; a checkpoint contains ``state_dict``.
 
     amp: "bf16" or "fp16", the precision of the networks. Losses stay in float32; fp16 scales its gradients.
     compiled: trace the loss with torch.compile, on CUDA into CUDA graphs.
@@ -68,7 +68,7 @@ class Stepper:
         return self.scheduler.get_last_lr()[0]
 
     def step(self, images: Tensor, labels: Tensor, weight: float | Tensor, share: float = 1.0) -> None:
-        """One step of SGD on one batch. Its loss and correct answers are added to the sums. The host reads nothing.
+        """One optimizer step on one batch, without a host sync. Adds its loss and correct answers to the sums.
 
         images [B, 3, H, W] or views [B, V, 3, H, W], labels [B]: this process's part of the batch. share: B relative to
         an equal part.
@@ -79,8 +79,9 @@ class Stepper:
         with self.autocast():
             terms, logits = self.loss(self.replica, images, self.smoothed(labels), weight)
         if self.sums.steps and list(terms) != self.terms:
-            raise UserError("this epoch was begun by older code, which did not record all terms of the loss: go on from"
-                            " a checkpoint of the end of an epoch, or train anew with --overwrite or --version", True)
+            raise UserError("this epoch was begun by older code, which did not record all terms of the loss: "
+                            "resume from a checkpoint of the end of an epoch, or train anew with --overwrite or "
+                            "--version", True)
         self.terms = list(terms)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(terms.total if share == 1 else terms.total * share).backward()
@@ -100,7 +101,7 @@ class Stepper:
         return torch.full((len(labels), C), e / C, device=labels.device).scatter_(1, labels[:, None], 1 - e + e / C)
 
     def means(self) -> dict:
-        """The means of the sums; of the loss's terms by name. UserError if one is not finite: its sum then stays so."""
+        """The means of the sums; the loss's terms by name. UserError if one is not finite: its sum would stay so."""
         means, steps = self.sums.means(), self.sums.steps
         means["terms"] = dict(zip(self.terms, means["terms"], strict=True))
         if wrong := [name for name, value in means["terms"].items() if not math.isfinite(value)]:
@@ -119,7 +120,7 @@ class Stepper:
         """Start an epoch: empty sums, and the learning rate of the schedule."""
         self.sums.reset()
         self.checked_steps = 0
-        with warnings.catch_warnings():  # of an epoch that was resumed after its last step
+        with warnings.catch_warnings():  # the warning of an epoch that was resumed after its last step
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.scheduler.step()
 
@@ -143,7 +144,7 @@ class Stepper:
         self.checked_steps = self.sums.steps
 
     def parts(self) -> dict:
-        """Entries of a checkpoint -> what each one holds."""
+        """Entries of a checkpoint -> the objects whose state they are."""
         return {"state_dict": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler,
                 "scaler": self.scaler, "sums": self.sums}
 
@@ -162,8 +163,8 @@ def make_optimizer(name: str, model: nn.Module, lr: float, wd: float) -> torch.o
 def make_scheduler(optimizer: torch.optim.Optimizer, milestones: list[int], cosine: int = 0, warmup: int = 0):
     """The learning rate of each epoch; scheduler.step() ends one.
 
-    It is divided by 10 at each zero-based epoch in ``milestones``. cosine: instead, it falls to 0 over so many epochs,
-    as half a cosine. warmup: before, it rises over so many epochs: lr/(N+1), 2 lr/(N+1), ...
+    It is divided by 10 at each zero-based epoch in ``milestones``. cosine: the epochs of a cosine decay to 0, instead.
+    warmup: the epochs of a linear warm-up before: lr/(N+1), 2 lr/(N+1), ...
     """
     schedulers = torch.optim.lr_scheduler
     if cosine:
@@ -186,7 +187,7 @@ def default_milestones(num_epochs: int) -> list[int]:
 
 def one_epoch(method: Method, stepper: Stepper, loader, evaluated: dict, run: Run, signals: Signals,
               checkpoints: Checkpoints) -> dict:
-    """Train and measure the next epoch, or what is left of it; -> its record."""
+    """Train and measure the next epoch, or the rest of an unfinished one; -> its record."""
     args, sums, epoch = run.args, stepper.sums, len(run.history)
     loader.set_epoch(epoch)
     weight, title = method.ramp_up(epoch, run.unchangeable["num_epochs"]), f"epoch {epoch + 1}/{args.num_epochs}"
@@ -215,7 +216,7 @@ def one_epoch(method: Method, stepper: Stepper, loader, evaluated: dict, run: Ru
 def train_steps(stepper: Stepper, loader, weight: float, signals: Signals):
     """Take the steps that are left in the epoch; yield after each."""
     stepper.model.train()
-    if stepper.compiled:  # a Python number would be a constant: each epoch would be compiled again
+    if stepper.compiled:  # a Python number would be a constant, so each epoch would be compiled again
         weight = torch.tensor(weight, device=stepper.device)
     first = stepper.sums.steps
     stepper.earlier_steps = loader.epoch * len(loader)
@@ -303,7 +304,7 @@ def data_identity(train_loader, test_loader) -> dict:
 
 
 def describe(run: Run, stepper: Stepper, train_loader, milestones: list[int]) -> tuple[dict, dict]:
-    """-> the content of parameters.json, and the entries that are the same in all checkpoints of a run."""
+    """-> the content of parameters.json, and the entries that are the same in all checkpoints of this start."""
     last = run.checkpoint or {"starts": [], "sums": {"steps": 0}}
     start = {"epoch": len(run.history) + 1, "step": last["sums"]["steps"], "command": shlex.join(sys.argv),
              "environment": environment(run.device)}

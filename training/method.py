@@ -21,7 +21,7 @@ class Method:
     best: the output whose top-1 accuracy chooses the best epoch (or MEAN).
     has_ramp_up: whether w(e), the weight of the group loss, rises over the first epochs; else it is always 1.
     revision: raised when a method's mathematics change. A run that an older revision began is not continued.
-    args: the flags. None for a network without a script.
+    args: the flags. None for an exported network.
     """
 
     args: Namespace | None
@@ -34,8 +34,8 @@ class Method:
 
     @classmethod
     def name(cls, args: Namespace) -> str:
-        """The folder of the method's runs, known before there is a model. Other variants than -N override this."""
-        return cls.__name__ + ("-N" if getattr(args, "MulStu", False) else "")  # N: whole networks
+        """The name of the folder of its runs: that of the class, with -N if network-based. Override it for variants."""
+        return cls.__name__ + ("-N" if getattr(args, "MulStu", False) else "")
 
     @classmethod
     def views(cls, args: Namespace) -> int:
@@ -54,16 +54,16 @@ class Method:
     def predict(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """images [B, 3, H, W] -> {output: logits [B, C]}, and further tensors [B, ...] by name.
 
-        The means of the latter over the test images go into metrics.jsonl.
+        metrics.jsonl records the means of the further tensors over the test images.
         """
         raise NotImplementedError
 
     def ramp_up(self, epoch: int, num_epochs: int) -> float:
-        """w(e), the weight of the group loss in an epoch, which counts from 0."""
+        """w(e), the weight of the group loss in an epoch, counted from 0: ``utils.ramp_up_flags`` are its flags."""
         return ramp_up(epoch, num_epochs, self.args.start_consistency, self.args.length) if self.has_ramp_up else 1.0
 
     def prepare(self, train_loader) -> None:
-        """Called before a training, and not where a trained model is used: to load a teacher, to look at the data."""
+        """Called only before a training: to load a teacher, or to check the data."""
 
     def before_step(self, step: int, step_of_epoch: int) -> None:
         """``Stepper.step`` calls this first. Both numbers count from 1: in the whole training, and in the epoch."""
@@ -79,14 +79,14 @@ class Method:
         """
 
     def deploy(self) -> None:
-        """Called after a checkpoint was read to be used, not to be trained."""
+        """Called after a checkpoint was loaded for evaluation or export, not for training."""
 
     def network(self, output: str) -> nn.Module:
         """The plain network of an output that can be deployed. It shares its weights with the model."""
         raise NotImplementedError
 
     def advice(self, last: dict) -> str | None:
-        """What the user should know at the end of a run, or None: a warning. last: the record of the last epoch."""
+        """A warning for the end of a run, or None. last: the record of the last epoch."""
         return None
 
     def unchangeable(self) -> dict[str, object]:
@@ -113,8 +113,8 @@ class SingleNetwork(Method):
 class Group(Method):
     """m students, and their ensemble: the mean of their logits.
 
-    kind: what a student is called. deployed: the title of one more network, the first output, if that is deployed and
-    not one of the students.
+    kind: what a student is called. deployed: the title of the deployed network, if it is not one of the students. It is
+    the first output.
     """
 
     def __init__(self, args: Namespace, model: nn.Module, kind: str = "student", deployed: str = ""):
@@ -137,7 +137,7 @@ class Group(Method):
 
 
 class GroupInALoop(nn.Module):
-    """A method without its script, for a training loop of one's own: ``hubconf.group`` makes it.
+    """A method without its script, for your own training loop: ``hubconf.group`` makes it.
 
     model: the group; ``model.student(i)`` is one of its networks, ``student(-1)`` the leader of OKDDip.
     """

@@ -1,4 +1,4 @@
-"""What is measured: top-k, diversity, and sums over the images of an epoch that stay on the device."""
+"""Metrics: top-k accuracy, diversity, and sums over the images of an epoch, which stay on the device."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,14 +19,14 @@ NO_AUTOCAST = nullcontext()
 def topk_correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Whether the label is the first class, and among the first 5: logits [B, R, C], labels [B] -> bool [B, R, 2].
 
-    The label is among the first k if fewer than k classes score higher, so nothing is sorted. Half precision has many
-    equal scores: of two, the class with the lower number ranks first. A NaN counts as wrong.
+    The rank of the label's class is the number of classes with higher scores, so no sort is needed. Half precision has
+    many equal scores: of two, the class with the lower number ranks first. A NaN counts as wrong.
     """
     C, labels = logits.shape[-1], labels.view(-1, 1, 1)
     own = logits.gather(-1, labels.expand(-1, logits.shape[1], 1))
     earlier = torch.arange(C, device=logits.device) < labels  # [B, 1, C]
-    not_higher = torch.where(earlier, logits < own, logits <= own).sum(-1)  # [B, R]; counts the label's own class
-    return torch.stack([not_higher > C - k for k in (1, 5)], -1)
+    rank = C - torch.where(earlier, logits < own, logits <= own).sum(-1)  # [B, R] from 0; C if ``own`` is NaN
+    return torch.stack([rank < k for k in (1, 5)], -1)
 
 
 def in_rows(logits: dict[str, Tensor], outputs: Iterable[str]) -> Tensor:
@@ -51,7 +51,7 @@ def diversity(probabilities: Tensor) -> Tensor:
 
 
 class RunningSums:
-    """Sums over the images of an epoch, kept on the device. Also the images, steps and seconds so far."""
+    """Sums over the images of an epoch, kept on the device, and the numbers of images, steps and seconds so far."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -72,7 +72,7 @@ class RunningSums:
             self.sums[name] += value
 
     def totals(self) -> tuple[int, dict[str, Tensor]]:
-        """Images and sums of all processes together, on the CPU. The device is read once."""
+        """Images and sums of all processes together, on the CPU. One host sync."""
         names = sorted(self.sums)
         flat = [self.sums[name].flatten() for name in names]
         numbers = processes.total(torch.cat([*flat, flat[0].new_tensor([self.images])]).cpu())
@@ -126,13 +126,13 @@ def evaluate(method: Method, loader: Iterable, phase: str = "test",
     """Metrics over all images, each image with the same weight: top-1/5 and cross-entropy of each output, ``dist`` over
     the pairs of students, and the means of what ``method.predict`` returns besides the logits.
 
-    loader: batches of images [B, 3, H, W] and labels [B], and its ``device``.
+    loader: gives batches, images [B, 3, H, W] and labels [B], and has a ``device``.
     watch: a generator around the batches that may end the evaluation (``Signals.watch``).
     more_sums(log_p [B, R, C], top1 [B, R], labels [B]) -> further sums over a batch, reported as means under their
         names. top1: whether the label is the output's first class.
     """
     method.model.eval()
-    # On the device: a list as an index would be copied there in each batch, and the host would wait.
+    # A tensor on the device: a list as an index would be copied there, with a host sync in each batch.
     students = torch.tensor([r for r, output in enumerate(method.outputs) if student_number(output) is not None],
                             device=loader.device)
     sums = RunningSums(loader.device)

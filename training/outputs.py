@@ -1,4 +1,4 @@
-"""Names of measured outputs and of their metrics, spelled and parsed here only. Needs no PyTorch.
+"""The names of measured outputs and of their metrics. Only this file composes and parses them. Needs no PyTorch.
 
 A method measures one or more outputs: each student, the leader, ensembles. The name of an output is the prefix of its
 metrics in metrics.jsonl, test_best_metrics.json and TensorBoard. The names are those of the authors' code:

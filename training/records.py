@@ -1,4 +1,4 @@
-"""What a run writes down and prints: parameters, a line for each epoch, curves, summary; the log and its progress."""
+"""What a run writes and prints: parameters, a line for each epoch, curves, summary, log and progress."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ class Records:
         processes.on_main(lambda: self.start(outputs, parameters, best))
 
     def start(self, outputs: dict[str, str], parameters: dict, best: dict | None) -> None:
-        """Write what is known before the first epoch, and draw the earlier epochs' curves again.
+        """Write parameters.json, and the records and curves of the epochs before a resume again.
 
         best: the record in best.pth. Its JSON file and metrics.jsonl may be missing after a kill.
         """
@@ -97,7 +97,7 @@ def open_log(folder: Path) -> None:
     log.handlers = [logging.FileHandler(folder / "train.log", encoding="utf-8"), logging.StreamHandler(sys.stdout)]
     for handler in log.handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
-        handler.handleError = lambda record: None  # if the disk is full, the checkpoint's error is enough
+        handler.handleError = lambda record: None  # if the disk is full, the error of the checkpoint suffices
 
 
 def close_log() -> None:
@@ -122,7 +122,7 @@ class Progress:
         if self.bar is not None:
             self.bar.update()
         if step % self.log_every or step == self.steps:
-            return  # the sums are on the device: reading them makes the host wait
+            return  # the sums are on the device: reading them is a host sync
         means = self.stepper.means()
         images = sums.images * processes.world_size()
         loss, accuracy = means["terms"]["total"], 100 * means["correct"][self.shown][0]

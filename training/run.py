@@ -26,8 +26,8 @@ class Run:
     or the checkpoint to resume is wrong.
 
     files: the networks that a Python file makes -> the file, and the SHA-256 of its content.
-    unchangeable: what must be the same whenever the run is resumed; a checkpoint holds it. The schedule and the ramp-up
-    are those of the num_epochs in there, which are those of the first start, even if --num_epochs was raised later.
+    unchangeable: values that must be the same whenever the run is resumed; checkpoints contain them. Its num_epochs is
+    that of the first start. It determines the schedule and the ramp-up, even if --num_epochs was raised later.
     """
 
     def __init__(self, args: argparse.Namespace, method: str):
@@ -68,7 +68,7 @@ class Run:
                      f" its last feature map is {last}x{last} here (--image_size 224 makes them larger)")
 
     def choose_size(self, names: list[str]) -> None:
-        """Set --image_size if it is not given and a network comes from elsewhere: to its own size, in a folder."""
+        """Set --image_size if it is not given and a network is from elsewhere: for a folder, to the network's size."""
         args, elsewhere = self.args, [name for name in names if models.is_external(name)]
         if args.image_size or not elsewhere:
             return
@@ -92,9 +92,9 @@ class Run:
         return needed.pop()
 
     def load(self, path: Path) -> dict:
-        """The checkpoint that this run continues. The folder is locked before, so that no other process replaces it."""
+        """The checkpoint that this run continues. The folder is locked first, so that no other process replaces it."""
         if path.exists():
-            if not (self.folder / "lock").exists():  # nobody trains there: it may be refused before there is a lock
+            if not (self.folder / "lock").exists():  # no process trains there: it may be refused without a lock
                 load_to_resume(path, self.args, self.method, self.folder)
             self.lock = Lock(self.folder)
         return load_to_resume(path, self.args, self.method, self.folder)
@@ -117,7 +117,7 @@ class Run:
         """Make the folder, take its lock, open the log."""
         if processes.rank():
             log.handlers = [logging.NullHandler()]
-            # All processes have drawn the same weights. From here on each draws for its own images.
+            # All processes have drawn the same weights. From here on each needs random numbers of its own.
             seed_everything((self.args.seed + 2**32 * processes.rank()) % 2**63)
         processes.on_main(self.open)
         return self
@@ -145,7 +145,7 @@ REPEAT = 5  # seconds; torchrun forwards signals, so within this time a second o
 
 
 class Interrupted(Exception):
-    """One of the signals came, and the step during which it came is complete."""
+    """A signal was received, and the current step is complete."""
 
     def __init__(self, number: int):
         self.number = number
@@ -173,7 +173,7 @@ class Signals:
     def __exit__(self, kind: type | None, *_) -> None:
         for number, handler in getattr(self, "old", {}).items():
             signal.signal(number, handler)
-        if kind in (None, SystemExit):  # after another error a process may be missing, and waiting would never end
+        if kind in (None, SystemExit):  # after another error a process may be gone, and waiting would never end
             self.agreed()
 
     def note(self, number: int, frame: object) -> None:
@@ -192,9 +192,9 @@ class Signals:
         self.check()
 
     def check(self) -> None:
-        """Raise Interrupted if a signal has come.
+        """Raise Interrupted if a signal was received.
 
-        Several processes stop at the same step: the one after the step in which the first process got its signal.
+        All processes stop at the same step: the one after the step in which the first signal was received.
         """
         if processes.world_size() == 1:
             number = self.number

@@ -101,7 +101,7 @@ class Harm:
 @pytest.mark.parametrize(("kind", "said"), [
     ("missing", "there is no checkpoint at .*: name a run's folder"), ("folder", "cannot be read: Is a directory"),
     ("code", "not a checkpoint that can be loaded safely"), ("text", "not a checkpoint"),
-    ("list", "holds a list instead of a dictionary"), ("pipe", "is not a file")])
+    ("list", "contains a list, not a dictionary"), ("pipe", "is not a file")])
 def test_what_is_no_checkpoint_is_named(kind, said, tmp_path):
     path = tmp_path / "x.pth"
     if kind == "folder":

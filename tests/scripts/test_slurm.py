@@ -120,7 +120,7 @@ def finish(line, method="", more="", epochs=40):
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2))
 
 
-def test_finished_runs_are_not_handed_over(submit, shell, tools):
+def test_finished_runs_are_not_submitted(submit, shell, tools):
     some = {"METHODS": "baseline KD", "SEEDS": "0"}
     teacher, baseline, student = shell("study", DRY_RUN="1", **some).stdout.splitlines()
     finish(teacher)
@@ -130,7 +130,7 @@ def test_finished_runs_are_not_handed_over(submit, shell, tools):
     finish(baseline, more=" --gpu_id 3")  # without SLURM
     finish(student, "KD")
     done = shell("slurm", "study.sh", PATH=f"{tools}:{os.environ['PATH']}", **some)
-    assert done.returncode == 0 and done.stdout == "all runs of study.sh are finished: nothing to hand over\n"
+    assert done.returncode == 0 and done.stdout == "all runs of study.sh are finished: nothing to submit\n"
 
 
 def test_dry_run_prints_the_jobs(shell, tmp_path):
@@ -157,12 +157,12 @@ def test_mistakes_are_one_line(shell, few_tools, words, environment, said):
 
 @pytest.mark.parametrize(("broken", "body", "said"), [
     ("squeue", "echo 'slurm: no controller' >&2; exit 1", "squeue does not say which runs are in the queue"),
-    ("sbatch", "cat > /dev/null; echo Submitted batch job 7", "sbatch took other words than its flags"),
+    ("sbatch", "cat > /dev/null; echo Submitted batch job 7", "sbatch printed no job number, check its flags"),
     ("sbatch", "cat > /dev/null; exit 1", ""),
     ("sbatch", "[ ! -e $0.1 ] || exit 1; cat > $0.1; echo 1", "start this again"),
     (None, "", "study/slurm cannot be made"), (None, "\\", "choose a SAVE_DIR without a backslash")])
 def test_nothing_goes_wrong_silently(shell, tools, executable, tmp_path, broken, body, said):
-    """SLURM's programs fail, or the folder does. The exit code says so, and no run is handed over without order."""
+    """SLURM's programs fail, or the folder does. The exit code says so, and no run is submitted without order."""
     environment = {"METHODS": "KD", "SEEDS": "0", "PATH": f"{tools}:{os.environ['PATH']}"}
     if broken:
         executable(tools / broken, body)
@@ -256,4 +256,4 @@ def test_a_table_with_a_teacher(on_cluster, cluster, shell, tmp_path):
     assert_same_run(runs / "resnet56_seed0", tmp_path / "whole" / "folder" / "resnet56_seed0")
     assert len(list(runs.rglob("summary.json"))) == 3
     done = shell("slurm", "study.sh", "--", *flags, **table, **cluster.environment)
-    assert done.stdout == "all runs of study.sh are finished: nothing to hand over\n"
+    assert done.stdout == "all runs of study.sh are finished: nothing to submit\n"

@@ -203,7 +203,7 @@ def test_an_older_best_is_not_continued(tmp_path):
     best = saved(tmp_path, HISTORY[:1], "best.pth")
     assert asked(best, tmp_path)["history"] == HISTORY[:1]
     last = saved(tmp_path)
-    with pytest.raises(UserError, match="has gone on since best.pth: --resume .* continues it; to go back, copy"):
+    with pytest.raises(UserError, match="has continued since best.pth: --resume .* resumes it; to go back, copy"):
         asked(best, tmp_path)
     assert asked(last, tmp_path, num_epochs=3)["history"] == HISTORY
     saved(tmp_path, HISTORY[:1])
