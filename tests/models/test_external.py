@@ -43,8 +43,8 @@ def tiny(num_classes=10):
 MORE = [("torchvision:shufflenet_v2_x0_5", 32, "stage4"), ("torchvision:efficientnet_b0", 32, "features.7"),
         ("torchvision:regnet_y_400mf", 32, "trunk_output.block4"), ("timm:mobilenetv3_small_050", 32, "blocks.5"),
         ("timm:efficientnet_lite0", 32, "blocks.6"), ("timm:convnext_atto", 32, "stages.3"),
-        ("timm:vit_tiny_patch16_224", 224, "blocks.11"), ("torchvision:vit_b_16", 224, "encoder.ln"),
-        ("torchvision:convnext_tiny", 32, "features.7")]
+        ("timm:vit_tiny_patch16_224", 224, "blocks.11"), ("torchvision:convnext_tiny", 32, "features.7"),
+        ("torchvision:vit_b_16", 224, "encoder.layers.encoder_layer_11")]
 CUTS = [("own:CNN", 32, "last"), ("own:CNN", 32, "middle"), ("torchvision:mobilenet_v3_small", 64, "features.9"),
         ("timm:resnet10t", 32, "layer4"), *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
 
