@@ -49,8 +49,10 @@ def parse_args(argv: list[str] | None) -> Namespace:
                         "folder)")
     g.add_argument("--decoder", choices=utils.DECODERS,
                    help="of imagenet's JPEG files, to measure (default: as in the run; else pil)")
-    g = p.add_argument_group("only for checkpoints of the authors' code")
-    g.add_argument("--model", metavar="NAME", help=f"network: {utils.NETWORKS} (default: resnet32)")
+    g = p.add_argument_group("for checkpoints of the authors' code; --model also for networks from Python files")
+    g.add_argument("--model", metavar="NAME",
+                   help=f"network: {utils.NETWORKS} (default: resnet32); or PATH/FILE.py:NAME, the file to import if "
+                        "the one of the training has moved or changed, or if RUN was exported")
     g.add_argument("--method", choices=list(methods.FAMILIES),
                    help="method (default: recognised by the names of the parameters)")
     g = p.add_argument_group("speed and device")
