@@ -43,8 +43,9 @@ def parse_args(argv: list[str] | None) -> Namespace:
                    help=f"{utils.DATASETS} (default: as in the run; authors' checkpoint: CIFAR10; exported file with "
                         "--data_dir: imagenet if made for 224x224, else folder)")
     g.add_argument("--decoder", choices=utils.DECODERS, help="JPEG decoder (default: as in the run, else pil)")
-    g = p.add_argument_group("checkpoints of the authors' code")
-    g.add_argument("--model", help=f"{utils.NETWORKS} (default: resnet32)")
+    g = p.add_argument_group("checkpoints of the authors' code; --model also for networks from Python files")
+    g.add_argument("--model", help=f"{utils.NETWORKS} (default: resnet32); or PATH/FILE.py:NAME, the file to import if "
+                                   "the one of the training has moved or changed, or if RUN was exported")
     g.add_argument("--method", choices=list(methods.FAMILIES), metavar="NAME",
                    help=f"{', '.join(methods.FAMILIES)} (default: recognised by parameter names)")
     g = p.add_argument_group("device and speed")

@@ -183,6 +183,8 @@ def named_networks(path: Path, checkpoint: dict, model: str | None) -> dict:
     if not names:
         refuse_other(path, model=(model, recorded["model"]))
         return {}
+    if model and model.rpartition(":")[2] not in {name.rpartition(":")[2] for name in names}:
+        refuse_other(path, model=(model, recorded["model"]))
     found = {}
     for name in dict.fromkeys(names):
         file, sha256 = checkpoint["files"][name]

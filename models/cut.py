@@ -56,10 +56,12 @@ def outline(network: nn.Module, place: str, classifier: str) -> fx.Graph:
     """The graph of a network, in its mode. Arguments of forward besides the images keep their defaults."""
     others = [p for p in inspect.signature(network.forward).parameters.values()][1:]
     defaults = {p.name: p.default for p in others if p.default is not inspect.Parameter.empty}
-    before = torch.get_rng_state()
+    before, buffers = torch.get_rng_state(), [(buffer, buffer.clone()) for buffer in network.buffers()]
     graph = Outline(opened(place, classifier)).trace(network, concrete_args=defaults or None)
     if not torch.equal(before, torch.get_rng_state()):  # they would be drawn here once, and never again
         raise ValueError("its code draws random numbers, which a traced graph would keep")
+    if not all(buffer.equal(value) for buffer, value in buffers):
+        raise ValueError("its code changes a buffer, which a traced graph would not do")
     _, *more = (node for node in graph.nodes if node.op == "placeholder")
     for node in more:
         for check in list(node.users):  # fx checks that they have their defaults
@@ -77,11 +79,11 @@ def cut(network: nn.Module, place: str, classifier: str) -> Cut:
     except Exception as error:  # of the network's code, which meets stand-ins for tensors
         raise ValueError(f"its code cannot be traced ({origin(error)})") from error
     nodes = list(graph.nodes)
-    first = next((i for i, node in enumerate(nodes) if is_inside(node, place)), None)
+    start = next((i for i, node in enumerate(nodes) if is_inside(node, place)), None)
     calls = [node for node in nodes if node.op == "call_module" and node.target == classifier]
-    if first is None or len(calls) != 1 or nodes.index(calls[0]) < first:
+    if start is None or len(calls) != 1 or nodes.index(calls[0]) < start:
         raise ValueError(f"it does not run {place} before its classifier {classifier}, and the classifier once")
-    before, after = nodes[:first], nodes[first:]
+    before, after = nodes[:start], nodes[start:]
     crossing = [node for node in before if set(node.users) & set(after)
                 and node.op != "get_attr" and not is_batch_size(node)]
     if len(crossing) != 1:
@@ -89,11 +91,16 @@ def cut(network: nn.Module, place: str, classifier: str) -> Cut:
                          "tensor")
     if crossing[0].op == "placeholder":
         raise ValueError("no layer comes before it")
-    trunk, tail = split(before, after, crossing[0], calls[0].args[0])
+    trunk, tail = split(before, after, crossing[0], first(calls[0].args, calls[0].kwargs))
     sides = Cut(*(Side(type(fx.GraphModule(network, graph)).forward, names(graph)) for graph in (trunk, tail)))
     if common := weights(network, sides.trunk.used) & weights(network, sides.tail.used):
         raise ValueError(f"both sides of the cut use the weights {sorted(common)[0]}")
     return sides
+
+
+def first(inputs: tuple, named: dict):
+    """The first input of a module that is called with these."""
+    return (*inputs, *named.values())[0]
 
 
 def is_inside(node: fx.Node, place: str) -> bool:

@@ -9,15 +9,17 @@ h is the input of its classifier: the last nn.Linear, or the module that ``class
 
 from collections.abc import Callable
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from .architecture import Architecture, Head
-from .cut import Cut, cut, origin, pieces, tried
+from .cut import Cut, cut, first, origin, pieces, tried
 from .sources import in_library, maker, own_size, read, title, weights_of
 
 OPTIONS = ("classifier", "branch_at", "pretrained", "init", "image_size")
+BUILT: WeakKeyDictionary[nn.Module, str | int] = WeakKeyDictionary()  # modules with weights in use -> who made them
 
 
 def architecture(name: str | Callable, shared_trunk: bool = False, classifier: str | None = None,
@@ -71,6 +73,12 @@ class Source:
         if not isinstance(network, nn.Module):
             raise ValueError(f"{self.name} returns {type(network).__name__}, not an nn.Module: it must return the "
                              "network")
+        who = self.origin if isinstance(self.origin, str) else id(self.origin)
+        own = [module for module in network.modules() if any(True for _ in module.parameters(recurse=False))]
+        if any(BUILT.get(module) == who for module in own):
+            raise ValueError(f"{self.name} returns the same weights at each call, and students must have their own: "
+                             "make all layers inside it")
+        BUILT.update(dict.fromkeys(own, who))
         network.train()
         if not (self.pretrained or self.init):
             return network, []
@@ -111,9 +119,10 @@ class Source:
         if z.dim() != 2 or z.shape[1] != (num_classes or z.shape[1]):
             raise ValueError(f"{self.name} returns {list(z.shape[1:])} logits for {num_classes} classes: its last "
                              "layer must have num_classes outputs")
-        if h.dim() != 2:
-            raise ValueError(f"the classifier of {self.name} takes {h.dim()}-dimensional features {list(h.shape)}, not "
-                             "[B, D]: name another module with --classifier")
+        if not isinstance(h, Tensor) or h.dim() != 2:
+            features = f"{h.dim()}-dimensional features {list(h.shape)}" if isinstance(h, Tensor) else type(h).__name__
+            raise ValueError(f"the classifier of {self.name} takes {features}, not [B, D]: name another module with "
+                             "--classifier")
         if not z.isfinite().all():
             raise ValueError(f"{self.name} returns logits that are not finite, before any training")
 
@@ -210,7 +219,8 @@ class Whole(Head):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         h: list[Tensor] = []
-        hook = self.network.get_submodule(self.classifier).register_forward_pre_hook(lambda _, x: h.append(x[0]))
+        classifier = self.network.get_submodule(self.classifier)
+        hook = classifier.register_forward_pre_hook(lambda _, *inputs: h.append(first(*inputs)), with_kwargs=True)
         try:
             z = self.network(images)
         finally:
@@ -241,9 +251,10 @@ class Half(nn.Module):
         if self.side == 0:
             self.new_weights = []  # none of the trunk's: its classifier is thrown away
             self.compare(cuts[False])
-        of_trunk = cuts[True].trunk.used | cuts[False].trunk.used
+        of_trunk, of_tail = (cuts[True][side].used | cuts[False][side].used for side in (0, 1))
         for name in pieces(self.network, place, source.find_classifier(self.network)):
-            if (name in of_trunk) != (self.side == 0):  # what no code uses is the tail's, because it is exported, too
+            # Both may use a part without weights. What no code uses is the tail's, because it is exported, too.
+            if name not in of_trunk if self.side == 0 else name in of_trunk - of_tail:
                 parent, _, child = name.rpartition(".")
                 delattr(self.network.get_submodule(parent), child)
 

@@ -91,10 +91,23 @@ def import_file(path: str, name: str):
     module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the file raises
+    except (Exception, SystemExit) as error:  # whatever the file raises
         del sys.modules[module_name]
-        raise ValueError(f"{path} cannot be imported ({origin(error)})") from error
+        raise ValueError(f"{path} cannot be imported ({origin(error)}){hidden(error, file.parent)}") from error
     return module
+
+
+def hidden(error: BaseException, folder: Path) -> str:
+    """What to do if an error comes from a module in ``folder`` that another one of the same name hides; else "".
+
+    The other one is usually of this project: ``models`` and ``utils`` are names that many have.
+    """
+    name = getattr(getattr(error, "obj", None), "__name__", None) or getattr(error, "name", None) or ""
+    top = name.partition(".")[0]
+    other = getattr(sys.modules.get(top), "__file__", None)
+    if not other or folder in Path(other).parents or not ((folder / f"{top}.py").exists() or (folder / top).is_dir()):
+        return ""
+    return f": {other} hides the {top} next to it: give yours another name"
 
 
 def file_of(name: str) -> list[str]:

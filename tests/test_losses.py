@@ -4,8 +4,10 @@ gradient of its total by finite differences."""
 import pytest
 import slow
 import torch
+from torch.nn import functional as F
 
 import losses
+from models.kdcl import TARGETS, error_products
 
 T, ALPHA, W, A = 3.0, 0.7, 0.37, 0.7 * 0.37  # A: the factor of a group loss
 LABELS = torch.tensor([2, 0])  # of two images with four classes
@@ -138,13 +140,16 @@ def test_unknown_divergence():
         losses.kd_loss(logits(), TEACHER, LABELS, loss="MSE")
 
 
-LOSSES = {
-    "okddip": lambda z, s: losses.okddip_loss(z, z.flip(1), s, LABELS),
-    "one": lambda z, s: losses.one_loss(z, s, LABELS), "kd": lambda z, s: losses.kd_loss(s, z[:, 0], LABELS),
-    "cl_ilr": lambda z, s: losses.cl_ilr_loss(z, z.flip(1), LABELS), "dml": lambda z, s: losses.dml_loss(z, LABELS),
-    "dml, pairwise": lambda z, s: losses.dml_loss(z, LABELS, pairwise=True),
-    "ffl": lambda z, s: losses.ffl_loss(z, s, LABELS), "pcl": lambda z, s: losses.pcl_loss(z, s, z.flip(1), LABELS),
-    "kdcl": lambda z, s: losses.kdcl_loss(z, s, LABELS), "okdph": lambda z, s: losses.okdph_loss(z, s, LABELS)}
+LOSSES = {  # of students z [B, m, C], another network s [B, C] and labels y
+    "okddip": lambda z, s, y: losses.okddip_loss(z, z.flip(1), s, y),
+    "okddip without a leader": lambda z, s, y: losses.okddip_loss(z, z.flip(1), None, y),
+    "okddip with a teacher": lambda z, s, y: losses.okddip_loss(z, z.flip(1), s, y, teacher=z[:, 1]),
+    "one": lambda z, s, y: losses.one_loss(z, s, y), "kd": lambda z, s, y: losses.kd_loss(s, z[:, 0], y),
+    "individual": lambda z, s, y: losses.individual_loss(z, y), "one net": lambda z, s, y: losses.individual_loss(s, y),
+    "cl_ilr": lambda z, s, y: losses.cl_ilr_loss(z, z.flip(1), y), "dml": lambda z, s, y: losses.dml_loss(z, y),
+    "dml, pairwise": lambda z, s, y: losses.dml_loss(z, y, pairwise=True),
+    "ffl": lambda z, s, y: losses.ffl_loss(z, s, y), "pcl": lambda z, s, y: losses.pcl_loss(z, s, z.flip(1), y),
+    "kdcl": lambda z, s, y: losses.kdcl_loss(z, s, y), "okdph": lambda z, s, y: losses.okdph_loss(z, s, y)}
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -152,9 +157,32 @@ LOSSES = {
 def test_a_loss_computes_in_float32(name, half):
     """The loss of half-precision logits is that of the same numbers in float32, to the bit: means included."""
     z, s = logits(3).to(half), logits(seed=1).to(half)
-    expected = LOSSES[name](z.float(), s.float())
-    for term, found in LOSSES[name](z, s).items():
+    expected = LOSSES[name](z.float(), s.float(), LABELS)
+    for term, found in LOSSES[name](z, s, LABELS).items():
         assert found.dtype == torch.float32 and found.equal(expected[term])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_labels_may_be_probabilities(name):
+    """One-hot ones give the loss of class numbers; a mixture of labels gives the mixture of their losses."""
+    z, s, other = logits(3), logits(seed=1), torch.tensor([1, 0])
+    a, b = (LOSSES[name](z, s, labels) for labels in (LABELS, other))
+    one_hot_a, one_hot_b = (F.one_hot(labels, 4).double() for labels in (LABELS, other))
+    one_hot, mixed = (LOSSES[name](z, s, labels) for labels in (one_hot_a, 0.3 * one_hot_a + 0.7 * one_hot_b))
+    for term in a:
+        torch.testing.assert_close(one_hot[term], a[term])
+        torch.testing.assert_close(mixed[term], 0.3 * a[term] + 0.7 * b[term])
+
+
+@pytest.mark.parametrize("rule", [*TARGETS.values(), lambda z, y: error_products(z.log_softmax(-1), y)])
+def test_the_labels_of_a_target_may_be_one_hot(rule):
+    torch.testing.assert_close(rule(logits(3), F.one_hot(LABELS, 4).double()), rule(logits(3), LABELS))
+
+
+def test_smoothed_labels_give_pytorchs_label_smoothing():
+    z = logits(3)
+    expected = sum(F.cross_entropy(student, LABELS, label_smoothing=0.1) for student in z.unbind(1))
+    torch.testing.assert_close(losses.true_loss(z, 0.9 * F.one_hot(LABELS, 4).double() + 0.1 / 4), expected)
 
 
 def test_a_term_that_the_loss_does_not_have():

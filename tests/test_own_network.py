@@ -145,6 +145,8 @@ def test_a_file_that_has_changed_or_gone(folder, capsys):
     (folder / "net.py").rename(folder / "elsewhere" / "net.py")
     with pytest.raises(UserError, match="net.py no longer exists: name the file .* with --model"):
         evaluate.main([run])
+    with pytest.raises(UserError, match="says that its model is net.py:Net: leave out --model resnet8"):
+        evaluate.main([run, "--model", "resnet8"])
     evaluated(capsys, run, "--model", "elsewhere/net.py:Net")
 
 
@@ -269,7 +271,7 @@ def test_a_network_that_an_exporter_does_not_support_is_one_line(folder):
                                     {"model": "{}/evil.py:Net", "models": ["resnet8"]}])
 def test_a_checkpoint_cannot_make_a_file_run_that_the_training_did_not_name(folder, change):
     train.main(["--model", "net.py:Net", *FLAGS])
-    (folder / "evil.py").write_text("raise SystemExit('imported')\n")
+    (folder / "evil.py").write_text("open('imported', 'w').close()\n")
     path = folder / "DIGITS" / "net-Net" / "best.pth"
     checkpoint = torch.load(path, weights_only=True)
     del checkpoint["digest"]
@@ -279,3 +281,4 @@ def test_a_checkpoint_cannot_make_a_file_run_that_the_training_did_not_name(fold
     path.write_bytes(serialise(checkpoint))
     with pytest.raises(UserError, match="is not a checkpoint of a run that can be rebuilt"):
         evaluate.main([str(path)])
+    assert not (folder / "imported").exists()

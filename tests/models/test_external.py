@@ -25,14 +25,15 @@ class CNN(nn.Module):
         self.middle = nn.Conv2d(8, 16, 3, 2, 1)
         self.scale = nn.Parameter(torch.ones(16, 1, 1))
         self.last = nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU())
+        self.act = nn.Sigmoid()
         self.unused = nn.Linear(2, 2)
         self.fc = nn.Linear(16, num_classes)
 
     def forward(self, x, more=None):
         batch = x.shape[0]
-        x = F.relu(self.middle(self.stem(x))) * self.scale
-        x = self.last(x).mean((2, 3)).view(batch, -1)
-        return self.fc(F.dropout(x, 0.3, self.training)) / 2
+        x = self.act(self.middle(self.stem(x))) * self.scale
+        x = self.act(self.last(x)).mean((2, 3)).view(batch, -1)
+        return self.fc(input=F.dropout(x, 0.3, self.training)) / 2
 
 
 def tiny(num_classes=10):
@@ -42,8 +43,8 @@ def tiny(num_classes=10):
 MORE = [("torchvision:shufflenet_v2_x0_5", 32, "stage4"), ("torchvision:efficientnet_b0", 32, "features.7"),
         ("torchvision:regnet_y_400mf", 32, "trunk_output.block4"), ("timm:mobilenetv3_small_050", 32, "blocks.5"),
         ("timm:efficientnet_lite0", 32, "blocks.6"), ("timm:convnext_atto", 32, "stages.3"),
-        ("timm:vit_tiny_patch16_224", 224, "blocks.11"), ("torchvision:vit_b_16", 224, "encoder.ln"),
-        ("torchvision:convnext_tiny", 32, "features.7")]
+        ("timm:vit_tiny_patch16_224", 224, "blocks.11"), ("torchvision:convnext_tiny", 32, "features.7"),
+        ("torchvision:vit_b_16", 224, "encoder.layers.encoder_layer_11")]
 CUTS = [("own:CNN", 32, "last"), ("own:CNN", 32, "middle"), ("torchvision:mobilenet_v3_small", 64, "features.9"),
         ("timm:resnet10t", 32, "layer4"), *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
 
@@ -63,7 +64,8 @@ def own(tmp_path):
 def with_hook(network, classifier, images):
     """What the library's own network computes: its logits, and the input of its classifier."""
     seen = []
-    handle = network.get_submodule(classifier).register_forward_hook(lambda module, x, z: seen.append(x[0]))
+    handle = network.get_submodule(classifier).register_forward_hook(
+        lambda module, x, named, z: seen.append((*x, *named.values())[0]), with_kwargs=True)
     z = network(images)
     handle.remove()
     return seen[0], z
@@ -162,6 +164,7 @@ BAD = {
     "no_module": ("{}/own.py:no_module", {}, "returns int, not an nn.Module"),
     "no_linear": ("{}/own.py:no_linear", {}, "has no nn.Linear: name .* with --classifier"),
     "map": ("{}/own.py:no_linear", {"classifier": "0"}, r"takes 4-dimensional features \[2, 3, 32, 32\], not \[B, D\]"),
+    "no_tensor": ("{}/own.py:Picks", {"classifier": "pick"}, r"takes tuple, not \[B, D\]: name another .*--classifier"),
     "no_such_classifier": ("{}/own.py:CNN", {"classifier": "head"}, "no submodule 'head'; .* are unused, fc"),
     "twice": ("{}/own.py:Twice", {}, "calls its classifier fc 2 times, not once"),
     "nan": ("{}/own.py:nan", {}, "logits that are not finite"),
@@ -169,7 +172,9 @@ BAD = {
     "tuple": ("{}/own.py:Pair", {}, "returns a tuple in training: it must return the logits"),
     "pair_cut": ("{}/own.py:Pair", {"branch_at": "b"}, "returns a tuple: it must return the logits"),
     "random": ("{}/own.py:Random", {"branch_at": "b"}, "because its code .* draws random numbers"),
+    "counts": ("{}/own.py:Counts", {"branch_at": "b"}, "cannot be traced .*: its code changes a buffer"),
     "training": ("{}/own.py:Auxiliary", {}, "returns a tuple in training: it must return the logits"),
+    "quits": ("{}/quits.py:CNN", {}, r"quits.py cannot be imported \(SystemExit: 2, quits.py line 1\)$"),
     "fails": ("{}/own.py:Fails", {}, r"does not take images of 32x32 \(AttributeError: .* own.py line"),
     "two_values": ("{}/own.py:Skip", {"branch_at": "b"}, r"2 values cross the cut \(.*\), not one .*: --branch_at fc$"),
     "not_traced": ("{}/own.py:Branching", {"branch_at": "b"}, "cannot be traced .* no submodule .* \\(--MulStu\\)"),
@@ -240,6 +245,31 @@ class Auxiliary(Twice):
         return (z, x) if self.training else z
 
 
+class Counts(Twice):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.count += 1
+        return self.fc(self.b(self.a(x)).mean((2, 3)) / self.count)
+
+
+class Pick(nn.Module):
+    def forward(self, pair):
+        return pair[0]
+
+
+class Picks(Twice):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.pick = Pick()
+
+    def forward(self, x):
+        x = self.b(self.a(x)).mean((2, 3))
+        return self.fc(self.pick((x, x)))
+
+
 class Fails(Twice):
     def forward(self, x):
         return self.fc(self.b(self.a(x)).means((2, 3)))
@@ -270,6 +300,7 @@ class Tied(Twice):
 @pytest.mark.parametrize("case", BAD)
 def test_a_network_that_cannot_be_used_says_why(own, tmp_path, case):
     own("", BROKEN)
+    (tmp_path / "quits.py").write_text("raise SystemExit(2)\n")
     name, options, sentence = BAD[case]
     with pytest.raises(ValueError, match=sentence) as error:
         models.create_model(name.format(tmp_path), 10, **options)
@@ -286,6 +317,28 @@ def test_branches_need_a_place_and_the_error_lists_those_that_fit(own):
 def test_a_file_that_does_not_import_says_where(own):
     with pytest.raises(ValueError, match=r"own.py cannot be imported \(ModuleNotFoundError: No module named 'nowhere'"):
         models.create_model(own("own:CNN", "import nowhere\n"), 10)
+
+
+@pytest.mark.parametrize("line", ["from models import Net", "import models; models.Net", "import models.net"])
+def test_a_module_next_to_the_file_that_one_of_ours_hides_is_named(own, tmp_path, line):
+    (tmp_path / "models.py").write_text("Net = None\n")
+    with pytest.raises(ValueError, match=r"own.py cannot be imported \(.*\): .*models/__init__.py hides the models "
+                                         "next to it: give yours another name$"):
+        models.create_model(own("own:CNN", line + "\n"), 10)
+
+
+def test_students_cannot_get_the_same_weights():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    for network_based, options in ((True, {}), (False, {"branch_at": "1"})):
+        with pytest.raises(ValueError, match="make returns the same weights at each call, and students must have"):
+            models.Branches(always(network), 10, 2, network_based, **options)
+
+
+def always(network):
+    def make(num_classes):
+        return nn.Sequential(network, nn.ReLU(), nn.Linear(10, num_classes))
+
+    return make
 
 
 def test_timm_is_an_extra(monkeypatch):
