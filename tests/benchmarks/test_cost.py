@@ -82,6 +82,6 @@ def test_hours_of_measured_gpus(table, tmp_path, monkeypatch):
 
 
 def test_the_table_in_the_documentation_has_every_script():
-    lines = (cost.ROOT / "docs" / "hardware.md").read_text().splitlines()
+    lines = (cost.ROOT / "docs" / "reproducing.md").read_text().splitlines()
     assert [line.split()[1] for line in lines if line.startswith("| ") and ".sh |" in line] == [
         f"{name}.sh" for name in cost.SCRIPTS]

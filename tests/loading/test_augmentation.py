@@ -116,7 +116,7 @@ def test_imagenet_training_images_are_torchvisions(root, views):
 
 
 def assert_close(fast, pil):
-    """The tolerance that docs/running.md states, in grey levels of 0 to 255, for each image [3, 224, 224]."""
+    """The tolerance that docs/speed.md states, in grey levels of 0 to 255, for each image [3, 224, 224]."""
     levels = 255 * torch.tensor(IMAGENET.std).view(3, 1, 1)
     for difference in (fast - pil).abs() * levels:
         assert difference.max() < 2.01 and difference.mean() < 0.3
