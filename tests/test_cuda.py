@@ -22,7 +22,7 @@ import training.run
 from benchmarks import compare
 from runtime import processes
 from runtime.device import pick_device
-from training.loop import Stepper, train_steps
+from training.loop import Stepper, batches_left
 from training.metrics import evaluate
 from training.run import Signals
 
@@ -101,9 +101,12 @@ def two_epochs(prepared):
     assert len(loader) == 10 and loader.num_images % 8 == 5
     for epoch, weight in enumerate((0.1, 0.7)):
         loader.set_epoch(epoch)
+        trainer.model.train()
+        trainer.earlier_steps = epoch * len(loader)
+        weight = torch.tensor(weight, device=trainer.device)
         with Signals() as signals:
-            for _ in train_steps(trainer, loader, weight, signals):
-                pass
+            for (images, labels), share in batches_left(loader, 0, signals):
+                trainer.step(images, labels, weight, share)
         means = trainer.means()
         found.append(means.pop("terms") | means | evaluate(prepared.method, prepared.test_loader))
         trainer.next_epoch()

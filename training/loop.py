@@ -1,4 +1,4 @@
-"""The training loop: a step, an epoch of steps and its evaluation, and all epochs.
+"""The training loop, from the outside in: all epochs, one epoch with its evaluation, a step.
 
 A step causes no host sync: the sums stay on the device until the progress line or the end of the epoch.
 """
@@ -24,6 +24,157 @@ from training.metrics import RunningSums, evaluate, in_rows, name_metrics, topk_
 from training.outputs import metric
 from training.records import Progress, Records, epoch_line, final_table, log
 from training.run import Interrupted, Run, Signals
+
+# --- a training -------------------------------------------------------------------------------------------------------
+
+
+def train_method(Kind: type[Method], args: argparse.Namespace) -> None:
+    """Train a method with the flags of its script. UserError if flags, data or a file are wrong."""
+    run = Run(args, Kind.name(args))
+    train_loader, test_loader = dataloader(
+        args.dataset, args.batch_size, args.num_workers, args.data_dir, device=run.device, seed=args.seed,
+        cache=args.cache == "on", val_size=args.val_size, train_size=args.train_size, views=Kind.views(args),
+        decoder=args.decoder, image_size=args.image_size, normalisation=run.normalisation())
+    try:
+        method = Kind(args, train_loader.num_classes)
+    except ValueError as error:  # models/ imports nothing of this repository, so it has no UserError
+        raise UserError(str(error), found_by_all=True) from error
+    method.prepare(train_loader)
+    fit(method, train_loader, test_loader, run)
+
+
+def fit(method: Method, train_loader, test_loader, run: Run) -> None:
+    """Train ``method``, from the start or from the run's checkpoint.
+
+    The loaders are those of ``data_loader.dataloader``. After SIGINT, SIGTERM or SIGHUP the current step is finished
+    and saved; the exit code is 128 + the signal's number.
+    """
+    args, history = run.args, run.history
+    milestones = [] if args.cosine else args.schedule or default_milestones(run.unchangeable["num_epochs"])
+    run.check_unchanged(method.revision, **data_identity(train_loader, test_loader), **method.unchangeable(),
+                        **{f"content of {name}": sha256 for name, (_, sha256) in run.files.items()})
+    cosine = run.unchangeable["num_epochs"] if args.cosine else 0
+    stepper = Stepper(method, args.lr, args.wd, milestones, run.device, args.amp, args.compile, args.sync_bn,
+                      args.optimizer, cosine, args.warmup, args.label_smoothing, train_loader.num_classes)
+    evaluated = {"test": test_loader}
+    if train_loader.held_out is not None:
+        evaluated = {"val": train_loader.held_out, "test": test_loader}
+    chosen_by = metric(method.best, next(iter(evaluated)), "accTop1")
+    if history and chosen_by not in history[-1]:  # older code did not use a folder val/ beside test/
+        raise UserError(f"{run.folder} cannot be resumed with the folder val/ in {args.data_dir}: its epochs were "
+                        "measured without it. Move val/ away to continue this run, or train anew with --version", True)
+    with Signals() as signals, run:
+        parameters, about = describe(run, stepper, train_loader, milestones)
+        checkpoints = Checkpoints(run.folder, stepper, history, chosen_by, about)
+        if run.checkpoint:
+            checkpoints.restore(run.checkpoint)
+            run.checkpoint = None  # its tensors are no longer needed
+        records = Records(run.folder, method.outputs, history, parameters, checkpoints.saved_best())
+        log_header(run, stepper, train_loader, test_loader, parameters)
+        try:
+            while len(history) < args.num_epochs:
+                history.append(one_epoch(method, stepper, train_loader, evaluated, run, signals, checkpoints))
+                is_best = checkpoints.best() is history[-1]
+                if len(history) % args.save_every == 0 or is_best or len(history) == args.num_epochs:
+                    checkpoints.save(is_best)
+                records.add(history[-1])
+            records.finish({"chosen_by": chosen_by, "best": checkpoints.best(), "last": history[-1]})
+            log.info(final_table(method, chosen_by, checkpoints.best(), history[-1]))
+            if advice := method.advice(history[-1]):
+                log.warning(f"warning: {advice}")
+            signals.check()
+        except Interrupted as interrupted:
+            if len(history) < args.num_epochs:
+                checkpoints.save()
+                log.info(f"stopped by signal {interrupted.number} after step {stepper.sums.steps} of epoch "
+                         f"{len(history) + 1}: --resume {run.folder} continues there")
+            sys.exit(128 + interrupted.number)
+        finally:
+            records.close()
+            for loader in (train_loader, *evaluated.values()):
+                loader.close()
+
+
+def data_identity(train_loader, test_loader) -> dict:
+    """Values that identify the data. They must be the same when a run is resumed."""
+    held_out = 0 if train_loader.held_out is None else train_loader.held_out.num_images
+    return {"number of held-out images": held_out, "classes": train_loader.classes,
+            "images": [train_loader.num_images, test_loader.num_images],
+            "normalisation": [list(train_loader.mean), list(train_loader.std)]}
+
+
+def describe(run: Run, stepper: "Stepper", train_loader, milestones: list[int]) -> tuple[dict, dict]:
+    """-> the content of parameters.json, and the entries that are the same in all checkpoints of this start."""
+    last = run.checkpoint or {"starts": [], "sums": {"steps": 0}}
+    start = {"epoch": len(run.history) + 1, "step": last["sums"]["steps"], "command": shlex.join(sys.argv),
+             "environment": environment(run.device)}
+    data = {"classes": train_loader.classes, "mean": train_loader.mean, "std": train_loader.std}
+    starts = [*last["starts"], start]
+    parameters = {**vars(run.args), "method": run.method, "milestones": milestones, **data,
+                  "weights": sum(p.numel() for p in stepper.model.parameters()), "command": start["command"],
+                  "environment": start["environment"], "starts": starts}
+    return parameters, {"unchangeable": run.unchangeable, "flags": {"method": run.method, **vars(run.args)}, **data,
+                        "files": run.files, "starts": starts}
+
+
+def log_header(run: Run, stepper: "Stepper", train_loader, test_loader, parameters: dict) -> None:
+    """The first lines of the log."""
+    args = run.args
+    log.info(f"{run.folder}: {args.model} on {args.dataset}, {train_loader.num_images} training and "
+             f"{test_loader.num_images} test images, {parameters['weights']:,} weights, on {run.device}")
+    steps = f"divided by 10 after each of the epochs {parameters['milestones']}, of {args.num_epochs} in all"
+    schedule = f"falling to 0 as half a cosine in {args.num_epochs} epochs" if args.cosine else steps
+    warmup = f", after a warm-up of {args.warmup} epochs" if args.warmup else ""
+    log.info(f"{'AdamW, ' * (args.optimizer == 'adamw')}learning rate {args.lr:g}, {schedule}{warmup}")
+    for start in [args.init or args.model] if args.init or args.pretrained else []:
+        new = dict.fromkeys(name for part in stepper.model.modules() for name in getattr(part, "new_weights", ()))
+        log.info(f"the weights start from those of {start}" + (f", but for new ones: {', '.join(new)}" if new else ""))
+    if train_loader.held_out is not None:
+        log.info(f"{train_loader.held_out.num_images} held-out images choose the best epoch")
+    if run.history or stepper.sums.steps:
+        log.info(f"continues after {len(run.history)} epochs and {stepper.sums.steps} steps")
+
+
+# --- an epoch ---------------------------------------------------------------------------------------------------------
+
+
+def one_epoch(method: Method, stepper: "Stepper", loader, evaluated: dict, run: Run, signals: Signals,
+              checkpoints: Checkpoints) -> dict:
+    """Train and measure the next epoch, or the rest of an unfinished one; -> its record."""
+    args, sums, epoch = run.args, stepper.sums, len(run.history)
+    loader.set_epoch(epoch)
+    weight, title = method.ramp_up(epoch, run.unchangeable["num_epochs"]), f"epoch {epoch + 1}/{args.num_epochs}"
+    record = {"epoch": epoch + 1, "lr": stepper.lr, "weight": weight}
+    if stepper.compiled:  # a Python number would be a constant: each epoch would be compiled again
+        weight = torch.tensor(weight, device=stepper.device)
+    stepper.model.train()
+    stepper.earlier_steps = epoch * len(loader)
+    with Progress(title, stepper, len(loader), args.log_every, method) as progress:
+        for (images, labels), share in batches_left(loader, sums.steps, signals):
+            stepper.step(images, labels, weight, share)
+            progress.update()
+            if args.save_steps and sums.steps % args.save_steps == 0:
+                checkpoints.save()
+        means = stepper.means()
+    record |= {"train_loss" if term == "total" else f"train_loss_{term}": mean for term, mean in means["terms"].items()}
+    record |= name_metrics(means, method.outputs, "train")
+    record["images_per_second"] = loader.num_images / sums.seconds
+    processes.share_buffers(stepper.model)
+    method.after_epoch(loader.held_out, stepper.autocast(), signals.watch)
+    for phase, images in evaluated.items():
+        record |= evaluate(method, images, phase, stepper.autocast(), signals.watch)
+    record["seconds"] = sums.seconds
+    log.info(f"{title}  {epoch_line(record, method)}")
+    if wrong := [name for name, value in record.items() if without_nan(value) != value]:
+        log.warning(f"{title}: not a finite number, recorded as null: {', '.join(wrong)}")
+    stepper.next_epoch()
+    return without_nan(record)
+
+
+def batches_left(loader, first: int, signals: Signals):
+    """-> the batches of the epoch from number ``first`` on, each with this process's share of it (``step``)."""
+    return zip(signals.watch(loader.batches(first)), loader.shares(first), strict=True)
+
 
 # --- a step -----------------------------------------------------------------------------------------------------------
 
@@ -180,156 +331,3 @@ def make_scheduler(optimizer: torch.optim.Optimizer, milestones: list[int], cosi
 def default_milestones(num_epochs: int) -> list[int]:
     """The zero-based epochs of a learning-rate step: a half and three quarters of the training, rounded up."""
     return [-(-num_epochs // 2), -(-3 * num_epochs // 4)]
-
-
-# --- an epoch ---------------------------------------------------------------------------------------------------------
-
-
-def one_epoch(method: Method, stepper: Stepper, loader, evaluated: dict, run: Run, signals: Signals,
-              checkpoints: Checkpoints) -> dict:
-    """Train and measure the next epoch, or the rest of an unfinished one; -> its record."""
-    args, sums, epoch = run.args, stepper.sums, len(run.history)
-    loader.set_epoch(epoch)
-    weight, title = method.ramp_up(epoch, run.unchangeable["num_epochs"]), f"epoch {epoch + 1}/{args.num_epochs}"
-    record = {"epoch": epoch + 1, "lr": stepper.lr, "weight": weight}
-    with Progress(title, stepper, len(loader), args.log_every, method) as progress:
-        for _ in train_steps(stepper, loader, weight, signals):
-            progress.update()
-            if args.save_steps and sums.steps % args.save_steps == 0:
-                checkpoints.save()
-        means = stepper.means()
-    record |= {"train_loss" if term == "total" else f"train_loss_{term}": mean for term, mean in means["terms"].items()}
-    record |= name_metrics(means, method.outputs, "train")
-    record["images_per_second"] = loader.num_images / sums.seconds
-    processes.share_buffers(stepper.model)
-    method.after_epoch(loader.held_out, stepper.autocast(), signals.watch)
-    for phase, images in evaluated.items():
-        record |= evaluate(method, images, phase, stepper.autocast(), signals.watch)
-    record["seconds"] = sums.seconds
-    log.info(f"{title}  {epoch_line(record, method)}")
-    if wrong := [name for name, value in record.items() if without_nan(value) != value]:
-        log.warning(f"{title}: not a finite number, recorded as null: {', '.join(wrong)}")
-    stepper.next_epoch()
-    return without_nan(record)
-
-
-def train_steps(stepper: Stepper, loader, weight: float, signals: Signals):
-    """Take the steps that are left in the epoch; yield after each."""
-    stepper.model.train()
-    if stepper.compiled:  # a Python number would be a constant, so each epoch would be compiled again
-        weight = torch.tensor(weight, device=stepper.device)
-    first = stepper.sums.steps
-    stepper.earlier_steps = loader.epoch * len(loader)
-    for (images, labels), share in zip(signals.watch(loader.batches(first)), loader.shares(first), strict=True):
-        stepper.step(images, labels, weight, share)
-        yield
-
-
-# --- a training -------------------------------------------------------------------------------------------------------
-
-
-def train_method(Kind: type[Method], args: argparse.Namespace) -> None:
-    """Train a method with the flags of its script. UserError if flags, data or a file are wrong."""
-    run = Run(args, Kind.name(args))
-    train_loader, test_loader = dataloader(
-        args.dataset, args.batch_size, args.num_workers, args.data_dir, device=run.device, seed=args.seed,
-        cache=args.cache == "on", val_size=args.val_size, train_size=args.train_size, views=Kind.views(args),
-        decoder=args.decoder, image_size=args.image_size, normalisation=run.normalisation())
-    try:
-        method = Kind(args, train_loader.num_classes)
-    except ValueError as error:  # models/ imports nothing of this repository, so it has no UserError
-        raise UserError(str(error), found_by_all=True) from error
-    method.prepare(train_loader)
-    fit(method, train_loader, test_loader, run)
-
-
-def fit(method: Method, train_loader, test_loader, run: Run) -> None:
-    """Train ``method``, from the start or from the run's checkpoint.
-
-    The loaders are those of ``data_loader.dataloader``. After SIGINT, SIGTERM or SIGHUP the current step is finished
-    and saved; the exit code is 128 + the signal's number.
-    """
-    args, history = run.args, run.history
-    milestones = [] if args.cosine else args.schedule or default_milestones(run.unchangeable["num_epochs"])
-    run.check_unchanged(method.revision, **data_identity(train_loader, test_loader), **method.unchangeable(),
-                        **{f"content of {name}": sha256 for name, (_, sha256) in run.files.items()})
-    cosine = run.unchangeable["num_epochs"] if args.cosine else 0
-    stepper = Stepper(method, args.lr, args.wd, milestones, run.device, args.amp, args.compile, args.sync_bn,
-                      args.optimizer, cosine, args.warmup, args.label_smoothing, train_loader.num_classes)
-    evaluated = {"test": test_loader}
-    if train_loader.held_out is not None:
-        evaluated = {"val": train_loader.held_out, "test": test_loader}
-    chosen_by = metric(method.best, next(iter(evaluated)), "accTop1")
-    if history and chosen_by not in history[-1]:  # older code did not use a folder val/ beside test/
-        raise UserError(f"{run.folder} cannot be resumed with the folder val/ in {args.data_dir}: its epochs were "
-                        "measured without it. Move val/ away to continue this run, or train anew with --version", True)
-    with Signals() as signals, run:
-        parameters, about = describe(run, stepper, train_loader, milestones)
-        checkpoints = Checkpoints(run.folder, stepper, history, chosen_by, about)
-        if run.checkpoint:
-            checkpoints.restore(run.checkpoint)
-            run.checkpoint = None  # its tensors are no longer needed
-        records = Records(run.folder, method.outputs, history, parameters, checkpoints.saved_best())
-        log_header(run, stepper, train_loader, test_loader, parameters)
-        try:
-            while len(history) < args.num_epochs:
-                history.append(one_epoch(method, stepper, train_loader, evaluated, run, signals, checkpoints))
-                is_best = checkpoints.best() is history[-1]
-                if len(history) % args.save_every == 0 or is_best or len(history) == args.num_epochs:
-                    checkpoints.save(is_best)
-                records.add_last()
-            records.finish({"chosen_by": chosen_by, "best": checkpoints.best(), "last": history[-1]})
-            log.info(final_table(method, chosen_by, checkpoints.best(), history[-1]))
-            if advice := method.advice(history[-1]):
-                log.warning(f"warning: {advice}")
-            signals.check()
-        except Interrupted as interrupted:
-            if len(history) < args.num_epochs:
-                checkpoints.save()
-                log.info(f"stopped by signal {interrupted.number} after step {stepper.sums.steps} of epoch "
-                         f"{len(history) + 1}: --resume {run.folder} continues there")
-            sys.exit(128 + interrupted.number)
-        finally:
-            records.close()
-            for loader in (train_loader, *evaluated.values()):
-                loader.close()
-
-
-def data_identity(train_loader, test_loader) -> dict:
-    """Values that identify the data. They must be the same when a run is resumed."""
-    held_out = 0 if train_loader.held_out is None else train_loader.held_out.num_images
-    return {"number of held-out images": held_out, "classes": train_loader.classes,
-            "images": [train_loader.num_images, test_loader.num_images],
-            "normalisation": [list(train_loader.mean), list(train_loader.std)]}
-
-
-def describe(run: Run, stepper: Stepper, train_loader, milestones: list[int]) -> tuple[dict, dict]:
-    """-> the content of parameters.json, and the entries that are the same in all checkpoints of this start."""
-    last = run.checkpoint or {"starts": [], "sums": {"steps": 0}}
-    start = {"epoch": len(run.history) + 1, "step": last["sums"]["steps"], "command": shlex.join(sys.argv),
-             "environment": environment(run.device)}
-    data = {"classes": train_loader.classes, "mean": train_loader.mean, "std": train_loader.std}
-    starts = [*last["starts"], start]
-    parameters = {**vars(run.args), "method": run.method, "milestones": milestones, **data,
-                  "weights": sum(p.numel() for p in stepper.model.parameters()), "command": start["command"],
-                  "environment": start["environment"], "starts": starts}
-    return parameters, {"unchangeable": run.unchangeable, "flags": {"method": run.method, **vars(run.args)}, **data,
-                        "files": run.files, "starts": starts}
-
-
-def log_header(run: Run, stepper: Stepper, train_loader, test_loader, parameters: dict) -> None:
-    """The first lines of the log."""
-    args = run.args
-    log.info(f"{run.folder}: {args.model} on {args.dataset}, {train_loader.num_images} training and "
-             f"{test_loader.num_images} test images, {parameters['weights']:,} weights, on {run.device}")
-    steps = f"divided by 10 after each of the epochs {parameters['milestones']}, of {args.num_epochs} in all"
-    schedule = f"falling to 0 as half a cosine in {args.num_epochs} epochs" if args.cosine else steps
-    warmup = f", after a warm-up of {args.warmup} epochs" if args.warmup else ""
-    log.info(f"{'AdamW, ' * (args.optimizer == 'adamw')}learning rate {args.lr:g}, {schedule}{warmup}")
-    for start in [args.init or args.model] if args.init or args.pretrained else []:
-        new = dict.fromkeys(name for part in stepper.model.modules() for name in getattr(part, "new_weights", ()))
-        log.info(f"the weights start from those of {start}" + (f", but for new ones: {', '.join(new)}" if new else ""))
-    if train_loader.held_out is not None:
-        log.info(f"{train_loader.held_out.num_images} held-out images choose the best epoch")
-    if run.history or stepper.sums.steps:
-        log.info(f"continues after {len(run.history)} epochs and {stepper.sums.steps} steps")

@@ -19,14 +19,14 @@ NO_AUTOCAST = nullcontext()
 def topk_correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Whether the label is the first class, and among the first 5: logits [B, R, C], labels [B] -> bool [B, R, 2].
 
-    The rank of the label's class is the number of classes with higher scores, so no sort is needed. Half precision has
-    many equal scores: of two, the class with the lower number ranks first. A NaN counts as wrong.
+    The label is among the first k if more than C - k classes rank at or after it, so no sort is needed. Half precision
+    has many equal scores: of two, the class with the lower number ranks first. A NaN counts as wrong.
     """
     C, labels = logits.shape[-1], labels.view(-1, 1, 1)
     own = logits.gather(-1, labels.expand(-1, logits.shape[1], 1))
     earlier = torch.arange(C, device=logits.device) < labels  # [B, 1, C]
-    rank = C - torch.where(earlier, logits < own, logits <= own).sum(-1)  # [B, R] from 0; C if ``own`` is NaN
-    return torch.stack([rank < k for k in (1, 5)], -1)
+    at_or_after = torch.where(earlier, logits < own, logits <= own).sum(-1)  # [B, R]: classes, the label's included
+    return torch.stack([at_or_after > C - k for k in (1, 5)], -1)  # 0 if ``own`` is NaN
 
 
 def in_rows(logits: dict[str, Tensor], outputs: Iterable[str]) -> Tensor:

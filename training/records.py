@@ -51,13 +51,13 @@ class Records:
         """metrics.jsonl: a line for each epoch."""
         return "".join(json.dumps(line) + "\n" for line in self.history).encode()
 
-    def add_last(self) -> None:
-        """Write the epoch that was added to the history."""
-        processes.on_main(self.write)
+    def add(self, record: dict) -> None:
+        """Write the history, and draw its last epoch's record."""
+        processes.on_main(lambda: self.write(record))
 
-    def write(self) -> None:
+    def write(self, record: dict) -> None:
         save({self.folder / "metrics.jsonl": self.json_lines()})
-        self.draw(self.history[-1])
+        self.draw(record)
         for writer in self.writers.values():
             writer.flush()
 
