@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import ROOT
-from processes import CONTEXT
+from processes import in_processes
 from safetensors import safe_open
 
 import data_loader
@@ -192,10 +192,7 @@ def read_damaged(whole, path):
 @pytest.mark.parametrize("ending", [".pth", ".safetensors", ".onnx"])
 def test_files_that_are_damaged_at_random(ending, files, tmp_path):
     """Refused, or right. In a process of its own: no library ends it or waits forever."""
-    process = CONTEXT.Process(target=read_damaged, args=(files[ending], tmp_path / f"damaged{ending}"))
-    process.start()
-    process.join(120)
-    assert process.exitcode == 0
+    in_processes(read_damaged, [(files[ending], tmp_path / f"damaged{ending}")])
 
 
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
