@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {  # a run's folder -> script and flags
@@ -53,21 +52,10 @@ def script(tmp_path):
 
 @pytest.fixture
 def image_folder(tmp_path):
-    """A data set as users have it: real files, JPEG and PNG, of two classes that differ in colour."""
+    """image_folder(train=4, ...) -> class folders with ``make_images``."""
+    from image_data import make_images
 
-    def make(root=tmp_path / "images", train=20, test=7, size=(40, 36)):
-        rng = np.random.default_rng(0)
-        for part, count in (("train", train), ("test", test)):
-            for shift, name in ((0, "blue"), (120, "red")):
-                directory = root / part / name
-                directory.mkdir(parents=True)
-                for i in range(count):
-                    pixels = rng.integers(0, 120, (size[1], size[0], 3), dtype=np.uint8)
-                    pixels[..., 0] += np.uint8(shift)
-                    Image.fromarray(pixels).save(directory / f"{i}.{'png' if i % 2 else 'jpg'}")
-        return root
-
-    return make
+    return lambda root=tmp_path / "images", train=20, test=7, size=(40, 36): make_images(root, train, test, size)
 
 
 @contextmanager

@@ -29,6 +29,19 @@ def same_batches(a, b):
     return all(x.equal(y) and k.equal(n) for (x, k), (y, n) in zip(a, b, strict=True))
 
 
+def make_images(root, train=12, test=12, size=(32, 32)):
+    """Class folders as users have them: JPEG and PNG files of two classes that differ in colour."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", train), ("test", test)):
+        for shift, name in ((0, "blue"), (120, "red")):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 120, (size[1], size[0], 3), dtype=np.uint8)
+                pixels[..., 0] += np.uint8(shift)
+                Image.fromarray(pixels).save(root / part / name / f"{i}.{'png' if i % 2 else 'jpg'}")
+    return root
+
+
 def make_imagenet(root, train=6, val=3):
     """Photograph-like files of several sizes and modes. Some are PNG files named .JPEG, as in ImageNet."""
     rng = np.random.default_rng(0)

@@ -119,6 +119,16 @@ def group(size):
              "MASTER_PORT": str(port)} for r in range(size)]
 
 
+def in_processes(target, arguments, limit=120):
+    """Run ``target`` with each of these arguments, in processes of their own at the same time, until all have ended."""
+    started = [CONTEXT.Process(target=target, args=one) for one in arguments]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(limit)
+        assert process.exitcode == 0
+
+
 def load(folder, name="last.pth"):
     return torch.load(folder / name, weights_only=True)
 
@@ -171,20 +181,27 @@ def assert_best_agrees(folder):
     assert best[name] == max(record[name] for record in lines(folder))
 
 
+class Killed(BaseException):
+    """Nothing is saved after it."""
+
+
 def run_until_the_end(script, argv, monkeypatch, stops=()):
-    """Train; each number in ``stops`` is that of a check for signals, in one start, at which the run is stopped."""
+    """Train; each number in ``stops`` is that of a check for signals, in one start, at which the run is stopped.
+
+    A negative one: at which it is killed.
+    """
     for stop in (*stops, None):
         checks = []
 
         def check(self, checks=checks, stop=stop):
             checks.append(1)
-            if len(checks) == stop:
-                raise Interrupted(signal.SIGTERM)
+            if stop and len(checks) == abs(stop):
+                raise Interrupted(signal.SIGTERM) if stop > 0 else Killed
 
         monkeypatch.setattr(Signals, "check", check)
         if stop is None:
             __import__(script).main(argv)
         else:
-            with pytest.raises(SystemExit) as end:
+            with pytest.raises((SystemExit, Killed)) as end:
                 __import__(script).main(argv)
-            assert end.value.code == 128 + signal.SIGTERM
+            assert end.type is Killed or end.value.code == 128 + signal.SIGTERM

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import few_digits
 from prepared import Prepared
-from processes import CONTEXT, group, lines, load
+from processes import group, in_processes, lines, load
 
 import data_loader
 import methods
@@ -285,13 +285,8 @@ def steps_of_a_process(path, environment, device, sync_bn):
 def test_two_gpus_give_the_weights_of_one(device, tmp_path):
     """With --sync_bn, so that BatchNorm sees the whole batch, whose parts may differ in size."""
     sync_bn = device == "cuda"
-    started = [CONTEXT.Process(target=steps_of_a_process, args=(tmp_path / f"{len(several)}{r}", one, device, sync_bn))
-               for several in (group(1), group(2)) for r, one in enumerate(several)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(120)
-        assert process.exitcode == 0
+    in_processes(steps_of_a_process, [(tmp_path / f"{len(several)}{r}", one, device, sync_bn)
+                                      for several in (group(1), group(2)) for r, one in enumerate(several)])
     whole, *halves = (torch.load(tmp_path / name, weights_only=True) for name in ("10", "20", "21"))
     for half in halves:
         assert half["correct"] == whole["correct"] and half["terms"] == pytest.approx(whole["terms"], rel=1e-9)

@@ -182,14 +182,12 @@ def test_pixels_are_divided_not_multiplied():
 # --- the fake device itself -----------------------------------------------------------------------------------------
 
 
-WAITS = {"item": lambda x: x[0].item(), "float": lambda x: float(x[0]), "if": lambda x: 1 if x[0] > 0 else 0,
-         "cpu": lambda x: x.cpu(), "to": lambda x: x.to("cpu"), "tolist": lambda x: x.tolist(),
-         "copy_": lambda x: torch.empty(3).copy_(x), "for": lambda x: list(range(x[0].long())),
-         "list as an index": lambda x: x[[0, 2]], "numbers": lambda x: torch.tensor([1, 2, 3], device="cuda"),
+WAITS = {"if": lambda x: 1 if x[0] > 0 else 0, "tolist": lambda x: x.tolist(), "cpu": lambda x: x.cpu(),
+         "copy_": lambda x: torch.empty(3).copy_(x), "list as an index": lambda x: x[[0, 2]],
+         "numbers": lambda x: torch.tensor([1, 2, 3], device="cuda"),
          "to the GPU": lambda x: torch.ones(3).to(x.device), "copy_ to the GPU": lambda x: x.copy_(torch.ones(3))}
-MIXTURES = {"sum": lambda x: x + torch.ones(3), "in place": lambda x: torch.ones(3).add_(x),
+MIXTURES = {"sum": lambda x: x + torch.ones(3), "index of the CPU": lambda x: x[torch.tensor([0, 1])],
             "mask": lambda x: x.masked_fill(torch.ones(3, dtype=torch.bool), 0),
-            "cat": lambda x: torch.cat([x, torch.ones(3)]), "index of the CPU": lambda x: x[torch.tensor([0, 1])],
             "index of the GPU": lambda x: torch.ones(3)[x.long()]}
 
 

@@ -43,7 +43,10 @@ def one_thread():
 
 @pytest.mark.parametrize(("name", "flags", "network"), CASES)
 def test_one_step(name, flags, network):
-    """Shapes, a finite loss, a gradient for every weight; what can be deployed is a plain network with its logits."""
+    """Shapes, a finite loss, a gradient for every weight; what can be deployed is a plain network with its logits.
+
+    W_L and W_E have theirs through the targets.
+    """
     torch.manual_seed(0)
     images = torch.randn(4, 3, 32, 32)
     method = make(name, model=network, num_branches=3, **flags)
@@ -57,7 +60,7 @@ def test_one_step(name, flags, network):
     assert logits.keys() == method.outputs.keys() and {z.shape for z in logits.values()} == {(4, C)}
     terms.total.backward()
     missing = [n for n, p in method.model.named_parameters() if p.requires_grad and (
-        p.grad is None or not p.grad.isfinite().all())]
+        p.grad is None or not p.grad.isfinite().all() or not p.grad.any())]
     assert not missing
     method.after_step(1, 1)
     method.after_epoch(None, None)
@@ -93,14 +96,6 @@ def test_different_networks(name):
             plain.load_state_dict(method.network(f"stu{i}").state_dict())
             assert method.network(f"stu{i}").name == network
             assert plain(images[:, 0]).allclose(logits[f"stu{i}"], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("network", ["vgg16", "densenetd40k12"])
-def test_different_networks_are_drawn_as_each_family_is(network):
-    torch.manual_seed(0)
-    mixed = models.Branches(["resnet14", network], C, 2, network_based=True).student(1)
-    for (name, p), q in zip(mixed.named_parameters(), models.create_model(network, C).parameters(), strict=True):
-        assert p.numel() <= 2000 or p.std().item() == pytest.approx(q.std().item(), rel=0.15), name
 
 
 @pytest.mark.parametrize("name", methods.METHODS)

@@ -52,7 +52,8 @@ def test_a_run_whose_outputs_are_not_finite_in_the_end(tmp_path, monkeypatch, ca
         record = json.loads((folder / "metrics.jsonl").read_text())
         assert record["attention_self"] is record["dist"] is record["test_loss"] is None
         assert record["attention"] == [[None] * 3] * 3
-        assert "recorded as null" in (folder / "train.log").read_text()
+        assert "not a finite number, recorded as null: " in (folder / "train.log").read_text()
+        assert json.loads((folder / "summary.json").read_text())["last"] == record
         for more in ([], ["--json"]):
             capsys.readouterr()
             evaluate.main([str(folder), "--device", "cpu", *more])

@@ -17,49 +17,24 @@ import train_PCL
 from deployment.reading import read
 from runtime.checkpoints import serialise
 from runtime.errors import UserError
-from training.loop import Stepper
 
 FEW = ["--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "32", "--schedule", "3", "--device", "cpu"]
 M, C, OMEGA, BETA, T, GAMMA = 2, 5, 0.7, 0.9, 4.0, 0.25
 
 
-class Steps:
-    """Three steps in float64, the third in a second epoch. For each: weights before it, hybrid's weights, gradients."""
-
-    def __init__(self, **flags):
-        torch.manual_seed(0)
-        Kind, args = methods.find("OKDPH")
-        for name, value in {"model": "resnet8", "num_branches": M, "omega": OMEGA, "beta": BETA, "gamma": GAMMA,
-                            **flags}.items():
-            setattr(args, name, value)
-        method = Kind(args, C)
-        method.model.double().train()
-        with torch.no_grad():
-            for p in method.model.heads[1].parameters():  # the networks differ from the start
-                p.mul_(1.1)
-        self.stepper, loss = Stepper(method, 0.05, 0.0, [9], torch.device("cpu")), method.loss
-        self.model, self.before, self.gradients = method.model, [], []
-
-        def seen(*inputs):
-            self.before.append(([self.weights(i) for i in range(M)], method.model.r.clone()))
-            return loss(*inputs)
-
-        self.stepper.loss = seen
-        self.views = torch.randn(3, 4, M + 1, 3, 32, 32, dtype=torch.float64)
-        self.labels = torch.randint(C, (3, 4))
-
-    def weights(self, i):
-        return {name: p.detach().clone() for name, p in self.model.student(i).named_parameters()}
-
-    def take(self):
-        for number, (views, labels) in enumerate(zip(self.views, self.labels, strict=True)):
-            if number == 2:
-                self.stepper.next_epoch()
-                self.stepper.earlier_steps = 2
-            self.stepper.step(views, labels, 1.0)
-            self.gradients.append([{name: p.grad.clone() for name, p in self.model.student(i).named_parameters()}
-                                   for i in range(M)])
-        return self
+def make(**flags):
+    """OKDPH of networks that differ, in float64."""
+    torch.manual_seed(0)
+    Kind, args = methods.find("OKDPH")
+    for name, value in {"model": "resnet8", "num_branches": M, "omega": OMEGA, "beta": BETA, "gamma": GAMMA,
+                        **flags}.items():
+        setattr(args, name, value)
+    method = Kind(args, C)
+    method.model.double().train()
+    with torch.no_grad():
+        for p in method.model.heads[1].parameters():
+            p.mul_(1.1)
+    return method
 
 
 def logits(weights, view):
@@ -81,51 +56,42 @@ def own_loss(i, networks, hybrid, t, views, y):
 
 @pytest.mark.parametrize("flags", [{}, {"hybrid_gradient": True}, {"hybrid_gradient": True, "hybrid": "dirichlet"}])
 def test_each_network_follows_its_own_loss(flags):
-    """In each of three steps, finite differences of L_i in a random direction of network i's weights.
+    """Finite differences of L_i in a random direction of network i's weights.
 
     Without --hybrid_gradient theta_hybrid stays as it is; with it, it moves with network i, r_i times as far.
     """
-    steps, generator = Steps(**flags).take(), torch.Generator().manual_seed(1)
-    for (networks, r), views, y, gradients in zip(steps.before, steps.views, steps.labels, steps.gradients,
-                                                  strict=True):
-        hybrid = mixed(networks, r)
-        t = sum([*(logits(networks[i], views[:, i]) for i in range(M)), logits(hybrid, views[:, -1])]) / (M + 1)
-        for i in range(M):
-            direction = {k: torch.randn(w.shape, generator=generator, dtype=w.dtype) for k, w in networks[i].items()}
+    method, y = make(**flags), torch.randint(C, (4,))
+    views = torch.randn(4, M + 1, 3, 32, 32, dtype=torch.float64)
+    method.before_step(1, 1)
+    method.loss(method.model, views, y, 1.0)[0].total.backward()
+    networks, r = [dict(method.model.student(i).named_parameters()) for i in range(M)], method.model.r
+    gradients = [{k: w.grad for k, w in own.items()} for own in networks]
+    networks = [{k: w.detach().clone() for k, w in own.items()} for own in networks]
+    hybrid = mixed(networks, r)
+    t = sum([*(logits(networks[i], views[:, i]) for i in range(M)), logits(hybrid, views[:, -1])]) / (M + 1)
+    for i in range(M):
+        direction = {k: torch.randn_like(w) for k, w in networks[i].items()}
 
-            def at(step, i=i, direction=direction, networks=networks, r=r, hybrid=hybrid, t=t, views=views, y=y):
-                moved = [{k: w + step * direction[k] * (j == i) for k, w in own.items()}
-                         for j, own in enumerate(networks)]
-                theta = mixed(moved, r) if flags.get("hybrid_gradient") else hybrid
-                return own_loss(i, moved, theta, t, views, y).item()
+        def at(step, i=i, direction=direction):
+            moved = [{k: w + step * direction[k] * (j == i) for k, w in own.items()} for j, own in enumerate(networks)]
+            theta = mixed(moved, r) if flags.get("hybrid_gradient") else hybrid
+            return own_loss(i, moved, theta, t, views, y).item()
 
-            expected = (at(1e-8) - at(-1e-8)) / 2e-8  # so small that hardly any ReLU changes its side
-            found = sum((gradients[i][k] * d).sum().item() for k, d in direction.items())
-            assert found == pytest.approx(expected, rel=1e-5)
+        expected = (at(1e-8) - at(-1e-8)) / 2e-8  # so small that hardly any ReLU changes its side
+        found = sum((gradients[i][k] * d).sum().item() for k, d in direction.items())
+        assert found == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("interval", "after"), [("1_epoch", [2]), ("5_batch", [0, 2])])
-def test_when_the_networks_are_fused(interval, after):
-    """After steps 1 and 2 of an epoch and step 1 of the next. 1_epoch: between the epochs. 5_batch: after first steps.
-
-    Weights and statistics: each network is gamma of the hybrid of the last step, and 1 - gamma of its own.
-    """
-    steps, shared = Steps(interval=interval), []
-    share = steps.model.share
-
-    def note(gamma):
-        before = [{k: v.clone() for k, v in steps.model.student(i).state_dict().items()} for i in range(M)]
-        hybrid = {k: v.clone() for k, v in steps.model.hybrid.state_dict().items()}
-        share(gamma)
-        shared.append(len(steps.gradients))
-        for i in range(M):
-            for k, v in steps.model.student(i).state_dict().items():
-                if v.is_floating_point():
-                    assert v.allclose(GAMMA * hybrid[k] + (1 - GAMMA) * before[i][k], rtol=1e-12), k
-
-    steps.model.share = note
-    steps.take()
-    assert shared == after
+@pytest.mark.parametrize(("interval", "expected"), [
+    ("1_epoch", [("before", 8, GAMMA)]), ("5_batch", [("after", step, GAMMA) for step in (1, 6, 8, 13)])])
+def test_when_the_networks_are_fused(interval, expected):
+    """In two epochs of 7 steps. 1_epoch: before the second one. 5_batch: after steps 1 and 6 of each."""
+    method, fused = make(interval=interval), []
+    for step in range(1, 15):
+        for moment in ("before", "after"):
+            method.model.share = lambda gamma, now=(moment, step): fused.append((*now, gamma))
+            getattr(method, f"{moment}_step")(step, (step - 1) % 7 + 1)
+    assert fused == expected
 
 
 def test_what_is_measured_is_the_state_before_the_fusion(tmp_path, capsys):

@@ -52,11 +52,7 @@ def test_a_run_of_an_earlier_script_is_not_counted_again(table, monkeypatch):
     assert float(first[4].replace(",", "")) == pytest.approx(sum(map(cost.operations, lines)) / 1e9 / 3600, rel=1e-3)
 
 
-def test_variables_of_the_environment(table, monkeypatch):
-    """As for the scripts: other networks, seeds, methods."""
-    for name, value in (("MODELS", "resnet8"), ("SEEDS", "0 1"), ("METHODS", "baseline DML"), ("EPOCHS", "2")):
-        monkeypatch.setenv(name, value)
-    assert table("table2")[1][:4] == ["table2.sh", "4", "4", "0.0"]
+def test_variables_of_the_environment_that_cannot_be_counted(table, monkeypatch):
     for name, value, said in (("DATASETS", "DIGITS", "images of DIGITS"), ("METHODS", "OKDip", "unknown method OKDip")):
         monkeypatch.setenv(name, value)
         with pytest.raises(UserError, match=said):

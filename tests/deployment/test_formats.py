@@ -1,6 +1,7 @@
 """Exported files: opened without this project's reader, they give the run's logits; damaged ones are refused."""
 
 import json
+import random
 import re
 import sys
 import zipfile
@@ -10,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import ROOT
+from processes import in_processes
 from safetensors import safe_open
 
 import data_loader
@@ -18,6 +20,7 @@ import models
 import utils
 from deployment import formats
 from deployment.reading import load_teacher, read
+from runtime.checkpoints import digest
 from runtime.errors import UserError
 
 ENDINGS = list(formats.FORMATS)
@@ -159,6 +162,37 @@ def test_damaged_files(ending, files, tmp_path):
             formats.load(path)
     with pytest.raises(UserError, match="there is no file at"):
         formats.load(tmp_path / f"none{ending}")
+
+
+def read_damaged(whole, path):
+    """Cut a file or flip one bit of it, 40 times, mostly near its ends, where its structure is."""
+    def what_is_in(path):
+        network = formats.load(path)
+        with torch.no_grad():
+            return digest([network.name, network.classes, network.mean, network.std, network.size, network(x)])
+
+    torch.set_num_threads(1)
+    x, rng, content = torch.ones(1, 3, 32, 32), random.Random(0), whole.read_bytes()
+    right, refused = what_is_in(whole), 0
+    for i in range(40):
+        place = rng.choice([1, -1]) * rng.randrange(1, 3000) if i % 2 else rng.randrange(len(content))
+        changed = bytearray(content[:place] if i % 5 == 0 else content)
+        if i % 5:
+            changed[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        try:
+            assert what_is_in(path) == right, f"damage {i}"  # the bit means nothing
+        except UserError as error:
+            assert "\n" not in str(error), f"damage {i}"
+            refused += 1
+    assert refused > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [".pth", ".safetensors", ".onnx"])
+def test_files_that_are_damaged_at_random(ending, files, tmp_path):
+    """Refused, or right. In a process of its own: no library ends it or waits forever."""
+    in_processes(read_damaged, [(files[ending], tmp_path / f"damaged{ending}")])
 
 
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])

@@ -108,21 +108,24 @@ def test_empty_class_folders_are_named(tmp_path):
         dataloader("imagenet", 2, 0, root)
 
 
-def test_a_link_to_no_class_is_named(tmp_path):
-    """Otherwise a class would be missing without a word."""
-    root = in_classes(tmp_path, "1.png")
-    for part in ("train", "test"):
-        (root / part / "c").symlink_to("../../moved/c")
-    with pytest.raises(UserError, match="test/c is a link to .*/moved/c, which does not exist"):
-        dataloader("folder", 2, 0, root)
+BACK = "a folder above itself .*: remove the link"
 
 
-def test_a_class_that_links_back_is_named(tmp_path):
-    root = in_classes(tmp_path, "1.png")
+@pytest.mark.parametrize(("place", "target", "said"), [
+    ("c", "../../moved/c", "test/c is a link to .*/moved/c, which does not exist"),
+    ("c", ".", "train/c is a link to " + BACK),
+    ("a/x", ".", "train/a/x is a link to " + BACK), ("a/x", "../..", "train/a/x is a link to " + BACK),
+    ("a/x", "../../../elsewhere", "train/a/x/back is a link to " + BACK)])
+def test_links_to_nowhere_and_back_are_named(tmp_path, place, target, said):
+    """A class would be missing without a word. The last one leads out of the data, and from there back into it."""
+    root = in_classes(tmp_path / "data", "1.png")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "back").symlink_to(root / "train")
     for part in ("train", "test"):
-        (root / part / "c").symlink_to(".")
-    with pytest.raises(UserError, match="train/c is a link to a folder above itself .*: remove the link"):
+        (root / part / place).symlink_to(target)
+    with pytest.raises(UserError, match=said) as error:
         dataloader("folder", 2, 0, root)
+    assert len(str(error.value)) < 1000
 
 
 @pytest.mark.parametrize("name", ["folder", "imagenet"])

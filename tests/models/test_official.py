@@ -177,33 +177,6 @@ def test_official_okddip_branches(name):
     torch.testing.assert_close(targets, torch.softmax(L @ E.transpose(1, 2), -1) @ z[:, :-1])
 
 
-def test_official_one():
-    name, m, x = "densenetd40k12", 2, random_images(2).double()
-    gate = linear("control_v1", 60, m) | norm("bn_v1", m)
-    checkpoint = branch_checkpoint(name, 10, m, okddip=False, extra=gate)
-    group = load_official(models.ONE(name, 10, m), checkpoint)
-    with torch.no_grad():
-        branches, ensemble = group(x)
-        pooled = group.trunks[0](x).mean((2, 3))
-    g = F.linear(pooled, checkpoint["control_v1.weight"], checkpoint["control_v1.bias"])
-    g = torch.softmax(batch_norm_relu(g, checkpoint, "bn_v1"), -1)
-    _, z = branch_forward(name, checkpoint, x, m, okddip=False)
-    torch.testing.assert_close(branches, z)
-    torch.testing.assert_close(ensemble, (g.unsqueeze(-1) * z).sum(1))
-
-
-def test_official_networks():
-    name, m, x = "densenetd40k12", 2, random_images(2).double()
-    depth, _, trunk, head, forward = FAMILIES[name]
-    shapes = {f"stu{i}.{key}": shape for i in range(m) for key, shape in {**trunk(depth), **head(depth, 10)}.items()}
-    checkpoint = weights_by_name(shapes)
-    with torch.no_grad():
-        logits = load_official(models.Branches(name, 10, m, network_based=True), checkpoint)(x)
-    for i in range(m):
-        weights = {key.removeprefix(f"stu{i}."): value for key, value in checkpoint.items()}
-        torch.testing.assert_close(logits[:, i], forward(weights, x, depth)[1])
-
-
 @pytest.mark.parametrize(("okddip", "lost"), [
     (None, "features.transition2.conv.weight"), (True, "Branch1.denselayer6.conv2.weight"),
     (False, "norm_final_0.bias")])

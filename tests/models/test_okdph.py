@@ -59,18 +59,6 @@ def test_the_hybrid_is_taken_anew_before_a_step(hybrid_gradient):
         assert z[:, i].allclose(model.student(i)(VIEWS[:, i]), rtol=1e-9)
 
 
-def test_the_hybrid_s_gradient_reaches_every_network_r_times():
-    r = [0.5, 0.3, 0.2]
-    model = make(r, hybrid_gradient=True)
-    alone = hybrid_of(model, r)
-    F.cross_entropy(alone(VIEWS[:, -1]), LABELS).backward()
-    F.cross_entropy(model(VIEWS)[1], LABELS).backward()
-    for i, r_i in enumerate(r):
-        for (name, p), q in zip(model.student(i).named_parameters(), alone.parameters(), strict=True):
-            assert p.grad.allclose(r_i * q.grad, rtol=1e-7, atol=1e-12), name
-    assert all(p.grad is None for p in model.hybrid.parameters())
-
-
 def test_evaluation_has_the_hybrid_of_the_weights_as_they_are():
     """r_i = 1/m. The hybrid of the last step, which the fusion needs, stays. A deployed model gives the same logits."""
     model = make([0.5, 0.3, 0.2])

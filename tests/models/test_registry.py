@@ -41,11 +41,6 @@ def test_depth(depth):
     assert sum(m.kernel_size == (3, 3) for m in network.modules() if isinstance(m, nn.Conv2d)) == depth - 1
 
 
-def test_unknown_network():
-    with pytest.raises(ValueError, match="resnet33.*known are.*resnet32"):
-        models.create_model("resnet33", 10)
-
-
 # --- options
 
 

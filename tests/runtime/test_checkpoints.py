@@ -1,4 +1,5 @@
 import io
+import math
 import os
 import random
 import zipfile
@@ -10,11 +11,12 @@ from runtime import checkpoints
 from runtime.errors import UserError
 
 
-def test_the_digest_knows_shapes_and_types():
-    """tests/test_properties.py changes entries."""
+def test_the_digest_knows_shapes_types_and_names():
     x = torch.arange(6)
-    assert len({checkpoints.digest(y) for y in (x, x.view(2, 3), x.view(3, 2), x.to(torch.int32), x.tolist())}) == 5
-    assert checkpoints.digest([1, [2, 3]]) != checkpoints.digest([[1, 2], 3])
+    contents = [x, x.view(2, 3), x.view(3, 2), x.to(torch.int32), x.tolist(), [1, [2, 3]], [[1, 2], 3], [1], [True],
+                ["1"], [None], [1.0], [math.nextafter(1, 2)], {"a": 1}, {"b": 1}, ["a", 1], {}, []]
+    digests = [checkpoints.digest({"inner": [content, 0]}) for content in contents]
+    assert len(set(digests)) == len(contents) - 1 and digests[-1] == digests[-2]  # two that are empty look the same
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])

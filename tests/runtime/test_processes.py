@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from image_data import random_data
-from kill import FLAGS, make_images
-from processes import CONTEXT, Training, assert_best_agrees, group, lines, load
+from image_data import make_images, random_data
+from kill import FLAGS
+from processes import Training, assert_best_agrees, group, in_processes, lines, load
 
 import data_loader
 import methods
@@ -90,13 +90,8 @@ def steps_and_metrics(name, path, environment):
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in METHODS])
 def test_two_processes_give_the_weights_of_one(name, tmp_path):
     alone = {"RANK": "0", "WORLD_SIZE": "1"}
-    started = [CONTEXT.Process(target=steps_and_metrics, args=(name, f"{tmp_path}/{where}", environment))
-               for where, environments in (("one", [alone]), ("two", group(2))) for environment in environments]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(120)
-        assert process.exitcode == 0
+    in_processes(steps_and_metrics, [(name, f"{tmp_path}/{where}", environment) for where, environments in (
+        ("one", [alone]), ("two", group(2))) for environment in environments])
     whole, *halves = (torch.load(tmp_path / where, weights_only=True) for where in ("one0", "two0", "two1"))
     for half in halves:
         for key, value in whole["weights"].items():
@@ -132,13 +127,7 @@ def keep_what_is_evaluated(argv, path, environment):
 
 def test_all_evaluate_the_statistics_of_the_first_and_draw_their_own_numbers(flags, tmp_path):
     argv = [*flags, str(tmp_path), "--num_epochs", "1", "--seed", "5"]
-    started = [CONTEXT.Process(target=keep_what_is_evaluated, args=(argv, f"{tmp_path}/", environment))
-               for environment in group(2)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(120)
-        assert process.exitcode == 0
+    in_processes(keep_what_is_evaluated, [(argv, f"{tmp_path}/", environment) for environment in group(2)])
     first, second = (torch.load(tmp_path / rank, weights_only=True) for rank in "01")
     assert all(value.equal(second["statistics"][name]) for name, value in first["statistics"].items())
     assert (first["seed"], second["seed"]) == (5, 5 + 2**32)
@@ -168,7 +157,7 @@ def test_a_batch_must_be_shared_out_evenly(monkeypatch):
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
-    images = make_images(tmp_path_factory.mktemp("data") / "images", per_class=46)
+    images = make_images(tmp_path_factory.mktemp("data") / "images", 46, 46)
     return [*FLAGS, "--log_every", "1", "--data_dir", str(images), "--resume", "auto", "--save_dir"]
 
 

@@ -179,14 +179,6 @@ def test_unknown_method(shell):
     assert done.stderr.startswith("error: unknown method OKDip: known are baseline, KD")
 
 
-def test_methods_with_flags_and_teacher():
-    teacher, baseline, others, taught = dry_run("study", METHODS="baseline OKDDip:--aggregation:others OKDDip+KD",
-                                               SEEDS="0")
-    assert flag(teacher, "--model") == "resnet56" and baseline[0] == "train.py" and "--length" not in baseline
-    assert others[:5] == ["train_GL.py", "--aggregation", "others", "--length", "10"]
-    assert taught[:3] == ["train_GL.py", "--T_model", "resnet56"] and flag(taught, "--T_model_path").endswith("_seed0")
-
-
 def test_groups_of_different_networks():
     """Without the study's --model; the training accepts the command."""
     methods = "KDCL:--models:resnet8:vgg16 Ind:--MulStu:--models:resnet8:resnet14"
@@ -195,27 +187,14 @@ def test_groups_of_different_networks():
     assert found == [("train_KDCL.py", "resnet8+vgg16"), ("train_one.py", "resnet8+resnet14")]
 
 
-def test_a_clone_with_line_ends_of_windows(tmp_path):
-    """git clone -c core.autocrlf=true: shells read no CRLF."""
-    def git(where, *words):
-        subprocess.run(["git", "-C", where, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True,
-                       capture_output=True)
-
-    origin = tmp_path / "origin"
-    for part in ("scripts", "runtime", "results/weights"):
-        shutil.copytree(ROOT / part, origin / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in [ROOT / ".gitattributes", *ROOT.glob("*.py")]:
-        shutil.copy(path, origin)
-    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
-        git(origin, *words)
-    git(tmp_path, "clone", "-q", "-c", "core.autocrlf=true", origin, "clone")
-    for path in (tmp_path / "clone").rglob("*.sh"):
-        assert b"\r" not in path.read_bytes(), path
-    weights = "results/weights/okddip_resnet20.safetensors"
-    assert (tmp_path / "clone" / weights).read_bytes() == (ROOT / weights).read_bytes()
-    done = subprocess.run(["sh", "clone/scripts/table5.sh"], cwd=tmp_path, capture_output=True, text=True, check=True,
-                          env=os.environ | {"DRY_RUN": "1", "PYTHON": sys.executable, "SAVE_DIR": "runs"})
-    assert [shlex.split(line)[1:] for line in done.stdout.splitlines()] == dry_run("table5")
+def test_no_clone_has_line_ends_of_windows(tmp_path):
+    """Even with core.autocrlf=true: shells read no CRLF, and digests of weights are of the committed bytes."""
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    shutil.copy(ROOT / ".gitattributes", tmp_path)
+    asked = subprocess.run(["git", "-C", tmp_path, "check-attr", "text", "eol", "--", "scripts/runs.sh",
+                            "results/x.safetensors"], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert asked == ["scripts/runs.sh: text: auto", "scripts/runs.sh: eol: lf", "results/x.safetensors: text: unset",
+                     "results/x.safetensors: eol: lf"]
 
 
 def test_without_python_the_commands_are_still_printed(shell, few_tools):

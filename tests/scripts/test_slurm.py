@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import slurm_cluster
 from conftest import ROOT
-from kill import make_images
+from image_data import make_images
 from processes import Training, assert_same_run
 
 BASELINE = {"METHODS": "baseline", "SEEDS": "0"}
@@ -235,7 +235,7 @@ def test_submitting_twice(on_cluster, cluster, stand_in, tmp_path):
 @pytest.mark.slow
 def test_a_table_with_a_teacher(on_cluster, cluster, shell, tmp_path):
     """The teacher gets a SIGTERM. It goes on, to the bits of a run that got none, and its student waits for it."""
-    table = {"METHODS": "baseline KD", "SEEDS": "0", "DATA_DIR": str(make_images(tmp_path / "images", 46)),
+    table = {"METHODS": "baseline KD", "SEEDS": "0", "DATA_DIR": str(make_images(tmp_path / "images", 46, 46)),
              "OMP_NUM_THREADS": "1"}
     flags = ["--train_size", "92", "--batch_size", "2", "--num_epochs", "3", "--device", "cpu", "--log_every", "1"]
     first, students = on_cluster("study.sh", "--", *flags, **table)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from kill import FLAGS, make_images, make_teacher
+from image_data import make_images
+from kill import FLAGS
 
+import train
 import train_GL
 import utils
 
@@ -28,7 +30,10 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def teacher(images, tmp_path_factory):
-    return make_teacher(images, tmp_path_factory.mktemp("teacher"))
+    root = tmp_path_factory.mktemp("teacher")
+    train.main([*FLAGS[2:], "--model", "resnet14", "--data_dir", str(images), "--num_epochs", "1", "--save_dir",
+                str(root)])
+    return root / "folder" / "resnet14"
 
 
 @pytest.fixture(scope="session")

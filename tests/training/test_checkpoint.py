@@ -60,27 +60,22 @@ def test_what_is_saved(tmp_path):
     assert made_up(tmp_path / "x").state()["best"] is None
 
 
-def test_which_best_epoch_is_on_disk(tmp_path):
-    saved = made_up(tmp_path, 50, 40, 60)
-    assert saved.saved_best() is None and made_up(tmp_path).saved_best() is None
-    saved.save(best=True)
-    assert saved.saved_best() == made_up(tmp_path, 50, 40, 60, 30).saved_best() == record(3, 60)
-    assert made_up(tmp_path, 50, 40, 60, 70).saved_best() is None  # it holds an earlier one
-    assert made_up(tmp_path).saved_best() is None
-    (tmp_path / "best.pth").write_bytes((tmp_path / "best.pth").read_bytes()[:-100])
-    assert saved.saved_best() is None
-
-
-@pytest.mark.parametrize(("accuracies", "steps", "written"), [
-    ((50, 40, 60), 0, True), ((40, 60, 50), 0, False), ((50, 40, 60), 1, False), ((), 0, False)])
-def test_a_missing_best_is_written_if_this_is_its_epoch(accuracies, steps, written, tmp_path, caplog):
+@pytest.mark.parametrize(("there", "accuracies", "steps", "written"), [
+    ("", (50, 40, 60), 0, True), ("earlier", (50, 40, 60), 0, True), ("damaged", (50, 40, 60), 0, True),
+    ("", (40, 60, 50), 0, False), ("", (50, 40, 60), 1, False), ("", (), 0, False)])
+def test_a_missing_best_is_written_if_this_is_its_epoch(there, accuracies, steps, written, tmp_path, caplog):
     """After a kill between two renames. Not in the middle of the next epoch, and not after it: then a line says so."""
+    if there:
+        made_up(tmp_path, *(accuracies if there == "damaged" else accuracies[:1])).save(best=True)
+    if there == "damaged":
+        (tmp_path / "best.pth").write_bytes((tmp_path / "best.pth").read_bytes()[:-100])
     saved = made_up(tmp_path, *accuracies)
     for _ in range(steps):
         saved.stepper.sums.add(4, terms=torch.ones(3))
     saved.save()
     saved.restore(checkpoints.load_checkpoint(tmp_path / "last.pth"))
     assert (tmp_path / "best.pth").exists() == written
+    assert not written or checkpoints.load_checkpoint(tmp_path / "best.pth")["history"][-1] == record(3, 60)
     said = f"best.pth is missing or does not hold epoch {accuracies.index(60) + 1}" if accuracies else "best.pth"
     assert (said in caplog.text) == (not written and bool(accuracies))
 

@@ -207,7 +207,8 @@ def test_the_course_of_a_training(baseline, monkeypatch):
     assert saved == [(0, 2, False), (1, 0, True), (1, 2, False), (2, 0, False), (2, 2, False), (3, 0, False)]
     records, summary = lines(folder), json.loads((folder / "summary.json").read_text())
     assert summary == {"chosen_by": "val_accTop1", "last": records[-1], "best": records[0]}
-    assert "warning: stop after epoch 3\n" in (folder / "train.log").read_text()
+    log = (folder / "train.log").read_text()
+    assert "warning: stop after epoch 3\n" in log and "4 held-out images choose the best epoch\n" in log
     for epoch, record in enumerate(records, 1):
         assert (record["epoch"], record["weight"]) == (epoch, 1.0)
         assert record["train_loss"] == record["train_loss_true"] > 0 == record["train_loss_group"]

@@ -12,7 +12,6 @@ CPU = torch.device("cpu")
 
 
 def test_nan_counts_as_wrong():
-    """Other scores: tests/test_properties.py."""
     assert not topk_correct(torch.full((4, 1, 10), float("nan")), torch.tensor([0, 1, 2, 3])).any()
 
 

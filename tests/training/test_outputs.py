@@ -1,8 +1,4 @@
-import subprocess
-import sys
-
 import pytest
-from conftest import ROOT
 
 from training import outputs
 
@@ -30,9 +26,3 @@ def test_the_mean_is_called_after_the_students():
     assert outputs.mean_titles({"stu0": "student 0, vgg16", "ema0": "mean peer 0", "ema1": "mean peer 1"}) == {
         "mean_": "mean of the students", "ema_": "mean of the mean peers"}
     assert outputs.mean_titles({"": "network"}) == {}
-
-
-def test_what_needs_no_torch():
-    """So that --help and report.py start in a moment."""
-    code = "import sys, utils, methods, training.outputs; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -13,8 +13,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import models
 import train
-from runtime.checkpoints import load_checkpoint, serialise
-from runtime.errors import Complete
 from training import records
 from training.folder import FILES
 from training.metrics import RunningSums
@@ -22,11 +20,8 @@ from training.metrics import RunningSums
 
 def test_the_files_of_a_run(whole):
     assert {f.name for f in whole.iterdir() if "tfevents" not in f.name} == {*FILES, "B", "lock"}
-    group, leader = models.OKDDip("resnet8", 2).eval(), models.create_model("resnet8", 2).eval()
+    group = models.OKDDip("resnet8", 2)
     group.load_state_dict(saved_weights(whole))
-    leader.load_state_dict(group.student(-1).state_dict())  # a plain network
-    images = torch.randn(4, 3, 32, 32)
-    assert leader(images).allclose(group(images)[2], atol=1e-5)
     parameters = json.loads((whole / "parameters.json").read_text())
     assert parameters["num_branches"] == 4 and parameters["milestones"] == [2] and parameters["method"] == "OKDDip"
     assert parameters["classes"] == ["blue", "red"] and len(parameters["mean"]) == 3
@@ -45,8 +40,7 @@ def test_each_epoch_s_metrics(whole):
     assert [record["lr"] for record in found] == pytest.approx([0.02, 0.02, 0.002, 0.002])
     rows = ("stu0", "stu1", "stu2", "stu_", "", "mean_")
     for record in found:
-        for phase in ("train", "test"):
-            assert all(0 <= record[f"{row}{phase}_accTop1"] <= record[f"{row}{phase}_accTop5"] <= 100 for row in rows)
+        assert all(0 <= record[f"{row}test_accTop1"] <= record[f"{row}test_accTop5"] <= 100 for row in rows)
         images = record["stu_test_accTop1"] * 0.24
         assert images == pytest.approx(round(images), abs=1e-9)  # of 24 images, each counted once
         assert 0 <= record["dist"] <= 2**0.5
@@ -77,28 +71,6 @@ def test_no_thread_is_left(baseline):
     before = set(threading.enumerate())
     train.main([*argv, "1", "--overwrite"])
     assert set(threading.enumerate()) <= before
-
-
-def test_a_loss_that_is_not_a_number_is_null(baseline):
-    """The evaluation overflows: BatchNorm's running means are far from those of the batches."""
-    argv, folder = baseline
-    train.main([*argv, "1"])
-    state = load_checkpoint(folder / "last.pth")
-    for name, value in state["state_dict"].items():
-        if name.endswith("running_mean"):
-            value.fill_(-1e38)
-    (folder / "last.pth").write_bytes(serialise(state))
-    train.main([*argv, "2", "--resume", "auto"])
-
-    def refuse(word):
-        raise AssertionError(f"{word} is not JSON")
-
-    first, last = (json.loads(line, parse_constant=refuse) for line in (folder / "metrics.jsonl").open())
-    assert isinstance(first["test_loss"], float) and last["test_loss"] is None and last["epoch"] == 2
-    assert json.loads((folder / "summary.json").read_text(), parse_constant=refuse)["last"] == last
-    assert "epoch 2/2: not a finite number, recorded as null: test_loss\n" in (folder / "train.log").read_text()
-    with pytest.raises(Complete):
-        train.main([*argv, "2", "--resume", "auto"])
 
 
 def test_progress_in_lines(caplog, monkeypatch):

@@ -1,6 +1,5 @@
 """A run without its training: device settings, seeds, folder and log."""
 
-import logging
 import random
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 from processes import group
 
-from runtime import processes
 from runtime.device import seed_everything
 from runtime.errors import UserError
 from training.folder import FILES
@@ -56,17 +54,6 @@ def test_each_run_has_its_own_log_and_lets_go_of_its_folder(arguments):
         log.info("a line of nobody")
         assert run.lock.file.closed
         assert (run.folder / "train.log").read_text()[21:] == f"a line of {version}\n"
-
-
-def test_the_first_process_alone_writes_the_log(arguments, monkeypatch, capsys):
-    run = Run(arguments(), "baseline")
-    monkeypatch.setattr(processes, "on_main", lambda function: None)  # the first process opens the folder
-    monkeypatch.setattr(log, "handlers", [logging.StreamHandler()])
-    for name, value in group(2)[1].items():
-        monkeypatch.setenv(name, value)
-    with run:
-        log.warning("what the first process says, too")
-    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
