@@ -121,7 +121,7 @@ def cell(runs: pd.DataFrame, published: list | None, measured: str = "") -> dict
 
 
 def attention_tables(runs: pd.DataFrame) -> list[dict]:
-    """Mean alpha_aa (how much peers attend to themselves) in some epochs: a table for each network, size and data set."""
+    """How much peers attend to themselves in some epochs (mean alpha_aa): for each network, size and data set."""
     tables = []
     for same_size in split_by(runs, (*DATA, "model", "num_branches")):
         groups = [group for group in split(same_size)

@@ -180,7 +180,7 @@ def table_of_runs(runs: Iterable[RecordedRun]) -> tuple[pd.DataFrame, list[str]]
     seeds = table.groupby("group").size()
     alone = sum(seeds == 1)
     if alone:
-        notes.append(f"{alone} of {plural(len(seeds), 'group')} have only one seed: no standard deviation")
+        notes.append(f"only one seed, so no standard deviation, in {alone} of {plural(len(seeds), 'group')}")
     return table, notes
 
 
@@ -281,7 +281,7 @@ def recipe_title(recipe: dict) -> str:
 
 def plural(number: int, word: str) -> str:
     """"1 seed", "3 seeds"."""
-    return f"{number} {word}{'s' * (number != 1)}"
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def data_title(flags: dict) -> str:
