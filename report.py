@@ -1,11 +1,11 @@
-"""Tables and figures of many finished runs, in the paper's layout, beside the published numbers.
+"""Tables and figures of many finished runs, beside the published numbers.
 
     python report.py runs/paper                          # Markdown
     python report.py runs/paper --html report.html       # the same and all figures in one page
 
-Runs form a group if all their flags agree, except the seed, paths, device and versions. A cell shows the mean and the
-standard deviation (n - 1 in the denominator) of a group's top-1 errors, and the number of seeds. The published numbers
-are in results/published.json. Further tables compare the methods seed by seed (analysis/comparisons.py).
+Runs form a group if all their flags agree, except the seed, paths, device and versions. A table shows the mean and the
+standard deviation (n - 1 in the denominator) of each group's top-1 errors. The published numbers are in
+results/published.json. Further tables compare the methods, paired by seed (analysis/comparisons.py).
 """
 
 import argparse
@@ -47,21 +47,21 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"no finished run in {', '.join(map(str, args.runs))}: train one, or name another folder")
     published = json.loads(pages.PUBLISHED.read_text())
     sections = pages.sections(runs, published)
-    content = pages.blocks(sections, published["source"])
     if args.html or args.figures:
         from analysis import figures
 
         drawn = figures.draw_all(runs)
         if args.figures:
             args.figures.mkdir(parents=True, exist_ok=True)
-            save({args.figures / f"{name}.png": image for name, (_, image) in drawn.items()})
+            save({args.figures / f"{name}.png": figure.image for name, figure in drawn.items()})
         if args.html:
             args.html.parent.mkdir(parents=True, exist_ok=True)
-            save({args.html: pages.html(content, drawn).encode()})
+            save({args.html: pages.html(pages.blocks(sections, published["source"], drawn.values())).encode()})
     if args.json:
         text = as_json({"sections": sections, "notes": notes + more_notes}).decode()
     else:
-        text = pages.csv(sections) if args.csv else pages.markdown(content)
+        text = pages.csv(sections) if args.csv else pages.markdown(
+            pages.blocks(sections, published["source"]))
     if sys.stdout is not None:
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # the same bytes on every machine
     utils.write_result(text)

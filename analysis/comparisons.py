@@ -4,7 +4,9 @@ They compare the error of the method's own output (the leader, the mean of the s
 the ensemble, and the diversity of the peers. All are of the last epoch, because no images choose it.
 """
 
+import itertools
 from collections.abc import Iterable
+from operator import itemgetter
 from statistics import fmean
 
 import pandas as pd
@@ -15,7 +17,9 @@ from methods import METHODS
 
 REFERENCES = ("Ind", "baseline")  # all other methods are compared with them, and each variant also with its method
 MEASURES = {"error": "last", "ensemble error": "ensemble_last", "diversity": "diversity"}  # -> columns of row_of
+DIGITS = {"error": 2, "ensemble error": 2, "diversity": 3}  # after the point
 CONFIDENCE, LEVEL = 0.95, 0.05
+NOT_HOLM = ", but not after Holm's correction"
 EQUAL = 1e-9  # a smaller spread of the differences is rounding
 
 
@@ -32,7 +36,8 @@ def tables_of_differences(runs: pd.DataFrame, measures: Iterable[str] = MEASURES
             sizes = sorted(set(size_of[~alone]), key=lambda size: (size != 4, size)) or [4]  # [4]: no group at all
             for size in sizes:
                 same_size = same_network[alone | (size_of == size)]
-                about = {"measure": measure, "network": network_title(same_size["model"].iloc[0], size),
+                model = same_size["model"].iloc[0]
+                about = {"measure": measure, "model": model, "network": network_title(model, size),
                          "data": data_title(flags_of(same_size))}
                 tables += [about | table for table in against_each(same_size, measure, size == sizes[0])]
     return tables
@@ -52,7 +57,7 @@ def against_each(runs: pd.DataFrame, measure: str, pairs_of_single: bool) -> lis
             lines = [{"name": label, **compare(group, reference, MEASURES[measure])} for name, label, group in named
                      if group is not reference and (method in REFERENCES or variant_of(name) == method)
                      and (pairs_of_single or any("num_branches" in flags_of(g) for g in (group, reference)))]
-            tables += [{"reference": title, "lines": corrected(lines, measure)}] if lines else []
+            tables += [{"reference": title, "lines": corrected(lines)}] if lines else []
     return tables
 
 
@@ -82,12 +87,12 @@ def compare(group: pd.DataFrame, reference: pd.DataFrame, column: str) -> dict:
     return found
 
 
-def corrected(lines: list[dict], measure: str) -> list[dict]:
+def corrected(lines: list[dict]) -> list[dict]:
     """Add p_holm and the result in words to the lines of a table. Its tests are one family."""
     tested = [line for line in lines if line["p"] is not None]
     adjusted = iter(holm([line["p"] for line in tested]))
     lines = [line | {"p_holm": None if line["p"] is None else next(adjusted)} for line in lines]
-    return [line | {"result": in_words(line, measure)} for line in lines]
+    return [line | {"result": in_words(line)} for line in lines]
 
 
 def holm(p: list[float]) -> list[float]:
@@ -98,15 +103,45 @@ def holm(p: list[float]) -> list[float]:
     return adjusted
 
 
-def in_words(line: dict, measure: str) -> str:
-    """What a line of a table shows."""
-    if line["n"] == 0:
-        return "no common seed"
-    if line["n"] == 1:
-        return "one seed: no interval"
+def in_words(line: dict) -> str:
+    """The result of a line of a table."""
+    if line["n"] < 2:
+        return ["no common seed", "one seed: no interval"][line["n"]]
     if line["p"] is None:
         return "the same for each seed: no interval"
     if line["low"] <= 0 <= line["high"]:
-        return "no difference shown"
-    result = f"lower {measure}" if line["mean"] < 0 else f"higher {measure}"
-    return result if line["p_holm"] <= LEVEL else f"{result}, but not after Holm's correction"
+        return "not significant"
+    return f"significantly {'lower' if line['mean'] < 0 else 'higher'}" + (NOT_HOLM if line["p_holm"] > LEVEL else "")
+
+
+def summary(table: dict) -> str:
+    """What a table shows, in sentences: first the differences that are significant after Holm's correction."""
+    tested = [line for line in table["lines"] if line["p"] is not None]
+    untested = [f"{line['name']} ({amount(table, line)})" for line in table["lines"] if line["p"] is None]
+    significant = sorted((line for line in tested if line["result"] != "not significant"),
+                         key=lambda line: (line["p_holm"] > LEVEL, line["mean"] > 0))
+    said = []
+    for result, same in itertools.groupby(significant, key=itemgetter("result")):
+        lines, word = list(same), result.removesuffix(NOT_HOLM)
+        holm = NOT_HOLM if result != word else ", also after Holm's correction" if len(tested) > 1 else ""
+        than = f"a {word} {table['measure']} than {table['reference']}"
+        said.append(f"{in_a_row([line['name'] for line in lines])} have {than}{holm}." if len(lines) > 1 else
+                    f"Over {lines[0]['n']} seeds {lines[0]['name']} has {than} ({amount(table, lines[0])}){holm}.")
+    if significant and len(tested) > len(significant):
+        said.append("Every other 95 % interval contains 0.")
+    elif tested and not significant:
+        said.append("No difference is significant: every 95 % interval contains 0." if len(tested) > 1 else
+                    f"The difference of {tested[0]['name']} is not significant ({amount(table, tested[0])}).")
+    return " ".join(said + ([f"No test is possible for {in_a_row(untested)}."] if untested else []))
+
+
+def amount(table: dict, line: dict) -> str:
+    """The difference of a line and its interval, if it has them."""
+    digits, unit = DIGITS[table["measure"]], "" if table["measure"] == "diversity" else " points"
+    interval = "" if line["low"] is None else f", 95 % interval {line['low']:+.{digits}f} to {line['high']:+.{digits}f}"
+    return f"{line['mean']:+.{digits}f}{unit}{interval}" if line["n"] else line["result"]
+
+
+def in_a_row(names: list[str]) -> str:
+    """"A, B and C"."""
+    return " and ".join([*filter(None, [", ".join(names[:-1])]), names[-1]])

@@ -1,7 +1,7 @@
-"""The figures of report.py: learning curves, differences between methods, diversity, group size, attention.
+"""The figures of report.py: learning curves, differences between methods, diversity, group size.
 
 Colours are those of Okabe and Ito (with a darker yellow), which colour-blind people can distinguish. Line styles and
-markers distinguish the methods in grey, too. A band is the mean over seeds ± their standard deviation.
+markers distinguish the methods in grey, too.
 """
 
 import io
@@ -9,6 +9,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,17 +21,15 @@ from matplotlib.figure import Figure
 from analysis import records
 from analysis.comparisons import tables_of_differences
 from analysis.records import DATA, OTHER_RECIPE, RECIPE, flags_of, labels_of, size_of, split, split_by, test_outputs
-from methods import METHODS, position, title_of
+from methods import METHODS, position
 from training.outputs import EMA_MEAN, FUSED, GATE, LEADER, MEAN, WHOLE, metric, students_of
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
     "#000000", "#e69f00", "#56b4e9", "#009e73", "#b8a800", "#0072b2", "#d55e00", "#cc79a7")
-# Colour, line and marker of each method in METHODS, in the order of that table. The others are for further groups.
-STYLES = [(BLACK, ":", ""), (YELLOW, (0, (1, 1)), "P"), (BLACK, "-", "x"), (PURPLE, "--", "s"), (GREEN, "-.", "^"),
-          (ORANGE, "--", "D"), (SKY, "-", "v"), (BLUE, "-", "o"),
-          (PURPLE, "-", "p"), (RED, "-", "d"), (GREEN, "-", "h"), (RED, "--", "<"),
-          (RED, "-", "*"), (PURPLE, "-.", "p"), (GREEN, "--", "h"), (ORANGE, ":", "<"), (SKY, "--", ">"),
-          (BLACK, "--", "8"), (YELLOW, "-.", "d"), (RED, ":", "X")]
+# The colour, line and marker of a method follow from its place in METHODS.
+COLOURS = (BLACK, YELLOW, RED, PURPLE, GREEN, ORANGE, SKY, BLUE)
+LINES = (":", (0, (3, 1, 1, 1)), "-", "--", "-.")
+MARKERS = "xPXs^Dvopdh<*>8H1234+"
 OUTPUTS = {  # the outputs of a group in learning curves: label, colour, line
     LEADER: ("leader or deployed network", BLUE, "-"),
     MEAN: ("mean of the students", ORANGE, "--"), WHOLE: ("ensemble", GREEN, "-."),
@@ -41,14 +40,24 @@ LAYOUT = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.s
           "lines.linewidth": 1.4, "lines.markersize": 4, "figure.dpi": 160, "figure.constrained_layout.use": True}
 
 
-def draw_all(runs: pd.DataFrame) -> dict[str, tuple[str, bytes]]:
-    """All figures that can be made of these runs: file name -> caption and PNG. runs: records.table_of_runs."""
-    drawn: dict[str, tuple[str, bytes]] = {}
+class Drawn(NamedTuple):
+    """A figure as PNG. place: the recipe, data and network of its runs, as in the tables of pages.py."""
+
+    kind: str
+    place: tuple[str, str, str]
+    caption: str
+    image: bytes
+
+
+def draw_all(runs: pd.DataFrame) -> dict[str, Drawn]:
+    """All figures that can be made of these runs, by file name. runs: records.table_of_runs."""
+    drawn: dict[str, Drawn] = {}
     with rc_context(LAYOUT):
         for same_training in split_by(runs, (*RECIPE, *OTHER_RECIPE, *DATA, "model")):
             flags = flags_of(same_training)
-            of = f"{records.network_title(flags['model'])}, {flags['dataset']}, {records.recipe_title(flags)}"
-            for kind, title, figure in figures_of(same_training):
+            place = records.recipe_title(flags), records.data_title(flags), flags["model"]
+            of = f"{records.network_title(flags['model'])} on {place[1]}"
+            for kind, caption, figure in figures_of(same_training):
                 if figure is not None:
                     name = stem = re.sub(r"[^\w.+-]", "_", f"{kind}_{flags['dataset']}_{flags['model']}")
                     while name in drawn:  # the same network and data, trained with another recipe
@@ -56,42 +65,38 @@ def draw_all(runs: pd.DataFrame) -> dict[str, tuple[str, bytes]]:
                     file = io.BytesIO()
                     FigureCanvasAgg(figure)
                     figure.savefig(file, format="png")
-                    drawn[name] = (f"{title}: {of}", file.getvalue())
+                    drawn[name] = Drawn(kind, place, f"{of}: {caption}", file.getvalue())
     return drawn
 
 
 def figures_of(runs: pd.DataFrame) -> Iterable[tuple[str, str, Figure | None]]:
-    """-> kind, title and figure for runs of one network, data set and recipe."""
+    """-> kind, caption and figure for runs of one network, data set and recipe."""
     groups = split(runs)
     with_four = {flags_of(g)["method"] for g in groups if size_of(g) == 4}
     four = [g for g in groups if size_of(g) == 4 or flags_of(g)["method"] not in with_four]
-    yield "curves", "Learning curves", learning_curves(four)
-    yield "differences", "Differences of the last epoch's error, paired by seed, with 95 % intervals", differences(runs)
-    yield "diversity", "Diversity (the paper's Figure 4)", diversity(four)
-    yield "group_size", "Error against group size (the paper's Figure 3)", group_size(groups)
-    for g in four:
-        method = flags_of(g)["method"]
-        yield f"attention_{method}", f"Attention of {title_of(method)}", attention(g)
+    yield "curves", ("learning curves. Lines are means over seeds, bands ± one standard deviation. Grey: each student."
+                     ), learning_curves(four)
+    yield "differences", "differences of the last epoch's error, paired by seed, 95 % intervals.", differences(runs)
+    yield "diversity", ("diversity of the peers (the paper's Figure 4); the weight of a peer for itself, if there is "
+                        "attention; error against diversity in the last epoch. Lines and points are means over seeds, "
+                        "bars ± one standard deviation."), diversity(four)
+    yield "group_size", ("error at the best epoch against the number of students (the paper's Figure 3), mean ± one "
+                         "standard deviation."), group_size(groups)
 
 
 def styles_of(methods: Iterable[str]) -> list[tuple]:
     """Colour, line and marker for each of these groups. Two groups of the same method get different ones."""
-    others = itertools.cycle(STYLES[len(METHODS):] or STYLES)
-    styles = {}
+    others, places = itertools.count(len(METHODS)), {}
     for i, method in enumerate(methods):
-        first = method in METHODS and method not in styles
-        styles[method if first else i] = STYLES[position(method)[0] % len(STYLES)] if first else next(others)
-    return list(styles.values())
+        first = method in METHODS and method not in places
+        places[method if first else i] = position(method)[0] if first else next(others)
+    return [(COLOURS[i % len(COLOURS)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)]) for i in places.values()]
 
 
 def curve(group: pd.DataFrame, name: str) -> np.ndarray:
-    """A metric of every run and epoch [seeds, epochs]."""
-    return np.array([[record[name] for record in history] for history in group["history"]])
-
-
-def error_curve(group: pd.DataFrame, output: str) -> np.ndarray:
-    """The top-1 test error of an output in % [seeds, epochs]."""
-    return 100 - curve(group, metric(output, "test", "accTop1"))
+    """A metric of every run and epoch [seeds, epochs]; of accuracies the error."""
+    values = np.array([[record[name] for record in history] for history in group["history"]])
+    return 100 - values if name.endswith("accTop1") else values
 
 
 def band(ax: Axes, values: np.ndarray, colour: str, line: object, label: str, marker: str = "") -> None:
@@ -115,7 +120,7 @@ def learning_curves(groups: list[pd.DataFrame]) -> Figure:
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for ax, g, label in zip(axes.flat, groups, labels_of(groups), strict=False):
         draw_group(ax, g)
-        ax.set_title(f"{label}, {len(g)} seed{'s' * (len(g) > 1)}")
+        ax.set_title(f"{label}, {records.plural(len(g), 'seed')}")
     for ax in axes.flat[len(groups):]:
         ax.set_axis_off()
     for ax in axes[:, 0]:
@@ -123,9 +128,9 @@ def learning_curves(groups: list[pd.DataFrame]) -> Figure:
     for ax in axes.flat[max(0, len(groups) - columns):len(groups)]:
         ax.set_xlabel("epoch")
         ax.tick_params(labelbottom=True)
+        ax.locator_params(axis="x", integer=True)
     lines = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    fitting = int(figure.get_figwidth() / 2.2)  # the longest label and its line take 2.2 inches
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(fitting, len(lines)))
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=columns)
     return figure
 
 
@@ -133,24 +138,24 @@ def draw_group(ax: Axes, group: pd.DataFrame) -> None:
     """The lines of a panel."""
     outputs = test_outputs(group["history"].iloc[0][-1])
     if MEAN not in outputs:
-        band(ax, error_curve(group, WHOLE), BLACK, "-", "network")
+        band(ax, curve(group, metric(WHOLE, "test", "accTop1")), BLACK, "-", "network")
         return
     for i, output in enumerate(students_of(outputs)):
-        mean = error_curve(group, output).mean(0)
+        mean = curve(group, metric(output, "test", "accTop1")).mean(0)
         ax.plot(range(1, len(mean) + 1), mean, color="#777777", linewidth=0.6, zorder=1.5,
                 label="each student" if i == 0 else None)
     for output, (label, colour, line) in OUTPUTS.items():
         if output in outputs:
-            band(ax, error_curve(group, output), colour, line, label)
+            band(ax, curve(group, metric(output, "test", "accTop1")), colour, line, label)
 
 
 def differences(runs: pd.DataFrame) -> Figure | None:
     """A panel for each reference: how much the error of each method differs from its error, with confidence intervals.
 
-    A difference without an interval is a hollow point. None if there is nothing to compare.
+    None if no reference has two differences with intervals: then a sentence says it all.
     """
     tables = [(table, lines) for table in tables_of_differences(runs, ["error"])
-              if (lines := [line for line in table["lines"] if line["n"]])]
+              if len(lines := [line for line in table["lines"] if line["p"] is not None]) > 1]
     if not tables:
         return None
     heights = [len(lines) + 1.5 for _, lines in tables]
@@ -158,34 +163,40 @@ def differences(runs: pd.DataFrame) -> Figure | None:
     axes = figure.subplots(len(tables), squeeze=False, sharex=True, height_ratios=heights)
     for ax, (table, lines) in zip(axes.flat, tables, strict=True):
         for y, line in enumerate(lines):
-            known, mean = line["low"] is not None, line["mean"]
-            ax.errorbar(mean, y, xerr=[[mean - line["low"]], [line["high"] - mean]] if known else None, color=BLUE,
-                        marker="o", markerfacecolor=BLUE if known else "white", capsize=3)
+            width = [[line["mean"] - line["low"]], [line["high"] - line["mean"]]]
+            ax.errorbar(line["mean"], y, xerr=width, color=BLUE, marker="o", capsize=3)
         ax.axvline(0, color=BLACK, linewidth=1)
-        names = [f"{line['name']}, {line['n']} seed{'s' * (line['n'] > 1)}" for line in lines]
-        ax.set_yticks(range(len(lines)), names)
+        ax.set_yticks(range(len(lines)), [f"{line['name']}, {line['n']} seeds" for line in lines])
         ax.set(title=f"{table['network']}, compared with {table['reference']}", ylim=(len(lines) - 0.5, -0.5))
         ax.tick_params(labelbottom=ax is axes[-1, 0])
-    axes[-1, 0].set_xlabel("difference of the test error, points; below 0: lower error\nhollow: no interval")
+    axes[-1, 0].set_xlabel("difference of the test error, points; below 0: lower error")
     return figure
 
 
 def diversity(groups: list[pd.DataFrame]) -> Figure | None:
-    """The distance between two peers' outputs in each epoch, a line for each method; None if no group has it.
+    """The distance between two peers' outputs in each epoch, and the error against it; None if no group has it.
 
-    The legend has the order of the last epoch, and its values.
+    Between them the attention of peers to themselves, if there is attention.
     """
     groups = [g for g in groups if g["history"].map(lambda history: "dist" in history[0]).all()]
     if not groups:
         return None
-    figure = Figure(figsize=(6.4, max(3.2, 0.21 * len(groups) + 0.4)))
-    ax = figure.subplots()
-    styles = styles_of(flags_of(g)["method"] for g in groups)
-    drawn = zip([curve(g, "dist") for g in groups], labels_of(groups), styles, strict=True)
-    for values, label, (colour, line, marker) in sorted(drawn, key=lambda each: -each[0][:, -1].mean()):
-        band(ax, values, colour, line, f"{values[:, -1].mean():.3f} {label}", marker)
-    ax.set(xlabel="epoch", ylabel="diversity", ylim=(0, None))
-    figure.legend(loc="outside right upper", title="last epoch", alignment="left")
+    attending = [g["history"].map(lambda history: "attention_self" in history[0]).all() for g in groups]
+    panels, rows = 2 + any(attending), math.ceil(len(groups) / 4)
+    figure = Figure(figsize=(3.1 * panels, 2.8 + 0.2 * rows))
+    axes = figure.subplots(1, panels)
+    styles, labels = styles_of(flags_of(g)["method"] for g in groups), labels_of(groups)
+    for g, label, with_attention, (colour, line, marker) in zip(groups, labels, attending, styles, strict=True):
+        for ax, name in zip(axes, ("dist", "attention_self")[:1 + with_attention], strict=False):
+            band(ax, curve(g, name).mean(0, keepdims=True), colour, line, label, marker)
+        (x, dx), (y, dy) = (records.mean_and_deviation(g[column]) for column in ("diversity", "last"))
+        axes[-1].errorbar(x, y, dy, dx, color=colour, marker=marker or "o", linewidth=0.6)
+    for ax, what in zip(axes, ("diversity", "weight of a peer for itself"), strict=False):
+        ax.set(xlabel="epoch", ylabel=what, ylim=(0, None))
+        ax.locator_params(axis="x", integer=True)
+    axes[-1].set(xlabel="diversity, last epoch", ylabel="test error, %, last epoch", xmargin=0.15, ymargin=0.15)
+    axes[-1].locator_params(nbins=5)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(groups)))
     return figure
 
 
@@ -203,42 +214,7 @@ def group_size(groups: list[pd.DataFrame]) -> Figure | None:
         errors = family.groupby("num_branches")["best"].agg(["mean", "std"])
         ax.errorbar(errors.index, errors["mean"], errors["std"].fillna(0), color=colour, linestyle=line,
                     marker=marker, label=label, capsize=2)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="x", integer=True)
     ax.set(xlabel="number of students", ylabel="test error, %")
     figure.legend(loc="outside right upper")
     return figure
-
-
-def attention(group: pd.DataFrame, shown: int = 5) -> Figure | None:
-    """The mean attention matrix over the test images, and how much weight a peer gives to itself.
-
-    The matrices are those of ``shown`` epochs of the first seed. The weights are those of all epochs and seeds. None if
-    the group has no attention.
-    """
-    if not all(record.get("attention") for history in group["history"] for record in history):
-        return None
-    last = flags_of(group)["num_epochs"]
-    chosen = sorted({round(1 + i * (last - 1) / max(1, shown - 1)) for i in range(shown)})
-    figure = Figure(figsize=(1.45 * len(chosen) + 3.0, 2.2))
-    axes = figure.subplots(1, len(chosen) + 1, width_ratios=[1] * len(chosen) + [1.7])
-    matrices = curve(group, "attention")  # [seeds, epochs, peers, peers]
-    for ax, epoch in zip(axes, chosen, strict=False):
-        draw_matrix(ax, matrices[0, epoch - 1])
-        ax.set_title(f"epoch {epoch}" + (f", seed {group['seed'].iloc[0]}" if ax is axes[0] else ""))
-    axes[0].set_ylabel("peer a")
-    band(axes[-1], curve(group, "attention_self"), BLUE, "-", "itself", "o")
-    axes[-1].axhline(1 / matrices.shape[-1], color=BLACK, linestyle=":", linewidth=1, label="uniform")
-    axes[-1].legend(loc="upper left", ncols=2, fontsize=7)
-    axes[-1].set(title="weight of a peer for itself", xlabel="epoch", ylim=(0, 1.15))
-    return figure
-
-
-def draw_matrix(ax: Axes, matrix: np.ndarray) -> None:
-    """An attention matrix [peers, peers], with numbers if there are at most four peers."""
-    ax.imshow(matrix, cmap="cividis", vmin=0, vmax=1)
-    if len(matrix) <= 4:
-        for (a, b), value in np.ndenumerate(matrix):
-            ax.text(b, a, f"{value:.2f}", ha="center", va="center", fontsize=8,
-                    color="white" if value < 0.6 else "black")
-    ax.set(xticks=range(len(matrix)), yticks=range(len(matrix)), xlabel="peer b")
-    ax.grid(False)

@@ -1,45 +1,42 @@
 """The report: what its tables hold, and how they look as Markdown, as a page with figures (HTML) and as CSV.
 
-``sections`` puts the runs into the layout of the paper's tables (results/published.json), and other runs into tables of
-their own. report.py --json prints the sections. The other forms are made from them.
+``sections`` puts the runs into the paper's tables (results/published.json), and other runs into tables of their own.
+report.py --json prints the sections. The other forms are made from them.
 """
 
 import base64
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import jinja2
 import pandas as pd
 
 from analysis import records
-from analysis.comparisons import MEASURES, tables_of_differences
-from analysis.records import COLUMNS, DATA, RECIPE, flags_of, mean_and_deviation, size_of, split, split_by
-from analysis.records import OTHER_RECIPE as OTHER_FLAGS
+from analysis.comparisons import DIGITS, MEASURES, in_a_row, summary, tables_of_differences
+from analysis.records import COLUMNS, DATA, OTHER_RECIPE, RECIPE, flags_of, mean_and_deviation, size_of, split, split_by
 from methods import position, title_of
 from training.outputs import LEADER, MEAN
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published.json"
 TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                trim_blocks=True, lstrip_blocks=True)
-HEADINGS = {name: column.replace("_", " ") for name, column in COLUMNS.items()} | {
-    LEADER: "leader or deployed network", MEAN: "mean of the students or peers"}
-ABOUT = """Each cell shows the mean ± standard deviation over seeds, and the number of seeds in brackets. If a group of
-students has a leader, the error is the leader's. For PCL it is that of mean peer 0, for OKDPH that of the hybrid. For
-other groups it is the mean of the students' errors. If a table shows other errors, its title says so. The best epoch
-has the lowest error on the test images, or on the held-out images if images were held out. The last epoch is shown,
-too: no images choose it. Difference: best epoch minus paper. Paper: {source}."""
-OTHER_RECIPE = """This is not the recipe of the published CIFAR numbers, so differences to them measure the recipe as
-well as the code."""
-ABOUT_DIFFERENCES = """Difference: the value of a method minus that of the reference. Differences of errors are in
-percentage points. Below 0, the method has the lower value. Differences are paired by seed, over the seeds that both
-have. Interval: 95 % confidence interval of the mean difference (Student's t). p: two-sided paired t-test. p, Holm: p
-after Holm's correction, for which all tests of one table are a family. If the interval holds 0, no difference is
-shown."""
-ABOUT_ATTENTION = """The weight of a peer for itself (alpha_aa), averaged over the peers and the test images: mean ±
-standard deviation over seeds. If it is 1, the target of a peer is its own output."""
+HEADINGS = {name: column.replace("_", " ") for name, column in COLUMNS.items() if name != LEADER} | {
+    MEAN: "mean of the students"}  # the leader's error is that of the last epoch
+ABOUT = """Tables show the mean ± standard deviation over seeds. Error is the top-1 error on the test images in %: the
+leader's or deployed network's if there is one (of PCL: mean peer 0; of OKDPH: the hybrid), otherwise the students'
+mean. The best epoch has the lowest error on the held-out images, or on the test images if none were held out. All
+other columns are of the last epoch, which no images choose. Diversity: the mean distance between two peers' outputs."""
+NOT_THE_RECIPE = """The published CIFAR numbers have another recipe, so the differences measure more than the code."""
+ABOUT_DIFFERENCES = """Each method minus the one that it is compared with, paired by seed, over the seeds that both
+have. Differences of errors are in percentage points. A difference is significant if its 95 % confidence interval
+(Student's t) does not contain 0. A test takes two common seeds. p: paired t-test, two-sided. Holm's correction is
+applied within each table."""
+ABOUT_ATTENTION = """The weight of a peer for itself (alpha_aa), averaged over the peers and the test images. If it is
+1, the target of a peer is its own output."""
 
-Block = tuple[str, str | pd.DataFrame]  # an HTML element's name (h1, h2, h3, p, pre, table), and its content
+Block = tuple[str, object]  # an HTML element's name (h1, h2, h3, p, pre, table, figure), and its content
 
 
 # --- content ----------------------------------------------------------------------------------------------------------
@@ -48,11 +45,11 @@ Block = tuple[str, str | pd.DataFrame]  # an HTML element's name (h1, h2, h3, p,
 def sections(runs: pd.DataFrame, published: dict) -> list[dict]:
     """A section for each recipe. published: the content of results/published.json.
 
-    A section has only those tables of the paper that contain at least one run which is not in an earlier table. Other
-    runs follow in a table for each data set.
+    A paper table appears only if it contains a run not shown earlier. Other runs follow, a table for each network and
+    data set.
     """
     found = []
-    for same_recipe in split_by(runs, (*RECIPE, *OTHER_FLAGS)):
+    for same_recipe in split_by(runs, (*RECIPE, *OTHER_RECIPE)):
         tables, shown = [], set()
         for name, layout in published["tables"].items():
             table = paper_table(name, layout, same_recipe, published["method"])
@@ -62,10 +59,10 @@ def sections(runs: pd.DataFrame, published: dict) -> list[dict]:
                 tables.append(table)
                 shown |= folders
         others = same_recipe[~same_recipe["folder"].isin(shown)]
-        tables += [other_table(same_data) for same_data in split_by(others, DATA)]
+        tables += [other_table(same_network) for same_network in split_by(others, (*DATA, "model"))]
         flags = flags_of(same_recipe)
         recipe = {name: flags[name] for name in RECIPE}
-        recipe |= {name: flags[name] for name, usual in OTHER_FLAGS.items() if flags[name] != usual}
+        recipe |= {name: flags[name] for name, usual in OTHER_RECIPE.items() if flags[name] != usual}
         found.append({"recipe": recipe, "is_the_papers": recipe == recipe | published["recipe"], "tables": tables,
                       "differences": tables_of_differences(same_recipe), "attention": attention_tables(same_recipe)})
     return found
@@ -98,15 +95,11 @@ def paper_table(name: str, layout: dict, runs: pd.DataFrame, usual: dict) -> dic
 
 
 def other_table(runs: pd.DataFrame) -> dict:
-    """A table of runs on one data set that no table of the paper shows."""
-    def with_numbers(name: str) -> list[str | int]:  # sorts ResNet-8 before ResNet-20
-        return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
-
-    names = pd.Series([*map(records.network_title, runs["model"], runs["num_branches"])], runs.index)
-    methods = sorted(set(runs["method"]), key=position)
-    rows = [{"name": name, "others": [], "cells": [
-        cell(runs[(names == name) & (runs["method"] == method)], None) for method in methods]}
-        for name in sorted(set(names), key=with_numbers)]
+    """A table of runs of one network and data set that no table of the paper shows; a row for each group size."""
+    methods, sizes = sorted(set(runs["method"]), key=position), sorted(set(runs["num_branches"]))
+    rows = [{"name": records.network_title(runs["model"].iloc[0], size), "others": [], "cells": [
+        cell(runs[(runs["num_branches"] == size) & (runs["method"] == method)], None) for method in methods]}
+        for size in sizes]
     return {"name": "", "title": records.data_title(flags_of(runs)), "note": "", "source": "",
             "columns": [title_of(method) for method in methods], "rows": rows}
 
@@ -128,93 +121,128 @@ def cell(runs: pd.DataFrame, published: list | None, measured: str = "") -> dict
 
 
 def attention_tables(runs: pd.DataFrame) -> list[dict]:
-    """How much peers attend to themselves: mean alpha_aa in some epochs, a table for each network and data set."""
+    """How much peers attend to themselves in some epochs (mean alpha_aa): for each network, size and data set."""
     tables = []
-    for same_network in split_by(runs, (*DATA, "model")):
-        groups = [group for group in split(same_network)
+    for same_size in split_by(runs, (*DATA, "model", "num_branches")):
+        groups = [group for group in split(same_size)
                   if all("attention_self" in history[0] for history in group["history"])]
-        flags, lines = flags_of(same_network), []
+        flags, lines = flags_of(same_size), []
         epochs = sorted({max(1, round(share * flags["num_epochs"])) for share in (0, 1/8, 1/4, 1/2, 3/4, 1)})
         for group, label in zip(groups, records.labels_of(groups), strict=True):
             weights = [pd.Series([history[e - 1]["attention_self"] for history in group["history"]]) for e in epochs]
-            lines.append({"name": label + records.with_students(size_of(group)), "seeds": group["seed"].tolist(),
-                          "means": [*map(mean_and_deviation, weights)]})
-        tables += [{"network": records.network_title(flags["model"]), "data": records.data_title(flags),
-                    "epochs": epochs, "lines": lines}] if lines else []
+            lines.append({"name": label, "seeds": group["seed"].tolist(), "means": [*map(mean_and_deviation, weights)]})
+        tables += [{"network": records.network_title(flags["model"], size_of(same_size)),
+                    "data": records.data_title(flags), "epochs": epochs, "lines": lines}] if lines else []
     return tables
 
 
 # --- Markdown and HTML ------------------------------------------------------------------------------------------------
 
 
-def blocks(report: list[dict], source: str) -> list[Block]:
-    """The content, used for both Markdown and HTML. report: from ``sections``. source: the paper."""
-    content: list[Block] = [("h1", "Top-1 error, %"), ("p", ABOUT.format(source=source))]
-    for section in report:
-        content.append(("h2", records.recipe_title(section["recipe"])))
-        if not section["is_the_papers"] and any(table["name"] for table in section["tables"]):
-            content.append(("p", OTHER_RECIPE))
-        for table in section["tables"]:
-            content += table_blocks(table)
-        for measure in MEASURES:
-            compared = [table for table in section["differences"] if table["measure"] == measure]
-            if compared:
-                content += [("h3", f"Differences of the last epoch's {measure}")]
-                content += [("p", ABOUT_DIFFERENCES)] if measure == "error" else []
-                content += [block for table in compared for block in difference_blocks(table)]
-        if section["attention"]:
-            content += [("h3", "Attention of the peers to themselves"), ("p", ABOUT_ATTENTION)]
-            content += [block for table in section["attention"] for block in attention_blocks(table)]
+def blocks(report: list[dict], source: str, drawn: Iterable = ()) -> list[Block]:
+    """The content, used for both Markdown and HTML.
+
+    report: from ``sections``. source: the paper. drawn: the values of figures.draw_all; each follows its table.
+    """
+    words = [records.recipe_words(section["recipe"]) for section in report]
+    shared = [word for word in words[0] if all(word in others for others in words)]
+    content = [("h1", title(report)), ("p", ABOUT), ("p", f"Recipe of all runs: {'; '.join(shared)}.")]
+    if any(table["source"] == "paper" for section in report for table in section["tables"]):
+        content.append(("p", f"Paper: {source}."))
+    for section, own in zip(report, words, strict=True):
+        alone = "Results" if len(report) == 1 else "No further flags"
+        content.append(("h2", "; ".join(word for word in own if word not in shared) or alone))
+        content += section_blocks(section, list(drawn))
+    for text in (NOT_THE_RECIPE, ABOUT_DIFFERENCES, ABOUT_ATTENTION):
+        for i in [i for i, (_, value) in enumerate(content) if value is text][:0:-1]:
+            del content[i]  # it was said before
+    commands = [f"{group['command']}  # {records.plural(group['n'], 'seed')}: {spaced(group['seeds'])}"
+                for section in report for table in section["tables"] for *_, group in groups_of(table)]
+    return [*content, ("h2", "The command of each group's first seed"), ("pre", "\n".join(dict.fromkeys(commands)))]
+
+
+def title(report: list[dict]) -> str:
+    """Methods, networks and data; how many, if there are more than four."""
+    flags = [group["flags"] for section in report for table in section["tables"] for *_, group in groups_of(table)]
+
+    def some(names: Iterable[str], word: str) -> str:
+        names = list(dict.fromkeys(names))
+        return in_a_row(names) if len(names) <= 4 else records.plural(len(names), word)
+
+    methods = some(map(title_of, sorted({each["method"] for each in flags}, key=position)), "method")
+    networks = some((records.network_title(each["model"]) for each in flags), "network")
+    return f"Test error of {methods}: {networks} on {some(map(records.data_title, flags), 'data set')}"
+
+
+def groups_of(table: dict) -> Iterator[tuple[dict, int, dict, dict]]:
+    """-> row, number of the column, cell and group of each group in a table."""
+    for row in table["rows"]:
+        for i, cell in enumerate(row["cells"]):
+            for group in cell["groups"]:
+                yield row, i, cell, group
+
+
+def section_blocks(section: dict, drawn: list) -> list[Block]:
+    """The tables of a section, each with its figures behind it."""
+    recipe = records.recipe_title(section["recipe"])
+
+    def take(places: Collection[tuple[str, str]], *kinds: str) -> list[Block]:
+        """The figures of these kinds, data and networks that were not taken before."""
+        taken = [each for each in drawn if each.kind in kinds and each.place in {(recipe, *place) for place in places}]
+        drawn[:] = [figure for figure in drawn if figure not in taken]
+        return [("figure", figure) for figure in taken]
+
+    content, places = [], set()
+    for table in section["tables"]:
+        places |= (own := {(records.data_title(group["flags"]), group["flags"]["model"])
+                           for *_, group in groups_of(table)})
+        if table["name"] and not section["is_the_papers"]:
+            content.append(("p", NOT_THE_RECIPE))
+        content += [*error_blocks(table), *take(own, "curves", "diversity")]
+    content += take(places, "group_size")
+    several = len({(table["data"], table["network"]) for table in section["differences"]}) > 1
+    for measure in MEASURES:
+        compared = [table for table in section["differences"] if table["measure"] == measure]
+        content += [("h3", f"Differences of the last epoch's {measure}"), ("p", ABOUT_DIFFERENCES)] if compared else []
+        for place, tables in itertools.groupby(compared, key=lambda table: (table["data"], table["model"])):
+            content += [block for table in tables for block in difference_blocks(table, several)]
+            content += take([place], "differences") if measure == "error" else []
+    if section["attention"]:
+        content += [("h3", "Attention of the peers to themselves"), ("p", ABOUT_ATTENTION)]
+    for table in section["attention"]:
+        content += [("p", f"{table['network']}, {table['data']}:")] if len(section["attention"]) > 1 else []
+        lines = [[line["name"], str(len(line["seeds"])), *map(number, line["means"])] for line in table["lines"]]
+        content.append(("table", pd.DataFrame(lines, columns=["", "seeds", *(f"epoch {e}" for e in table["epochs"])])))
     return content
 
 
-def table_blocks(table: dict) -> list[Block]:
-    """A table, a second table with other metrics of the groups, and the commands."""
-    lines, measured, by_name, commands = [], [], [], []
-    for row in table["rows"]:
-        for i, (name, texts) in enumerate(lines_of(row, table["source"]).items()):
-            lines.append([row["name"] if i == 0 else "", name, *texts])
-        for column, cell in zip(table["columns"], row["cells"], strict=True):
-            for group in cell["groups"]:
-                commands.append(f"{group['command']}  # seeds {spaced(group['seeds'])}; "
-                                f"best epochs {spaced(group['best_epochs'])}")
-                if "dist" in group["besides"]:
-                    measured.append((row["name"], column, group["besides"]))
-                flags = distinguishing_flags(group, cell["groups"])
-                by_name += [[f"{row['name']}, {column}{flags and f' [{flags}]'}", name, number(error)]
-                            for name, error in group["students_by_name"].items()]
-    content = [("h3", table["title"] + (f" ({table['note']})" if table["note"] else "")),
-               ("table", pd.DataFrame(lines, columns=["", "", *table["columns"]]))]
-    if measured:
-        shown = [name for name in HEADINGS if any(name in besides for *_, besides in measured)]
-        rows = [[name, column, *(number(besides.get(key), digits=3 if key == "dist" else 2) for key in shown)]
-                for name, column, besides in measured]
-        content += [("p", "Groups of students in the last epoch: errors of their outputs, diversity of the peers."),
-                    ("table", pd.DataFrame(rows, columns=["", "", *(HEADINGS[name] for name in shown)]))]
+def error_blocks(table: dict) -> list[Block]:
+    """A table with a line for each group, and one for each student of groups of different networks."""
+    names, lines, by_name = {row["name"] for row, *_ in groups_of(table)}, [], []
+    for row, i, cell, group in groups_of(table):
+        flags = distinguishing_flags(group, cell["groups"])
+        name = table["columns"][i] + (f" [{flags}]" if flags else "")
+        name = f"{row['name']}, {name}" if len(names) > 1 else name
+        line = {"": name, "seeds": str(group["n"]), "last epoch": number(group["last"]),
+                "best epoch": number(group["best"])}
+        if cell["published"]:
+            line |= {table["source"]: number(cell["published"]), "best - published": f"{group['difference']:+.2f}"}
+        line |= {other["source"]: number(other["published"][i]) for other in row["others"]}
+        if "dist" in group["besides"]:
+            line |= {heading: number(group["besides"].get(output), digits=3 if output == "dist" else 2)
+                     for output, heading in HEADINGS.items()}
+        lines.append(line)
+        by_name += [[name, student, number(error)] for student, error in group["students_by_name"].items()]
+    shown = pd.DataFrame(lines).fillna("–")
+    heading = table["title"] if len(names) > 1 else "{1}: {0}" if table["name"] else "{0} on {1}"
+    content = [("h3", heading.format(*names, table["title"]))]
+    if table["note"]:
+        content.append(("p", f"Note: {table['note']}."))
+    content.append(("table", shown.loc[:, (shown != "–").any()]))
     if by_name:
-        content += [("p", "Groups of different networks in the last epoch: the error of each student."),
+        content += [("p", "The error of each student:"),
                     ("table", pd.DataFrame(by_name, columns=["", "student", "error"]))]
-    return [*content, ("p", "The commands of the first seed:"), ("pre", "\n".join(commands))]
-
-
-def lines_of(row: dict, source: str) -> dict[str, list[str]]:
-    """The lines of a row: their names, and a text for each cell. source: of the published numbers, "" without any."""
-    cells = row["cells"]
-    lines = {f"{epoch} epoch": [groups_in_words(cell["groups"], epoch) for cell in cells] for epoch in ("best", "last")}
-    if source:
-        lines[source] = [number(cell["published"]) for cell in cells]
-        lines["difference"] = ["\n".join(f"{group['difference']:+.2f}" for group in cell["groups"]
-                                         if group["difference"] is not None) or "–" for cell in cells]
-    return lines | {other["source"]: [number(pair) for pair in other["published"]] for other in row["others"]}
-
-
-def groups_in_words(groups: list[dict], epoch: str) -> str:
-    """A line for each group of a cell: its error, and the flags that distinguish it."""
-    texts = []
-    for group in groups:
-        flags = distinguishing_flags(group, groups)
-        texts.append(f"{number(group[epoch])} ({group['n']}){flags and f' [{flags}]'}")
-    return "\n".join(texts) or "not run"
+    return content
 
 
 def distinguishing_flags(group: dict, groups: list[dict]) -> str:
@@ -226,25 +254,19 @@ def distinguishing_flags(group: dict, groups: list[dict]) -> str:
     return ", ".join(f"{name} {flags.get(name)}" for name in sorted(names))
 
 
-def difference_blocks(table: dict) -> list[Block]:
-    """A table of differences from one group."""
-    reference, measure = table["reference"], table["measure"]
-    digits = 3 if measure == "diversity" else 2
-    lines = [[line["name"], line["result"], str(line["n"]), number([line["value"]], digits),
-              number([line["reference_value"]], digits), number([line["mean"]], digits, "+"),
+def difference_blocks(table: dict, with_place: bool) -> list[Block]:
+    """A sentence about the differences from one group, and their table, if the sentence does not say it all."""
+    reference, measure, digits = table["reference"], table["measure"], DIGITS[table["measure"]]
+    place = f"{table['network']}, {table['data']}, compared" if with_place else "Compared"
+    sentence = ("p", f"{place} with {reference}: {summary(table)}")
+    lines = [[line["name"], number([line["mean"]], digits, "+"),
               "–" if line["low"] is None else f"{line['low']:+.{digits}f} to {line['high']:+.{digits}f}",
-              probability(line["p"]), probability(line["p_holm"])] for line in table["lines"]]
-    return [("p", f"{table['network']}, {table['data']}, compared with {reference}:"),
-            ("table", pd.DataFrame(lines, columns=["", f"compared with {reference}", "seeds", measure,
-                                                   f"{measure} of {reference}", "difference", "95 % interval", "p",
-                                                   "p, Holm"]))]
-
-
-def attention_blocks(table: dict) -> list[Block]:
-    """A table of how much peers attend to themselves."""
-    lines = [[line["name"], str(len(line["seeds"])), *map(number, line["means"])] for line in table["lines"]]
-    return [("p", f"{table['network']}, {table['data']}:"),
-            ("table", pd.DataFrame(lines, columns=["", "seeds", *(f"epoch {epoch}" for epoch in table["epochs"])]))]
+              probability(line["p"]), probability(line["p_holm"]), line["result"], str(line["n"]),
+              number([line["value"]], digits), number([line["reference_value"]], digits)] for line in table["lines"]]
+    columns = ["", "difference", "95 % interval", "p", "p, Holm", f"compared with {reference}", "seeds", measure,
+               f"{measure} of {reference}"]
+    tested = sum(line["p"] is not None for line in table["lines"])
+    return [sentence] if len(lines) == 1 or not tested else [sentence, ("table", pd.DataFrame(lines, columns=columns))]
 
 
 def number(pair: list | None, digits: int = 2, sign: str = "") -> str:
@@ -263,73 +285,50 @@ def spaced(values: list) -> str:
 
 
 def markdown(content: list[Block]) -> str:
-    """The blocks as Markdown."""
+    """The blocks as Markdown, without figures."""
     forms = {"h1": "# {}", "h2": "## {}", "h3": "### {}", "p": "{}", "pre": "```sh\n{}\n```"}
     return "\n\n".join(table_in_markdown(value) if kind == "table" else forms[kind].format(value)
                        for kind, value in content) + "\n"
 
 
 def table_in_markdown(table: pd.DataFrame) -> str:
-    """The first two columns are left-aligned, the others right-aligned. A line within a cell ends with <br>."""
-    def escape(text: str) -> str:
-        return text.replace("|", "\\|").replace("\n", "<br>")
-
-    align = ["left", "left", *["right"] * (table.shape[1] - 2)]
-    return table.rename(columns=escape).map(escape).to_markdown(index=False, disable_numparse=True, colalign=align)
+    """The first column is left-aligned, the others right-aligned."""
+    align = ["left", *["right"] * (table.shape[1] - 1)]
+    escaped = table.map(lambda text: text.replace("|", "\\|"))
+    return escaped.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
-def html(content: list[Block], figures: Mapping[str, tuple[str, bytes]]) -> str:
-    """The blocks and figures as one page that needs no other file. figures: name -> caption and PNG."""
-    encoded = [(caption, base64.b64encode(image).decode()) for caption, image in figures.values()]
-    return TEMPLATES.get_template("page.html.jinja").render(blocks=content, figures=encoded)
+def html(content: list[Block]) -> str:
+    """The blocks as one page that needs no other file."""
+    def whole(text: str) -> str:
+        return re.sub(r"(?<=\w)-(?=\w)", "\u2011", text)  # a line does not break after the hyphen of a name
+
+    page = TEMPLATES.get_template("page.html.jinja")
+    return page.render(blocks=content, whole=whole, encoded=lambda image: base64.b64encode(image).decode())
 
 
 # --- CSV --------------------------------------------------------------------------------------------------------------
 
 
 def csv(report: list[dict]) -> str:
-    """A line for each group in each table, and a line for each cell without a group (n = 0).
+    """A line for each group in each table.
 
     leader, students, ensemble, gated_ensemble and diversity are those of the last epoch, for groups of students only.
-    Then a line for each student of a group of different networks, with its error in the last epoch: its table is
-    "different networks".
-    Then a line for each difference: its table is "differences", and only these lines have a measure and a reference.
     """
-    cells = [({"recipe": records.recipe_title(section["recipe"]), "table": table["name"] or table["title"],
-               "row": row["name"], "column": column}, cell)
-             for section in report for table in section["tables"] for row in table["rows"]
-             for column, cell in zip(table["columns"], row["cells"], strict=True)]
-    lines = [place | as_columns(published=cell["published"]) | (group_in_csv(group, cell) if group else {"n": 0})
-             for place, cell in cells for group in cell["groups"] or [None]]
-    lines += [place | {"table": "different networks", "student": name} | about_group(group, cell)
-              | {"row": f"{place['row']}, {records.data_title(group['flags'])}"} | as_columns(last=error)
-              for place, cell in cells for group in cell["groups"] for name, error in group["students_by_name"].items()]
-    lines += [{"recipe": records.recipe_title(section["recipe"]), "table": "differences", "column": line["name"],
-               "row": f"{table['network']}, {table['data']}", "measure": table["measure"],
-               "reference": table["reference"], **line, "minus_reference": line["mean"],
-               "seeds": spaced(line["seeds"])}
-              for section in report for table in section["differences"] for line in table["lines"]]
+    lines = []
+    for section in report:
+        for table in section["tables"]:
+            for row, i, cell, group in groups_of(table):
+                pairs = {"best": group["best"], "last": group["last"], "published": cell["published"] or []} | {
+                    COLUMNS[output]: pair for output, pair in group["besides"].items() if "dist" in group["besides"]}
+                lines.append({
+                    "recipe": records.recipe_title(section["recipe"]), "table": table["name"] or table["title"],
+                    "row": row["name"], "column": table["columns"][i], "n": group["n"],
+                    "telling_flags": distinguishing_flags(group, cell["groups"]), "seeds": spaced(group["seeds"]),
+                    "best_epochs": spaced(group["best_epochs"]), "difference": group["difference"],
+                    "command": group["command"]} | {f"{name}_{part}": value for name, pair in pairs.items()
+                                                    for part, value in zip(("mean", "sd"), pair, strict=False)})
     pairs = [f"{name}_{part}" for name in ("best", "last", "published", *COLUMNS.values()) for part in ("mean", "sd")]
     columns = ["recipe", "table", "row", "column", "telling_flags", "n", "seeds", "best_epochs", *pairs, "difference",
-               "command", "student", "measure", "reference", "value", "reference_value", "minus_reference",
-               "low", "high", "p", "p_holm", "result"]
+               "command"]
     return pd.DataFrame(lines, columns=columns).to_csv(index=False, lineterminator="\n")
-
-
-def group_in_csv(group: dict, cell: dict) -> dict:
-    """The values of a group in the line of its cell."""
-    besides = {COLUMNS[name]: pair for name, pair in group["besides"].items() if "dist" in group["besides"]}
-    return about_group(group, cell) | as_columns(best=group["best"], last=group["last"], **besides) | {
-        "best_epochs": spaced(group["best_epochs"]), "difference": group["difference"], "command": group["command"]}
-
-
-def about_group(group: dict, cell: dict) -> dict:
-    """The columns that every line of a group has."""
-    return {"n": group["n"], "seeds": spaced(group["seeds"]),
-            "telling_flags": distinguishing_flags(group, cell["groups"])}
-
-
-def as_columns(**pairs: list | None) -> dict:
-    """Each pair as two columns, mean and standard deviation."""
-    return {f"{name}_{part}": value for name, pair in pairs.items() if pair
-            for part, value in zip(("mean", "sd"), pair, strict=True)}

@@ -92,7 +92,8 @@ def read_run(folder: Path) -> RecordedRun:
     """UserError if the folder holds no finished run, or if its records are damaged."""
     try:
         flags = LATER_FLAGS | json.loads((folder / "parameters.json").read_text())
-        history = read_json_lines(folder / "metrics.jsonl")
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        history = [with_attention_self(record) for record in json.loads("[" + ",\n".join(lines) + "]")]
         check_flags(flags)
         problem = wrong_epochs(flags, history) or wrong_metrics(flags, history)
     except FileNotFoundError as error:
@@ -101,18 +102,7 @@ def read_run(folder: Path) -> RecordedRun:
         problem = f"its records are not those of a run of this project ({type(error).__name__}: {error})"
     if problem:
         raise UserError(f"{folder} is left out: {problem}")
-    return RecordedRun(folder, flags, [with_attention_self(record) for record in history])
-
-
-def read_json_lines(path: Path) -> list:
-    """The values in a file with one JSON value per line. ValueError names the first line that is not JSON."""
-    values = []
-    for i, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            values.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"line {i} of {path.name} is not JSON") from error
-    return values
+    return RecordedRun(folder, flags, history)
 
 
 def check_flags(flags: dict) -> None:
@@ -150,25 +140,14 @@ def wrong_metrics(flags: dict, history: list[dict]) -> str | None:
         return "an accuracy is not a number from 0 to 100"
     if not all(is_number(record.get("dist", 0), 0) for record in history):
         return "dist, its diversity, is not a finite number"
-    if None in [weight for record in history for row in record.get("attention") or [] for weight in row]:
-        return "its attention has weights that are not finite numbers: the training diverged"
-    if not all(is_attention(record.get("attention")) for record in history):
-        return "its attention is not a square of weights"
-    if not all(is_number(record.get("attention_self", 0), 0, 1.001) for record in history):
-        return "attention_self is not a weight"
+    if not all(is_number(record.get("attention_self", 0), 0, 1.001) for record in history):  # 1.001: rounding
+        return "attention_self is not a weight from 0 to 1: the training diverged, or the file is damaged"
     return None
 
 
 def is_number(value: object, low: float, high: float = math.inf) -> bool:
     """Whether the value is a finite number from low to high."""
     return isinstance(value, int | float) and math.isfinite(value) and low <= value <= high
-
-
-def is_attention(value: object) -> bool:
-    """Whether the value is None or a matrix [peers, peers] of weights. Rounding may give slightly more than 1."""
-    return value is None or isinstance(value, list) and all(
-        isinstance(row, list) and len(row) == len(value) and all(is_number(weight, 0, 1.001) for weight in row)
-        for row in value)
 
 
 def with_attention_self(record: dict) -> dict:
@@ -186,7 +165,7 @@ def with_attention_self(record: dict) -> dict:
 
 
 def table_of_runs(runs: Iterable[RecordedRun]) -> tuple[pd.DataFrame, list[str]]:
-    """-> a row for each run, sorted by group and seed; and notes about seeds that occur twice or are alone in a group.
+    """-> a row for each run, sorted by group and seed; and notes about repeated and lone seeds.
 
     Runs form a group if all their flags agree, except those in MAY_DIFFER. Runs with different numbers of processes
     form different groups, because each process has its own BatchNorm statistics. Runs with different metrics
@@ -198,8 +177,10 @@ def table_of_runs(runs: Iterable[RecordedRun]) -> tuple[pd.DataFrame, list[str]]
     notes = [f"{folder} is left out: it has the flags and the seed of {twin}"
              for folder, twin in zip(table["folder"], first, strict=True) if folder != twin]
     table = table[table["folder"] == first].sort_values(["group", "seed"])
-    alone = table.groupby("group")["seed"].transform("size") == 1
-    notes += [f"{folder} is the only seed of its group: no standard deviation" for folder in table["folder"][alone]]
+    seeds = table.groupby("group").size()
+    alone = sum(seeds == 1)
+    if alone:
+        notes.append(f"only one seed, so no standard deviation, in {alone} of {plural(len(seeds), 'group')}")
     return table, notes
 
 
@@ -272,30 +253,35 @@ def network_title(model: str, students: int = 4) -> str:
     """A network's name as the paper writes it, "ResNet-32 + VGG-16" for different ones; other group sizes than 4."""
     title = " + ".join(NETWORKS.get(name) or name.replace("resnet", "ResNet-").replace("vgg", "VGG-")
                        for name in model.split("+"))
-    return title + with_students(students)
+    return title + (f", {plural(students, 'student')}" if students != 4 else "")
 
 
-def with_students(students: int) -> str:
-    """What a title adds for a group of another size than the paper's four."""
-    return f", {students} students" if students != 4 else ""
+def recipe_words(recipe: dict) -> list[str]:
+    """The flags of RECIPE and OTHER_RECIPE in words. report.py says once what all recipes have in common."""
+    epochs, rate = recipe["num_epochs"], f"learning rate {recipe['lr']:g}"
+    steps = [epoch for epoch in recipe["milestones"] if epoch < epochs]
+    if len(steps) == 2 and abs(steps[0] - epochs / 2) < 1 > abs(steps[1] - epochs * 3 / 4):
+        rate += ", divided by 10 at half and three quarters of the epochs"
+    elif steps:
+        rate += f", divided by 10 after epochs {' and '.join(map(str, steps))}"
+    words = [recipe["train_size"] and f"{recipe['train_size']:,} training images", plural(epochs, "epoch"),
+             f"batches of {recipe['batch_size']}", rate, f"weight decay {recipe['wd']:g}",
+             recipe["val_size"] and f"best epoch chosen on {recipe['val_size']:,} held-out training images"]
+    usual = {"compile": False, "tf32": False, "sync_bn": False, "amp": "off", "decoder": "pil"} | OTHER_RECIPE
+    flags = {name: recipe.get(name, value) for name, value in usual.items()}
+    words += [f"--{name}" + (f" {value}" if value is not True else "") for name, value in flags.items()
+              if value != usual[name]]
+    return [word for word in words if word]
 
 
 def recipe_title(recipe: dict) -> str:
-    """The flags of RECIPE as a heading."""
-    steps = " and ".join(str(epoch) for epoch in recipe["milestones"] if epoch < recipe["num_epochs"])
-    words = [f"{recipe['num_epochs']} epoch{'s' * (recipe['num_epochs'] > 1)}", f"batches of {recipe['batch_size']}",
-             f"learning rate {recipe['lr']:g}" + (f", divided by 10 after epochs {steps}" if steps else ""),
-             f"weight decay {recipe['wd']:g}"]
-    if recipe["train_size"]:
-        words.append(f"trained on {recipe['train_size']} training images")
-    if recipe["val_size"]:
-        words.append(f"best epoch chosen on {recipe['val_size']} held-out training images")
-    words += [f"--{name}" for name in ("compile", "tf32", "sync_bn") if recipe[name]]
-    words += [f"--{name} {recipe[name]}" for name, usual in (("amp", "off"), ("decoder", "pil"))
-              if recipe[name] != usual]
-    words += [f"--{name}" + (f" {recipe[name]}" if recipe[name] is not True else "")
-              for name, usual in OTHER_RECIPE.items() if recipe.get(name, usual) != usual]
-    return "; ".join(words)
+    """The whole recipe in one line."""
+    return "; ".join(recipe_words(recipe))
+
+
+def plural(number: int, word: str) -> str:
+    """"1 seed", "3 seeds"."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def data_title(flags: dict) -> str:

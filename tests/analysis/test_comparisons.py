@@ -1,10 +1,9 @@
 """Differences between methods: the statistics, who is compared with whom, and what is printed."""
 
-import csv
-import io
 import json
 import math
 import random
+import re
 from statistics import fmean, stdev
 
 import made_up
@@ -94,17 +93,16 @@ def test_ensembles_and_diversity_are_compared_too(tmp_path, tables, printed):
     for file in tmp_path.glob("ONE*/metrics.jsonl"):
         file.write_text(file.read_text().replace(', "dist": 0.25', ""))
     assert list(tables(tmp_path)["ResNet-32", "Ind"]) == ["Baseline", "ONE", "OKDDip-B"]
-    for i, (measure, result, others) in enumerate([("ensemble error", "lower ensemble error", ["ONE"]),
-                                                   ("diversity", "higher diversity", [])]):
+    for i, (measure, result, others) in enumerate([("ensemble error", "significantly lower", ["ONE"]),
+                                                   ("diversity", "significantly higher", [])]):
         found = tables(tmp_path, measure)
         assert {place: list(lines) for place, lines in found.items()} == {
             ("ResNet-32", "Ind"): [*others, "OKDDip-B"]}
         own, other = ([100 - pair[0] if i == 0 else pair[1] for pair in values[m]] for m in ("OKDDip", "Ind"))
         line = found["ResNet-32", "Ind"]["OKDDip-B"]
         assert statistics(line) == by_the_formula(own, other) and line["result"] == result
-        cells, digits = row(printed(tmp_path), "OKDDip-B", f"### Differences of the last epoch's {measure}"), 2 + i
-        numbers = f"{sum(own) / 3:.{digits}f} {sum(other) / 3:.{digits}f} {line['mean']:+.{digits}f}"
-        assert cells[3:6] == numbers.split()
+        numbers = ("{:+.2f} points, 95 % interval {:+.2f} to {:+.2f}", "{:+.3f}, 95 % interval {:+.3f} to {:+.3f}")[i]
+        assert f"OKDDip-B has a {result} {measure} than Ind ({numbers.format(*statistics(line))})" in printed(tmp_path)
 
 
 def test_two_single_networks_are_compared_once(tmp_path, tables):
@@ -155,35 +153,49 @@ def test_holm_rejects_what_the_procedure_rejects():
             assert {i for i in range(len(p)) if adjusted[i] <= level} == slow.rejected_by_holm(p, level)
 
 
-def row(text, name, heading="### Differences"):
-    """The cells of a method's line in the first Markdown table after a heading."""
-    line = next(line for line in text[text.index(heading):].splitlines() if line.startswith(f"| {name} "))
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
-def test_what_a_line_says(tables, printed, tmp_path):
-    """One method is clearly better, one clearly worse, one unclear, one a little better."""
+def test_what_a_table_says(tables, printed, tmp_path):
+    """One method is clearly better, one clearly worse, one unclear, one a little better, and one has a single seed."""
     write(tmp_path, "Ind", IND)
     write(tmp_path, "OKDDip", [error - 3 + i / 20 for i, error in enumerate(IND)])
     write(tmp_path, "ONE", [error + 3 + i / 20 for i, error in enumerate(IND)])
     write(tmp_path, "DML", [error + (-1) ** i for i, error in enumerate(IND)])
     write(tmp_path, "CL-ILR", [error + d for error, d in zip(IND, (-0.1, -0.7, -0.4, -1.0, -0.2), strict=True)])
+    write(tmp_path, "KDCL", IND[:1])
     lines = tables(tmp_path)["ResNet-32", "Ind"]
     assert {name: line["result"] for name, line in lines.items()} == {
-        "OKDDip-B": "lower error", "ONE": "higher error", "DML": "no difference shown",
-        "CL-ILR": "lower error, but not after Holm's correction"}
-    assert [lines[name]["p_holm"] for name in lines] == pytest.approx(
-        comparisons.holm([lines[name]["p"] for name in lines]))
+        "OKDDip-B": "significantly lower", "ONE": "significantly higher", "DML": "not significant",
+        "CL-ILR": "significantly lower, but not after Holm's correction", "KDCL (mean)": "one seed: no interval"}
+    tested = [line for line in lines.values() if line["n"] > 1]
+    assert [line["p_holm"] for line in tested] == pytest.approx(comparisons.holm([line["p"] for line in tested]))
     text = printed(tmp_path)
-    in_csv = {line["column"]: line for line in csv.DictReader(io.StringIO(printed(tmp_path, "--csv")))
-              if line["measure"] == "error"}
-    for name, line in lines.items():
-        cells = [name, line["result"], "5", f"{line['value']:.2f}", f"{line['reference_value']:.2f}",
-                 f"{line['mean']:+.2f}", f"{line['low']:+.2f} to {line['high']:+.2f}",
-                 *("< 0.001" if line[p] < 0.001 else f"{line[p]:.3f}" for p in ("p", "p_holm"))]
-        assert row(text, name) == cells
-        numbers = ("n", "value", "reference_value", "low", "high", "p", "p_holm")
-        assert [float(in_csv[name][key]) for key in numbers] == pytest.approx([line[key] for key in numbers])
-        assert float(in_csv[name]["minus_reference"]) == pytest.approx(line["mean"])
-        assert [in_csv[name][key] for key in ("table", "reference", "result", "seeds")] == [
-            "differences", "Ind", line["result"], "0 1 2 3 4"]
+    shown = {cells[0]: cells[1:] for cells in (re.split(r"\s*\|\s*", line)[1:-1] for line in text[text.index(
+        "compared with Ind "):].splitlines()) if cells}
+    for line in tested:
+        assert shown[line["name"]] == [
+            f"{line['mean']:+.2f}", f"{line['low']:+.2f} to {line['high']:+.2f}",
+            *("< 0.001" if line[p] < 0.001 else f"{line[p]:.3f}" for p in ("p", "p_holm")), line["result"], "5",
+            f"{line['value']:.2f}", f"{line['reference_value']:.2f}"]
+    assert ("Compared with Ind: Over 5 seeds OKDDip-B has a significantly lower error than Ind (-2.90 points, 95 % "
+            "interval -3.00 to -2.80), also after Holm's correction. Over 5 seeds ONE has a significantly higher error "
+            "than Ind (+3.10 points, 95 % interval +3.00 to +3.20), also after Holm's correction. Over 5 seeds CL-ILR "
+            "has a significantly lower error than Ind (-0.48 points, 95 % interval -0.94 to -0.02), but not after "
+            "Holm's correction. Every other 95 % interval contains 0. No test is possible for KDCL (mean) (+0.00 "
+            "points).") in text
+
+
+def line_of(name, low, high, p_holm=0.5):
+    line = {"name": name, "n": 3, "mean": (low + high) / 2, "low": low, "high": high, "p": 0.01, "p_holm": p_holm}
+    return line | {"result": comparisons.in_words(line)}
+
+
+@pytest.mark.parametrize(("lines", "said"), [
+    ([line_of("A", -1, 1), line_of("B", 0, 1)], "No difference is significant: every 95 % interval contains 0."),
+    ([line_of("A", -1, 0)], "The difference of A is not significant (-0.50 points, 95 % interval -1.00 to +0.00)."),
+    ([line_of("A", 1, 2)], "Over 3 seeds A has a significantly higher error than Ind (+1.50 points, 95 % interval "
+                           "+1.00 to +2.00), but not after Holm's correction."),
+    ([line_of("A", -2, -1, 0.05), line_of("B", -2, -1, 0.04), line_of("C", -3, -1, 0.01)],
+     "A, B and C have a significantly lower error than Ind, also after Holm's correction."),
+    ([{"name": "A", "n": 0, "low": None, "p": None, "result": "no common seed"}],
+     "No test is possible for A (no common seed).")])
+def test_sentences(lines, said):
+    assert comparisons.summary({"measure": "error", "reference": "Ind", "lines": lines}) == said

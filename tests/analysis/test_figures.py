@@ -72,10 +72,13 @@ def test_the_legend_lies_within_the_figure(groups, panels):
 
 
 def test_diversity_and_group_size(groups):
-    (ax,) = figures.diversity([*groups.values()]).axes
-    assert lines(ax)["0.250 ONE"] == pytest.approx([0.25] * 5)
-    legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
-    assert len(legend) == 3 and legend == sorted(legend, reverse=True)
+    """Beside the diversity: attention of peers to themselves, and error against diversity in the last epoch."""
+    diversity, itself, against = figures.diversity([groups["ONE", 4], groups["OKDDip", 4]]).axes
+    assert lines(diversity)["ONE"] == pytest.approx([0.25] * 5)
+    assert lines(itself) == {"OKDDip-B": pytest.approx([0.5 + e / 20 for e in range(5)])}
+    points = [bars.lines[0].get_xydata()[0] for bars in against.containers]
+    assert points == [pytest.approx([0.25, 40]), pytest.approx([0.26, 35.5])]
+    assert len(figures.diversity([groups["ONE", 4]]).axes) == 2
     (ax,) = figures.group_size([*groups.values()]).axes
     (container,) = ax.containers
     assert container.get_label() == "OKDDip-B"
@@ -85,35 +88,25 @@ def test_diversity_and_group_size(groups):
 
 
 def test_differences(runs, groups):
-    """A panel for each reference and number of students; points without an interval are hollow."""
-    made_up.run(runs, "Ind", 0, [50.0, 45.0, 40.0, 40.0, 41.0])
-    made_up.run(runs, "ONE", 2, [50.0, 45.0, 40.0, 40.0, 39.0])
-    made_up.run(runs, "baseline", 2, [50.0, 45.0, 40.0, 40.0, 41.0])
-    table = records.table_of_runs(records.find_runs([runs])[0])[0]
-    panels = {ax.get_title(): ax for ax in figures.differences(table).axes}
-    assert list(panels) == ["ResNet-32, compared with Ind", "ResNet-32, compared with Baseline",
-                            "ResNet-32, 3 students, compared with Baseline"]
-    ax = panels["ResNet-32, compared with Baseline"]
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["Ind, 1 seed", "ONE, 3 seeds", "OKDDip-B, 2 seeds"]
-    points = [container.lines[0] for container in ax.containers]
-    assert [point.get_xdata()[0] for point in points] == pytest.approx([1, -2 / 3, -4.5])
-    assert [point.get_markerfacecolor() == "white" for point in points] == [True, False, False]
+    """A panel for each reference and number of students with two intervals."""
+    for seed in (0, 1):
+        made_up.run(runs, "Ind", seed, [50.0, 45.0, 40.0, 40.0, 41.0 - seed])
+        made_up.run(runs, "DML", seed, [50.0, 45.0, 40.0, 40.0, 40.0 + seed])
+    made_up.run(runs, "KDCL", 0, [50.0, 45.0, 40.0, 40.0, 41.0])
+    (ax, other) = figures.differences(records.table_of_runs(records.find_runs([runs])[0])[0]).axes
+    assert [ax.get_title(), other.get_title()] == ["ResNet-32, compared with Ind", "ResNet-32, compared with Baseline"]
+    names = [text.get_text() for text in other.get_yticklabels()]
+    assert names == ["Ind, 2 seeds", "DML, 2 seeds", "OKDDip-B, 2 seeds"]
+    assert [bars.lines[0].get_xdata()[0] for bars in other.containers] == pytest.approx([0.5, 0.5, -4.5])
+    (bar,) = other.containers[0].lines[2]
+    assert bar.get_segments()[0][:, 0] == pytest.approx([0.5 - 12.7062 / 2, 0.5 + 12.7062 / 2], rel=1e-4)
     assert figures.differences(groups["ONE", 4]) is None
-
-
-def test_attention(groups):
-    *matrices, itself = figures.attention(groups["OKDDip", 4]).axes
-    shown = [ax.images[0].get_array().tolist() for ax in matrices]
-    assert shown == [[[0.5 + e / 10, 0.5 - e / 10], [0.5, 0.5]] for e in range(5)]
-    assert [ax.get_title().split(",")[0] for ax in matrices] == [f"epoch {e}" for e in range(1, 6)]
-    assert lines(itself)["itself"] == pytest.approx([0.5 + e / 20 for e in range(5)])
-    assert figures.attention(groups["ONE", 4]) is None
 
 
 def test_files_and_page(runs, tmp_path):
     report.main([str(runs), "--html", str(tmp_path / "page.html"), "--figures", str(tmp_path / "figures")])
     names = {path.name for path in (tmp_path / "figures").iterdir()}
-    kinds = ("curves", "differences", "diversity", "group_size", "attention_OKDDip")
+    kinds = ("curves", "diversity", "group_size")
     assert names == {f"{kind}_CIFAR100_resnet32.png" for kind in kinds}
     page = (tmp_path / "page.html").read_text()
     embedded = [base64.b64decode(code) for code in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
@@ -122,7 +115,9 @@ def test_files_and_page(runs, tmp_path):
         pixels = imread(io.BytesIO(image))
         assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.02
     assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
-    assert "35.50 ± 0.71 (2)" in page and "<h3>Figure 3" in page
+    assert "<td>35.50 ± 0.71</td>" in page and "<title>Test error of Baseline, ONE and OKDDip\u2011B: " in page
+    order = re.findall(r"(?:<h3>|<figcaption>.*?: )(Table 2|Figure 3|Differences|learning|diversity|error)", page)
+    assert order == ["Table 2", "learning", "diversity", "Figure 3", "error", "Differences"]
 
 
 def test_figures_do_not_replace_each_other(tmp_path):
@@ -131,7 +126,7 @@ def test_figures_do_not_replace_each_other(tmp_path):
         made_up.run(tmp_path / str(wd), "baseline", 0, [50.0], model="my net", wd=wd)
     runs = [run._replace(flags=run.flags | {"model": "../my net"}) for run in records.find_runs([tmp_path])[0]]
     drawn = figures.draw_all(records.table_of_runs(runs)[0])
-    assert len(drawn) == 2 and len({caption for caption, _ in drawn.values()}) == 2
+    assert len(drawn) == 2 and len({figure.place for figure in drawn.values()}) == 2
     assert all(re.fullmatch(r"[\w.+-]+", name) for name in drawn)
 
 

@@ -12,48 +12,43 @@ from analysis.pages import PUBLISHED
 
 
 def table(text, title):
-    """The cells of a Markdown table under a heading that begins with ``title``: (row, line) -> {column: cell}."""
+    """The first Markdown table under a heading that begins with ``title``: name of the line -> {column: cell}."""
     part = text[re.search(rf"^### {re.escape(title)}", text, re.MULTILINE).end():]
-    lines = [[cell.strip() for cell in line.strip("|").split("|")]
-             for line in re.search(r"\n\n(\|.*?)\n\n", part, re.DOTALL)[1].splitlines()]
-    columns, cells, row = lines[0][2:], {}, ""
-    for name, line, *values in lines[2:]:
-        row = name or row
-        cells[row, line] = dict(zip(columns, values, strict=True))
-    return cells
+    (_, *columns), _, *lines = [re.split(r"\s*(?<!\\)\|\s*", line)[1:-1]
+                                for line in re.search(r"\n\n(\|.*?)\n\n", part, re.DOTALL)[1].splitlines()]
+    return {name: dict(zip(columns, cells, strict=True)) for name, *cells in lines}
 
 
 def test_mean_deviation_and_difference(tmp_path, printed):
     for seed, (best, last) in enumerate([(25.0, 26.0), (26.0, 27.5), (27.0, 29.0)]):
         made_up.run(tmp_path, "OKDDip", seed, [50.0, best, last])
     made_up.run(tmp_path, "baseline", 0, [50.0, 29.0, 29.0])
-    cells = table(printed(tmp_path), "Table 2")
-    assert [cells["ResNet-32", line]["OKDDip-B"] for line in (
-        "best epoch", "last epoch", "paper", "difference", "PCL (AAAI 2021)")] == [
-        "26.00 ± 1.00 (3)", "27.50 ± 1.50 (3)", "25.63 ± 0.14", "+0.37", "26.75"]
-    assert cells["ResNet-32", "best epoch"]["Baseline"] == "29.00 (1)"
-    assert cells["ResNet-32", "best epoch"]["DML"] == "not run"
-    assert cells["VGG-16", "best epoch"]["OKDDip-B"] == "not run" and cells["VGG-16", "difference"]["DML"] == "–"
+    lines = table(printed(tmp_path), "Table 2: CIFAR-100: ResNet-32")
+    assert lines["OKDDip-B"] == {
+        "seeds": "3", "last epoch": "27.50 ± 1.50", "best epoch": "26.00 ± 1.00", "paper": "25.63 ± 0.14",
+        "best - published": "+0.37", "PCL (AAAI 2021)": "26.75", "MCL-OKD's README": "25.76",
+        "mean of the students": "50.00 ± 0.00", "ensemble": "40.00 ± 0.00", "diversity": "0.250 ± 0.000"}
+    assert lines["Baseline"].items() >= {"seeds": "1", "best epoch": "29.00", "ensemble": "–"}.items()
+    assert [*lines] == ["Baseline", "OKDDip-B"]
 
 
-def test_the_paper_s_layout(tmp_path, printed):
-    made_up.run(tmp_path, "DML", 0, [6.0], dataset="CIFAR10", model="vgg16")
+def test_the_paper_s_tables(tmp_path, printed):
+    for model in ("vgg16", "resnet32", "resnet110"):
+        made_up.run(tmp_path, "DML", 0, [6.0], dataset="CIFAR10", model=model)
     made_up.run(tmp_path, "OKDDip+KD", 0, [6.0], dataset="CIFAR10", T_model="resnet110")
     made_up.run(tmp_path, "ONE", 0, [26.0], dataset="imagenet", model="resnet34")
     for m in (3, 8):
         made_up.run(tmp_path, "ONE", 0, [26.0 + m / 10], num_branches=m)
     text = printed(tmp_path)
-    cells = table(text, "Table 1")
-    networks = ["DenseNet-40-12", "ResNet-32", "VGG-16", "ResNet-110", "WRN-20-8"]
-    assert list(dict.fromkeys(row for row, _ in cells)) == networks
-    assert list(cells["VGG-16", "paper"]) == ["Baseline", "Ind", "DML", "CL-ILR", "ONE", "OKDDip-N", "OKDDip-B"]
-    assert cells["VGG-16", "difference"]["DML"] == "+0.06"
-    assert table(text, "Table 3")["ResNet-34", "difference"]["ONE"] == "+0.08"
-    assert table(text, "Table 6")["CIFAR-10", "difference"]["OKDDip+KD"] == "+0.64"
-    sizes = {place: columns["ONE"] for place, columns in table(text, "Figure 3").items()}
-    assert sizes["8 branches", "best epoch"] == "26.80 (1)" and sizes["8 branches", "difference"] == "+0.50"
-    assert sizes["5 branches", "best epoch"] == "not run" and sizes["4 branches", "paper"] == "–"
-    assert "not the recipe" in text
+    lines = table(text, "Table 1")
+    assert [*lines] == ["ResNet-32, DML", "VGG-16, DML", "ResNet-110, DML"]
+    assert lines["VGG-16, DML"]["best - published"] == "+0.06"
+    assert table(text, "Table 3: ImageNet: ResNet-34")["ONE"]["best - published"] == "+0.08"
+    assert table(text, "Table 6: ResNet-32 with a teacher: CIFAR-10")["OKDDip+KD"]["best - published"] == "+0.64"
+    sizes = table(text, "Figure 3")
+    assert [*sizes] == ["3 branches, ONE", "8 branches, ONE"]
+    assert sizes["8 branches, ONE"].items() >= {"best epoch": "26.80", "best - published": "+0.50"}.items()
+    assert "have another recipe" in text and "Paper: Chen et al." in text and "Note: published values are" in text
 
 
 def test_the_ensemble_and_the_ablation(tmp_path, printed):
@@ -62,9 +57,8 @@ def test_the_ensemble_and_the_ablation(tmp_path, printed):
     made_up.run(tmp_path, "OKDDip-random", 0, [28.0, 28.5])
     text = printed(tmp_path)
     four, five = table(text, "Table 4"), table(text, "Table 5")
-    assert [four["ResNet-32", f"{epoch} epoch"]["OKDDip"] for epoch in ("best", "last")] == ["22.00 (1)", "23.00 (1)"]
-    assert five["ResNet-32", "best epoch"]["one level"] == "29.00 (1)"
-    assert five["ResNet-32", "last epoch"]["random weights"] == "28.50 (1)"
+    assert four["OKDDip"].items() >= {"best epoch": "22.00", "last epoch": "23.00"}.items()
+    assert five["one level"]["best epoch"] == "29.00" and five["random weights"]["last epoch"] == "28.50"
 
 
 def test_the_table_of_a_later_paper(tmp_path, printed):
@@ -74,33 +68,39 @@ def test_the_table_of_a_later_paper(tmp_path, printed):
     made_up.run(tmp_path, "OKDPH", 0, [27.5], num_branches=3, output="stu_", temperature=3.0)
     made_up.run(tmp_path, "FFL", 0, [30.0], num_branches=3, model="vgg16", dropout=0.0, MulStu=False)
     made_up.run(tmp_path, "ONE", 0, [31.0], num_branches=3, model="vgg16", dropout=0.5)
-    cells = table(printed(tmp_path), "Table of PCL (AAAI 2021): CIFAR-100")
-    ours = cells["ResNet-32", "best epoch"]
-    expected = {"PCL": "26.00 (1)", "KDCL (mean)": "27.00 (1)", "OKDPH": "27.50 (1) [temperature 3.0]"}
-    assert expected.items() <= ours.items() and cells["ResNet-32", "PCL"]["PCL"] == "25.86 ± 0.16"
-    assert cells["ResNet-32", "difference"]["KDCL (mean)"] == "+0.76"
-    assert cells["VGG-16", "best epoch"]["ONE"] == "31.00 (1) [dropout 0.5]"
-    assert cells["VGG-16", "best epoch"]["FFL"] == "30.00 (1)" and cells["WRN-20-8", "PCL"]["PCL"] == "19.49 ± 0.49"
+    lines = table(printed(tmp_path), "Table of PCL (AAAI 2021): CIFAR-100")
+    assert {name: line["best epoch"] for name, line in lines.items()} == {
+        "ResNet-32, PCL": "26.00", "ResNet-32, KDCL (mean)": "27.00", "ResNet-32, OKDPH [temperature 3.0]": "27.50",
+        "VGG-16, ONE [dropout 0.5]": "31.00", "VGG-16, FFL": "30.00"}
+    assert lines["ResNet-32, PCL"]["PCL"] == "25.86 ± 0.16"
+    assert lines["ResNet-32, KDCL (mean)"]["best - published"] == "+0.76"
 
 
-def test_other_networks_and_data_have_a_table_of_their_own(tmp_path, printed):
-    """Networks are sorted by name and number."""
-    names = ["my-net-a", "my-net-3", "resnet8", "resnet20"]
-    for name in names:
-        made_up.run(tmp_path, "CL" if name == "resnet20" else "OKDDip", 0, [30.0], dataset="folder", model=name)
-    cells = table(printed(tmp_path), "folder (2 classes)")
-    assert cells["ResNet-8", "best epoch"]["OKDDip-B"] == cells["ResNet-20", "best epoch"]["CL"] == "30.00 (1)"
-    assert [row for row, line in cells if line == "best epoch"] == ["ResNet-8", "ResNet-20", "my-net-3", "my-net-a"]
-    assert ("ResNet-8", "paper") not in cells
+def test_other_networks_and_data_have_tables_of_their_own(tmp_path, printed):
+    made_up.run(tmp_path, "CL", 0, [29.0], dataset="folder", model="resnet20")
+    for size in (2, 4):
+        made_up.run(tmp_path, "OKDDip", 0, [30.0 + size], dataset="folder", model="my-net", num_branches=size)
+    text = printed(tmp_path)
+    assert table(text, "ResNet-20 on folder (2 classes)")["CL"]["best epoch"] == "29.00"
+    lines = table(text, "folder (2 classes)")
+    assert {name: line["last epoch"] for name, line in lines.items()} == {
+        "my-net, 2 students, OKDDip-B": "32.00", "my-net, OKDDip-B": "34.00"}
+    assert not any("paper" in line for line in lines.values())
+    assert text.startswith("# Test error of OKDDip-B and CL: ResNet-20 and my-net on folder (2 classes)\n")
+    made_up.run(tmp_path, "ONE", 0, [29.0], dataset="folder", model="resnet20")
+    for method in ("DML", "Ind", "KDCL"):
+        made_up.run(tmp_path, method, 0, [29.0], dataset="DIGITS", model="resnet20")
+    title = "# Test error of 6 methods: ResNet-20 and my-net on folder (2 classes) and DIGITS (2 classes)"
+    assert printed(tmp_path).startswith(title)
 
 
 @pytest.mark.parametrize("flags, shown", [
-    ([{"length": 2.0}, {"length": 80.0}], "30.00 (1) [length 2.0]<br>30.00 (1) [length 80.0]"),
-    ([{"alpha": 0.5, "temperature": 3.0}], "30.00 (1) [alpha 0.5]"), ([{"alpha": 1.0}], "30.00 (1)")])
+    ([{"length": 2.0}, {"length": 80.0}], ["ONE [length 2.0]", "ONE [length 80.0]"]),
+    ([{"alpha": 0.5, "temperature": 3.0}], ["ONE [alpha 0.5]"]), ([{"alpha": 1.0}], ["ONE"])])
 def test_flags_that_differ_from_another_group_or_from_the_paper_are_shown(tmp_path, printed, flags, shown):
     for i, different in enumerate(flags):
         made_up.run(tmp_path / str(i), "ONE", 0, [30.0], **different)
-    assert table(printed(tmp_path), "Table 2")["ResNet-32", "best epoch"]["ONE"] == shown
+    assert [*table(printed(tmp_path), "Table 2")] == shown
 
 
 @pytest.mark.parametrize("method, model, dropout, unusual", [
@@ -110,18 +110,25 @@ def test_flags_that_differ_from_another_group_or_from_the_paper_are_shown(tmp_pa
 def test_dropout_belongs_in_the_branches_of_a_vgg(tmp_path, printed, method, model, dropout, unusual):
     """The flag --MulStu says whether they are branches, not the name of the method."""
     made_up.run(tmp_path, method, 0, [30.0], model=model, dropout=dropout)
-    assert (f"30.00 (1) [dropout {dropout}]" in printed(tmp_path)) == unusual
+    assert (f"[dropout {dropout}]" in printed(tmp_path)) == unusual
 
 
-def test_every_other_recipe_is_another_section_and_marked(tmp_path, printed):
+def test_every_other_recipe_is_another_section(tmp_path, printed):
+    """Its heading says how it differs. What all recipes share is said once, and so is each explanation and command."""
     epochs = [{"mean_test_accTop1": 70.0, "mean_val_accTop1": 70.0, "val_accTop1": 70.0}] * 300
     made_up.run(tmp_path, "ONE", 0, epochs, milestones=[150, 225])
-    assert "not the recipe" not in printed(tmp_path)
-    others = ({"val_size": 100}, {"train_size": 500}, {"amp": "fp16"}, {"sync_bn": True})
-    for i, flag in enumerate(others):
-        made_up.run(tmp_path / str(i), "DML", 0, epochs, milestones=[150, 225], **flag)
+    made_up.run(tmp_path, "Ind", 0, epochs, milestones=[150, 225])
+    assert "have another recipe" not in printed(tmp_path)
+    for i, flag in enumerate(({"val_size": 100}, {"train_size": 500}, {"amp": "fp16"}, {"sync_bn": True})):
+        for method in ("DML", "Ind"):
+            made_up.run(tmp_path / str(i), method, 0, epochs, milestones=[150, 225], **flag)
     text = printed(tmp_path)
-    assert text.count("\n## ") == text.count("### Table 2") == 5 and text.count("not the recipe") == 4
+    assert {*re.findall("^## (.*)", text, re.MULTILINE)} == {
+        "best epoch chosen on 100 held-out training images", "500 training images", "--amp fp16", "--sync_bn",
+        "No further flags", "The command of each group's first seed"}
+    assert text.count("### Table 2") == text.count("### Differences of the last epoch's error") == 5
+    for once in ("have another recipe", "300 epochs; batches of 128; learning", "within each table", "train.py --seed"):
+        assert text.count(once) == 1, once
 
 
 def test_attention_of_the_peers_to_themselves(tmp_path, printed):
@@ -130,13 +137,8 @@ def test_attention_of_the_peers_to_themselves(tmp_path, printed):
         matrices = [[[(e + 2 * seed) / 64, 0.5], [0.5, e / 64]] for e in range(1, 41)]
         made_up.run(tmp_path, "OKDDip", seed, [{"stu_test_accTop1": 70.0, "attention": m} for m in matrices])
         made_up.run(tmp_path, "ONE", seed, [30.0] * 40)
-    text = printed(tmp_path)
-    header, _, *lines = text[text.index("### Attention of the peers"):].split("\n\n")[3].splitlines()
-    assert [cell.strip() for cell in header.strip("|").split("|")[1:]] == [
-        "seeds", *(f"epoch {e}" for e in (1, 5, 10, 20, 30, 40))]
-    ((name, *cells),) = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
-    assert name == "OKDDip-B"
-    assert cells == ["2", *(f"{(e + 0.5) / 64:.2f} ± 0.01" for e in (1, 5, 10, 20, 30, 40))]
+    assert table(printed(tmp_path), "Attention of the peers") == {"OKDDip-B": {"seeds": "2"} | {
+        f"epoch {e}": f"{(e + 0.5) / 64:.2f} ± 0.01" for e in (1, 5, 10, 20, 30, 40)}}
 
 
 def test_students_of_a_mixed_group_have_names(tmp_path, printed):
@@ -145,19 +147,11 @@ def test_students_of_a_mixed_group_have_names(tmp_path, printed):
         last = {"mean_test_accTop1": 75.0, "stu0test_accTop1": 100 - error, "stu1test_accTop1": 80.0}
         made_up.run(tmp_path / str(temperature), "KDCL", seed, [last | {"stu0test_accTop1": 99.0}, last],
                     model="resnet8+vgg16", models=["resnet8", "vgg16"], num_branches=2, temperature=temperature)
-    made_up.run(tmp_path, "ONE", 0, [20.0, 20.0])
-    row, names = "ResNet-8 + VGG-16, 2 students", ["student 0, ResNet-8", "student 1, VGG-16"]
     shown = [re.findall(r"[^|\s][^|]*[^|\s]", line) for line in printed(tmp_path).splitlines()
              if re.search("student [01],", line)]
-    assert shown == [[f"{row}, KDCL (mean) [temperature {temperature}]", name, error]
+    assert shown == [[f"KDCL (mean) [temperature {temperature}]", name, error]
                      for temperature, errors in (("2.0", ("29.50 ± 0.71", "20.00 ± 0.00")), ("4.0", ("40.00", "20.00")))
-                     for name, error in zip(names, errors, strict=True)]
-    lines = [line for line in csv.DictReader(io.StringIO(printed(tmp_path, "--csv")))
-             if line["table"] == "different networks"]
-    assert [(line["telling_flags"], line["student"], line["seeds"], line["last_mean"]) for line in lines] == [
-        (f"temperature {temperature}", name, seeds, error) for temperature, seeds, errors in (
-            ("2.0", "0 1", ("29.5", "20.0")), ("4.0", "0", ("40.0", "20.0")))
-        for name, error in zip(names, errors, strict=True)]
+                     for name, error in zip(("student 0, ResNet-8", "student 1, VGG-16"), errors, strict=True)]
 
 
 def test_csv_and_json_hold_the_same(tmp_path, printed):
@@ -170,8 +164,7 @@ def test_csv_and_json_hold_the_same(tmp_path, printed):
     (group,) = cell["groups"]
     assert group["best"] == pytest.approx([26.5, 0.5**0.5]) and cell["published"] == [26.5, 0.13]
     assert len(group["runs"]) == 2
-    lines = list(csv.DictReader(io.StringIO(printed(tmp_path, "--csv"))))
-    (line,) = [line for line in lines if line["n"] != "0"]
+    (line,) = csv.DictReader(io.StringIO(printed(tmp_path, "--csv")))
     assert [line[name] for name in ("table", "row", "column", "n", "seeds", "best_epochs", "telling_flags")] == [
         "table2", "ResNet-32", "ONE", "2", "0 1", "1 1", ""]
     pairs = {"best": group["best"], "last": group["last"], "published": cell["published"],
@@ -181,13 +174,11 @@ def test_csv_and_json_hold_the_same(tmp_path, printed):
 
 
 def test_names_cannot_break_a_table(tmp_path, printed):
-    made_up.run(tmp_path, "a|b", 0, [30.0], model="<net>", output="mean_")
-    lines = [line for line in printed(tmp_path, "--html", tmp_path / "new" / "page.html").splitlines()
-             if line.startswith("|")]
-    assert "a\\|b" in lines[0]
-    assert len({line.replace("\\|", "").count("|") for line in lines[:4]}) == 1
-    page = (tmp_path / "new" / "page.html").read_text()
-    assert "<td>&lt;net&gt;</td>" in page and "<net>" not in page
+    for method in ("a|b", "ONE"):
+        made_up.run(tmp_path, method, 0, [30.0], model="<net>", output="mean_", dataset="folder")
+    page = tmp_path / "new" / "page.html"
+    assert {"a\\|b", "ONE"} == {*table(printed(tmp_path, "--html", page), "<net> on folder")}
+    assert "<h3>&lt;net&gt; on folder" in page.read_text() and "<net>" not in page.read_text()
 
 
 def test_published_values_are_the_paper_s():

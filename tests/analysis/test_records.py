@@ -47,7 +47,7 @@ def test_runs_that_are_left_out_are_named(tmp_path):
     (None, b'{"epoch": 1}\n{"epoch": 2}\n', "no mean_test_accTop1"),
     (None, b'{"epoch": 1}\n{"epoch": 3}\n', "not those from 1 to 2"),
     (None, b'{"epoch": 1}\n{"epoch": 2}\n{"epoch": 3}\n', "not those from 1 to 2"),
-    (None, b'{"epoch": 1}\n{"epo', "line 2 of metrics.jsonl is not JSON")])
+    (None, b'{"epoch": 1}\n{"epo', "not those of a run")])
 def test_damaged_records(tmp_path, parameters, metrics, reason):
     folder = made_up.run(tmp_path, "ONE", 0, [30.0, 20.0])
     (folder / "parameters.json").write_bytes(parameters or (folder / "parameters.json").read_bytes())
@@ -70,11 +70,11 @@ def test_a_missing_file_is_named(tmp_path, missing):
     ("baseline", [{"test_accTop1": 70.0, "val_accTop1": None}], {"val_size": 100}, "not a number from 0"),
     ("ONE", [{"mean_test_accTop1": 70.0, "dist": None}], {}, "dist"),
     ("ONE", [{"mean_test_accTop1": 70.0, "dist": float("inf")}], {}, "dist"),
-    ("OKDDip", [{"stu_test_accTop1": 70.0, "attention": [[0.5, 0.5], [1.0]]}], {}, "attention"),
-    ("OKDDip", [{"stu_test_accTop1": 70.0, "attention": "even"}], {}, "its attention is not a square"),
+    ("OKDDip", [{"stu_test_accTop1": 70.0, "attention": [[0.5, 0.5], [1.0]]}], {}, "not those of a run"),
+    ("OKDDip", [{"stu_test_accTop1": 70.0, "attention": "even"}], {}, "not those of a run"),
     ("OKDDip", [{"stu_test_accTop1": 10.0, "attention": [[None] * 2] * 2, "attention_self": None}], {},
-     "its attention has weights that are not finite numbers: the training diverged"),
-    ("OKDDip", [{"stu_test_accTop1": 70.0, "attention_self": 2.0}], {}, "attention_self"),
+     "attention_self is not a weight from 0 to 1: the training diverged"),
+    ("OKDDip", [{"stu_test_accTop1": 70.0, "attention_self": 2.0}], {}, "attention_self is not a weight"),
     ("OKDDip", [30.0], {"environment": "here"}, "environment is 'here'"),
     *[("KDCL", [30.0], {"models": models}, "models is ") for models in (5, [1, 2, 3, 4], "abcd", ["resnet8"])],
     ("KDCL", [30.0], {"models": ["a", "b", "c", "d"]}, "no stu0test_accTop1"),
@@ -141,19 +141,19 @@ def test_a_lone_seed_and_a_repeated_seed_are_named(tmp_path):
     runs, notes = records.table_of_runs(records.find_runs([tmp_path])[0])
     assert runs["folder"].tolist() == [str(first)]
     assert any(str(second) in note and str(first) in note for note in notes)
-    assert any("only seed" in note for note in notes)
+    assert notes[1:] == ["only one seed, so no standard deviation, in 1 of 1 group"]
 
 
 # --- titles -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_recipe_in_words():
-    recipe = {**made_up.FLAGS, "num_epochs": 8, "milestones": [4, 6], "train_size": 0, "decoder": "pil"}
-    plain = "8 epochs; batches of 128; learning rate 0.1, divided by 10 after epochs 4 and 6; weight decay 0.0005"
+    recipe = {**made_up.FLAGS, "num_epochs": 9, "milestones": [5, 7], "train_size": 0, "decoder": "pil"}
+    rate = "learning rate 0.1, divided by 10 at half and three quarters of the epochs"
+    plain = f"9 epochs; batches of 128; {rate}; weight decay 0.0005"
     assert records.recipe_title(recipe) == plain
-    assert records.recipe_title({**recipe, "val_size": 100, "amp": "bf16", "sync_bn": True}) == (
-        f"{plain}; best epoch chosen on 100 held-out training images; --sync_bn; --amp bf16")
-    assert records.recipe_title({**recipe, "train_size": 500}) == f"{plain}; trained on 500 training images"
-    assert records.recipe_title({**recipe, "decoder": "fast"}) == f"{plain}; --decoder fast"
-    short = records.recipe_title({**recipe, "num_epochs": 1, "milestones": [1, 1]})
-    assert short == "1 epoch; batches of 128; learning rate 0.1; weight decay 0.0005"
+    assert records.recipe_title({**recipe, "val_size": 100, "amp": "bf16", "sync_bn": True, "optimizer": "adamw"}) == (
+        f"{plain}; best epoch chosen on 100 held-out training images; --sync_bn; --amp bf16; --optimizer adamw")
+    assert records.recipe_title({**recipe, "train_size": 5000}) == f"5,000 training images; {plain}"
+    for milestones, words in (([3, 7], ", divided by 10 after epochs 3 and 7"), ([9, 9], "")):
+        assert records.recipe_words({**recipe, "milestones": milestones})[2] == f"learning rate 0.1{words}"
