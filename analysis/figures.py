@@ -114,8 +114,8 @@ def band(ax: Axes, values: np.ndarray, colour: str, line: object, label: str, ma
 
 def learning_curves(groups: list[pd.DataFrame]) -> Figure:
     """A panel for each method: the test errors of its outputs in each epoch."""
-    columns = min(4, len(groups))
-    rows = math.ceil(len(groups) / columns)
+    rows = math.ceil(len(groups) / 4)
+    columns = math.ceil(len(groups) / rows)
     figure = Figure(figsize=(2.1 * columns + 0.6, 2.0 * rows + 0.8))
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for ax, g, label in zip(axes.flat, groups, labels_of(groups), strict=False):
@@ -191,7 +191,7 @@ def diversity(groups: list[pd.DataFrame]) -> Figure | None:
             band(ax, curve(g, name).mean(0, keepdims=True), colour, line, label, marker)
         (x, dx), (y, dy) = (records.mean_and_deviation(g[column]) for column in ("diversity", "last"))
         axes[-1].errorbar(x, y, dy, dx, color=colour, marker=marker or "o", linewidth=0.6)
-    for ax, what in zip(axes, ("diversity", "weight of a peer for itself"), strict=False):
+    for ax, what in zip(axes[:-1], ("diversity", "weight of a peer for itself"), strict=False):
         ax.set(xlabel="epoch", ylabel=what, ylim=(0, None))
         ax.locator_params(axis="x", integer=True)
     axes[-1].set(xlabel="diversity, last epoch", ylabel="test error, %, last epoch", xmargin=0.15, ymargin=0.15)

@@ -146,7 +146,8 @@ def blocks(report: list[dict], source: str, drawn: Iterable = ()) -> list[Block]
     """
     words = [records.recipe_words(section["recipe"]) for section in report]
     shared = [word for word in words[0] if all(word in others for others in words)]
-    content = [("h1", title(report)), ("p", ABOUT), ("p", f"Recipe of all runs: {'; '.join(shared)}.")]
+    content = [("h1", title(report)), ("p", ABOUT)]
+    content += [("p", f"Recipe of all runs: {'; '.join(shared)}.")] if shared else []
     if any(table["source"] == "paper" for section in report for table in section["tables"]):
         content.append(("p", f"Paper: {source}."))
     for section, own in zip(report, words, strict=True):

@@ -115,14 +115,14 @@ def test_processes_and_metrics_make_another_group(tmp_path):
 
 def test_records_of_older_code_are_grouped_with_those_of_this_code(tmp_path):
     """It had fewer flags, recorded fewer terms of the loss, and no mean of the diagonal of the attention."""
-    epoch = {"stu_test_accTop1": 70.0, "attention": [[0.75, 0.25], [0.5, 0.5]], "train_loss_true": 1.0}
-    later = epoch | {"attention_self": 0.625, "train_loss_teacher": 1.0}
+    epoch = {"stu_test_accTop1": 70.0, "attention": [[0.75, 0.25], [0.75, 0.25]], "train_loss_true": 1.0}
+    later = epoch | {"attention_self": 0.5, "train_loss_teacher": 1.0}
     made_up.run(tmp_path, "OKDDip", 0, [epoch, epoch])
     made_up.run(tmp_path, "OKDDip", 1, [epoch, later])  # older code began it, newer code continued it
     made_up.run(tmp_path, "OKDDip", 2, [later, later], train_size=0, detach_targets=False)
     runs, notes = records.table_of_runs(records.find_runs([tmp_path])[0])
     (group,) = records.split(runs)
-    assert notes == [] and [[e["attention_self"] for e in history] for history in group["history"]] == [[0.625] * 2] * 3
+    assert notes == [] and [[e["attention_self"] for e in history] for history in group["history"]] == [[0.5] * 2] * 3
 
 
 @pytest.mark.parametrize("flag", sorted(FREE_FLAGS - {"num_epochs"}) + [
