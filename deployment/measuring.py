@@ -38,7 +38,7 @@ def measure(saved: SavedModel, device: torch.device, branch: int | None = None) 
         "file": str(saved.path), "epoch": saved.epoch, "method": flags.method or "baseline", "model": flags.model,
         "dataset": flags.dataset, "data_dir": flags.data_dir, "images": loader.num_images, "classes": loader.classes,
         "device": str(device), "rows": outputs, "deployed": output,
-        "figures": name_calibration_and_classes(metrics, outputs),
+        "metrics": name_calibration_and_classes(metrics, outputs),
         "speed": measure_speed(saved, output, loader.batch_size, device),
     }
 
@@ -133,7 +133,7 @@ def count_parameters(saved: SavedModel, network: nn.Module) -> int:
 
 def as_text(result: dict) -> str:
     """The result of ``measure`` as text."""
-    metrics, outputs = result["figures"], result["rows"]
+    metrics, outputs = result["metrics"], result["rows"]
     epoch = f", epoch {result['epoch']}" if result["epoch"] else ""
     means = mean_titles(outputs)
     width = max(20, *(len(title) + 1 for title in (outputs | means).values()))
@@ -165,7 +165,7 @@ def class_lines(result: dict) -> list[str]:
     if len(result["classes"]) > 100:
         return [f"top-1 of each of the {len(result['classes'])} classes: --json"]
     outputs = dict.fromkeys(output for output in (result["deployed"], WHOLE) if output is not None)
-    columns = [result["figures"][metric(output, "test", "accPerClass")] for output in outputs]
+    columns = [result["metrics"][metric(output, "test", "accPerClass")] for output in outputs]
     lines = [f"{'top-1 by class':20}" + "".join(f"{result['rows'][output]:>10}" for output in outputs)]
     for name, *values in zip(result["classes"], *columns, strict=True):
         cells = ("-" if value is None else f"{value:.2f}" for value in values)

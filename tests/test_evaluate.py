@@ -52,8 +52,8 @@ def test_metrics_are_those_of_the_run(method, runs, evaluated):
     result = evaluated(folder)
     own = {name: value for name, value in best.items()
            if "test_" in name or name in ("dist", "attention", "attention_self")}
-    assert own.items() <= result["figures"].items() and len(own) >= 3
-    further = result["figures"].keys() - own.keys()
+    assert own.items() <= result["metrics"].items() and len(own) >= 3
+    further = result["metrics"].keys() - own.keys()
     assert further == {f"{output}test_{name}" for output in result["rows"] for name in ("ece", "accPerClass")}
     assert result["epoch"] == best["epoch"] and result["method"] == (method or "baseline")
     assert result["images"] == 60 and result["classes"] == [str(i) for i in range(10)]
@@ -85,7 +85,7 @@ def test_data_of_an_exported_file_by_its_size(workers, dataset, image_folder, ev
     x = data_loader.Normalise((0.5,) * 3, (0.2,) * 3, torch.device("cpu"))(pixels)
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(network(x), torch.tensor([0, 0, 0, 1, 1, 1]))
-    assert result["dataset"] == dataset and result["figures"]["test_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert result["dataset"] == dataset and result["metrics"]["test_loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_the_decoder_is_that_of_the_run(evaluated, tmp_path):
@@ -97,7 +97,7 @@ def test_the_decoder_is_that_of_the_run(evaluated, tmp_path):
                 "--num_epochs", "1", "--batch_size", "4", "--num_workers", "0", "--device", "cpu", "--decoder", "fast"])
     run = tmp_path / "imagenet" / "resnet8"
     measured = json.loads((run / "summary.json").read_text())["last"]["test_loss"]
-    fast, pil = (evaluated(run, *more)["figures"]["test_loss"] for more in ([], ["--decoder", "pil"]))
+    fast, pil = (evaluated(run, *more)["metrics"]["test_loss"] for more in ([], ["--decoder", "pil"]))
     assert fast == measured and pil != fast and pil == pytest.approx(fast, rel=1e-2)
 
 

@@ -90,7 +90,7 @@ def test_it_is_trained_resumed_and_evaluated(case, folder, monkeypatch, capsys):
     assert_same_run(stopped, whole)
     result, said = evaluated(capsys, str(whole))
     best = json.loads((whole / "test_best_metrics.json").read_text())
-    assert result["figures"].items() >= {name: value for name, value in best.items() if name.startswith("test_acc")
+    assert result["metrics"].items() >= {name: value for name, value in best.items() if name.startswith("test_acc")
                                          }.items()
     assert ("imports" in said) == ("net.py" in str(flags)) and (str(folder / "net.py") in said) == ("imports" in said)
 
@@ -114,7 +114,7 @@ def test_an_export_is_the_original_network(case, folder, monkeypatch, capsys):
         assert x.shape == (1, 3, network.size, network.size)
         assert torch.equal(original.eval()(x), network(x))
     result, _ = evaluated(capsys, str(file), "--dataset", "DIGITS", *(["--model", model] if model else []))
-    assert result["figures"]["test_accTop1"] == of_run["figures"][f"{deployed}test_accTop1"]
+    assert result["metrics"]["test_accTop1"] == of_run["metrics"][f"{deployed}test_accTop1"]
     evaluate.main([str(run), "--export", "leader.pt2", *branch])
     assert formats.load("leader.pt2").size == network.size == {"96": 96, "timm": 160}.get(case, 32)
     if model:
@@ -201,7 +201,7 @@ def test_photographs_of_any_size_at_96_pixels(image_folder, folder, capsys):
              "--image_size", "96", "--num_workers", "0", *ADAMW]
     train_GL.main([*FLAGS, *flags, "--num_epochs", "4", "--lr", "0.03", "--batch_size", "8", "--length", "0"])
     result, _ = evaluated(capsys, "folder/OKDDip/net-Net")
-    assert result["figures"]["stu_test_accTop1"] >= 90  # blue or red
+    assert result["metrics"]["stu_test_accTop1"] >= 90  # blue or red
     loader, _ = data_loader.dataloader("folder", 8, 0, str(root), image_size=96)
     assert next(iter(loader))[0].shape == (8, 3, 96, 96)
     evaluate.main(["folder/OKDDip/net-Net", "--images", str(root / "test" / "red"), "--top", "1"])

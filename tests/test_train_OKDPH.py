@@ -102,7 +102,7 @@ def test_what_is_measured_is_the_state_before_the_fusion(tmp_path, capsys):
         folder = tmp_path / "DIGITS" / "OKDPH-dirichlet" / "resnet8"
         capsys.readouterr()
         evaluate.main([str(folder / "last.pth"), "--device", "cpu", "--json"])
-    measured, record = json.loads(capsys.readouterr().out)["figures"], load(folder)["history"][-1]
+    measured, record = json.loads(capsys.readouterr().out)["metrics"], load(folder)["history"][-1]
     assert all(measured[name] == record[name] for name in record if "test_acc" in name or name.endswith("test_loss"))
     kept = load(folder)["state_dict"]
     assert not kept["heads.0.fc.weight"].equal(kept["heads.1.fc.weight"])  # with gamma 1, a fusion makes them equal

@@ -104,8 +104,8 @@ def test_an_exported_file_is_evaluated(ending, files, runs, capsys):
     evaluate.main([str(files[ending]), "--dataset", "DIGITS", "--json", "--device", "cpu"])
     result = json.loads(capsys.readouterr().out)
     best = json.loads((runs / "OKDDip" / "resnet8" / "test_best_metrics.json").read_text())
-    assert result["figures"]["test_accTop1"] == best["stu_test_accTop1"]
-    assert result["figures"]["test_loss"] == pytest.approx(best["stu_test_loss"], rel=1e-5)
+    assert result["metrics"]["test_accTop1"] == best["stu_test_accTop1"]
+    assert result["metrics"]["test_loss"] == pytest.approx(best["stu_test_loss"], rel=1e-5)
     assert result["speed"]["deployed"]["parameters"] == 78_042
 
 

@@ -44,7 +44,7 @@ def test_half_precision_is_measured_as_the_run_did(tmp_path):
         train_GL.main(["--model", "resnet8", "--dataset", "DIGITS", "--num_epochs", "1", "--batch_size", "64", "--amp",
                        "bf16", "--device", "cpu", "--save_dir", str(tmp_path)])
         folder = tmp_path / "DIGITS" / "OKDDip" / "resnet8"
-        metrics, record = measured(folder)["figures"], json.loads((folder / "test_best_metrics.json").read_text())
+        metrics, record = measured(folder)["metrics"], json.loads((folder / "test_best_metrics.json").read_text())
         (image,) = classify(read(folder), [str(tmp_path / "x.png")], CPU)["images"]
     assert record["stu_test_loss"] == metrics["stu_test_loss"] and record["attention"] == metrics["attention"]
     assert np.array(record["attention"]).sum(1) == pytest.approx([1] * 3, abs=2e-3)  # each weight has 8 bits
@@ -56,7 +56,7 @@ def test_metrics_by_the_formulas(runs):
     folder = runs / "OKDDip" / "resnet8"
     z, labels = logits_and_labels(folder)
     z, labels, result = z.double().transpose(0, 1).tolist(), labels.tolist(), measured(folder)
-    metrics = result["figures"]
+    metrics = result["metrics"]
     for output, own in zip(result["rows"], z, strict=True):
         nll = sum(slow.cross_entropy(image, y) for image, y in zip(own, labels, strict=True)) / len(labels)
         assert metrics[f"{output}test_loss"] == pytest.approx(nll, rel=1e-5)
@@ -97,10 +97,10 @@ def test_no_training_image_is_needed(image_folder, tmp_path):
     run = tmp_path / "folder" / "resnet8"
     shutil.rmtree(root / "train")
     own = json.loads((run / "metrics.jsonl").read_text())["test_loss"]
-    assert measured(run)["figures"]["test_loss"] == own
+    assert measured(run)["metrics"]["test_loss"] == own
     (root / "test").rename(root / "val")
     root.rename(tmp_path / "elsewhere")
-    assert measured(run, data_dir=tmp_path / "elsewhere")["figures"]["test_loss"] == own
+    assert measured(run, data_dir=tmp_path / "elsewhere")["metrics"]["test_loss"] == own
     (tmp_path / "elsewhere" / "val" / "red").rename(tmp_path / "elsewhere" / "val" / "green")
     with pytest.raises(UserError, match="trained on other classes.*red there, green here"):
         measured(run, data_dir=tmp_path / "elsewhere")
@@ -153,7 +153,7 @@ def made_up(classes, deployed=None):
     metrics |= {f"{output}test_accPerClass": [None, *[25.0] * (len(classes) - 1)] for output in outputs}
     speed = {"images_per_second": 1234.5, "parameters": 5678}
     return {"file": "best.pth", "epoch": None, "method": "Ind", "model": "resnet8", "dataset": "DIGITS", "images": 1000,
-            "classes": classes, "device": "cpu", "rows": outputs, "deployed": deployed, "figures": metrics,
+            "classes": classes, "device": "cpu", "rows": outputs, "deployed": deployed, "metrics": metrics,
             "speed": {"batch_size": 32, "deployed": speed, "group": speed}}
 
 
