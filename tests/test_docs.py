@@ -381,6 +381,14 @@ def test_the_costs_of_the_methods():
         f"{operations(command) / baseline:.1f}" for command, _ in stated]
 
 
+@pytest.mark.parametrize(("records", "page"), [("cifar100", "cifar100/study.md"), ("study", "study.md")])
+def test_the_committed_pages(records, page, monkeypatch, capsys):
+    """They are what report.py prints for the committed records."""
+    monkeypatch.chdir(ROOT)
+    importlib.import_module("report").main([f"results/{records}"])
+    assert capsys.readouterr().out == (ROOT / "results" / page).read_text(), f"run report.py results/{records} again"
+
+
 def errors_of_the_study():
     """The CIFAR-100 study: method -> seed -> error of its own output in the last epoch."""
     found = {}
