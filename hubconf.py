@@ -57,15 +57,15 @@ with _own_modules():
 dependencies = ["torch", "torchvision", "numpy", "safetensors"]
 
 
-def okddip(file: str, model: str | None = None):
+def okddip(file: str, definition: str | None = None):
     """A network that ``evaluate.py RUN --export FILE`` wrote: .pth, .safetensors, .pt2 or, with its packages, .onnx.
 
     In evaluation mode: images float32 [B, 3, .size, .size] -> logits [B, C] of .classes. The pixels are in 0..1,
-    normalised by .mean and .std; .preprocess(image) prepares a Pillow image. model: PATH/FILE.py:NAME, for a network
-    that is defined in a Python file, which is imported.
+    normalised by .mean and .std; .preprocess(image) prepares a Pillow image. definition: PATH/FILE.py:NAME, for a
+    network that is defined in a Python file, which is imported. (torch.hub.load has a parameter ``model`` itself.)
     """
     with _own_modules():
-        return _formats.load(file, model)
+        return _formats.load(file, definition)
 
 
 def group(method: str = "OKDDip", student="resnet32", num_students: int = 4, num_classes: int = 10, **flags):

@@ -105,8 +105,8 @@ def rebuild(weights: dict[str, Tensor], metadata: dict, model: str | None = None
     """
     name = model or metadata["model"]
     if in_file(name) and not model:
-        raise UserError(f"these are the weights of {name}, which a Python file makes: name the file that is to be "
-                        "imported with --model or torch.hub's model=, as PATH/FILE.py:NAME")
+        raise UserError(f"these are the weights of {name}, which a Python file makes: name the file to import, "
+                        "PATH/FILE.py:NAME, with --model, or with definition= of torch.hub.load")
     network = plain_network(name, len(metadata["classes"]))
     network.load_state_dict(weights)
     return network

@@ -1,7 +1,7 @@
 """Train a group of your own networks in your own loop: OKDDip with AdamW, a cosine schedule, warm-up and mixup.
 
-It needs models/ and losses.py of this repository, and PyTorch. ``student`` makes one of your networks. ``images`` are
-float32 [N, 3, H, W], ``labels`` int64 [N].
+It needs models/ and losses.py of this repository, PyTorch, torchvision and safetensors. ``student`` makes one of your
+networks. ``images`` are float32 [N, 3, H, W], ``labels`` int64 [N].
 """
 
 import torch

@@ -87,7 +87,7 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> None:
             if len(history) < args.num_epochs:
                 checkpoints.save()
                 log.info(f"stopped by signal {interrupted.number} after step {stepper.sums.steps} of epoch "
-                         f"{len(history) + 1}: --resume {run.folder} continues there")
+                         f"{len(history) + 1}: the same command with --resume {run.folder} continues there")
             sys.exit(128 + interrupted.number)
         finally:
             records.close()
