@@ -51,8 +51,7 @@ def usual_size(model: str) -> int:
 
 def describe(model: str, classes: list[str], mean: Iterable[float], std: Iterable[float], size: int) -> dict:
     """The metadata of a file. model: the network's name in ``models.NETWORKS``."""
-    metadata = {"model": model, "classes": list(classes), "mean": list(mean), "std": list(std)}
-    return metadata | ({} if size == usual_size(model) else {"size": size})
+    return {"model": model, "classes": list(classes), "mean": list(mean), "std": list(std), "size": size}
 
 
 def need(*packages: str) -> list[ModuleType]:

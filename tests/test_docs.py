@@ -103,9 +103,12 @@ def run(folder, monkeypatch, capsys):
 
 
 def test_every_command_is_tested():
-    """Except the one that sets up an environment. scripts/setup.sh does the same before these tests run."""
+    """Except those that set up an environment. scripts/setup.sh does the same before these tests run."""
     rest = [line for line in LINES if line not in TRAININGS + NODES + RESUMED + EVALUATIONS + REPORTS + SCRIPTS]
-    assert rest == ["python -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt"]
+    assert rest == [
+        "git clone URL okddip && cd okddip",
+        "python -m venv .venv && .venv/bin/pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu",
+        "python -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt"]
 
 
 @pytest.mark.parametrize("command", TRAININGS)
@@ -358,7 +361,7 @@ def test_every_flag_exists(capsys):
     known |= {"--standalone", "--nproc_per_node", "--nnodes", "--node_rank", "--rdzv_endpoint"}  # torchrun's
     known |= {"--time", "--cpus", "--partition", "--gres", "--signal", "--requeue", "--termseq"}  # SLURM's, parallel's
     known |= {"--array", "--dependency", "--job", "--nodes", "--ntasks"}  # SLURM's
-    known |= {"--runslow"}  # of the tests
+    known |= {"--runslow", "--index"}  # of the tests, of pip
     for page in PAGES:
         assert set(re.findall(r"(?<![\w-])--[a-zA-Z]\w*", TEXT[page])) <= known, page
 
@@ -389,15 +392,38 @@ def test_the_committed_pages(records, page, monkeypatch, capsys):
     assert capsys.readouterr().out == (ROOT / "results" / page).read_text(), f"run report.py results/{records} again"
 
 
-def errors_of_the_study():
-    """The CIFAR-100 study: method -> seed -> error of its own output in the last epoch."""
+def errors_of(size):
+    """Runs of the CIFAR-100 study: method -> seed -> error of its own output in the last epoch."""
     found = {}
-    for path in (ROOT / "results" / "cifar100" / "2500_images_150_epochs").rglob("metrics.jsonl"):
+    for path in (ROOT / "results" / "cifar100" / size).rglob("metrics.jsonl"):
         flags = json.loads((path.parent / "parameters.json").read_text())
         last = json.loads(path.read_text().splitlines()[-1])
         name = next(name for of in ("stu_", "mean_", "") if (name := f"{of}test_accTop1") in last)
         found.setdefault(methods.title_of(flags["method"]), {})[flags["seed"]] = 100 - last[name]
     return found
+
+
+def test_the_pilot():
+    """The table of results/README.md: OKDDip-B minus Baseline and minus Ind, over seeds 0 and 1, at each size."""
+    (_, *lines), *_ = tables((ROOT / "results" / "README.md").read_text())
+    for images, epochs, *cells in lines:
+        errors = errors_of(f"{images.replace(',', '')}_images_{epochs}_epochs")
+        for name, cell in zip(("Baseline", "Ind"), cells, strict=True):
+            minus = [errors["OKDDip-B"][seed] - errors[name][seed] for seed in (0, 1)
+                     if seed in errors["OKDDip-B"] and seed in errors[name]]
+            assert cell == f"{fmean(minus):.2f}" + (f" ({stdev(minus):.2f})" if len(minus) > 1 else ", one seed")
+
+
+@pytest.mark.parametrize("page", ["README.md", "results/README.md"])
+def test_numbers_in_prose(page):
+    """Each decimal number about results is in a table of report.py, in the table of the same page, or published."""
+    text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = text.partition("## Results\n")[2].partition("\n## ")[0] if page == "README.md" else text
+    sources = ("study.md", "cifar100/study.md", "published.json")
+    known = "".join((ROOT / "results" / name).read_text() for name in sources)
+    known += "".join(line for line in text.splitlines() if line.startswith("|")) + "0.1 37.5 2.11.0 2.14.1 95.0"
+    numbers = set(re.findall(r"\d+\.\d+", text))
+    assert numbers and numbers <= set(re.findall(r"\d+\.\d+", known)), numbers - set(re.findall(r"\d+\.\d+", known))
 
 
 def test_the_results_of_readme():
@@ -406,17 +432,17 @@ def test_the_results_of_readme():
     layout = json.loads((ROOT / "results" / "published.json").read_text())["tables"]["table2"]
     (row,) = [row for row in layout["rows"] if row["name"] == "ResNet-32"]
     paper = dict(zip([column["name"] for column in layout["columns"]], row["published"], strict=True))
-    measured = errors_of_the_study()
+    measured = errors_of("2500_images_150_epochs")
     for name, *cells in shown[1:]:
         expected = [f"{paper[name][0]:.2f}", "–", "–", "–"]
-        if len(own := measured.get(name, {})) > 2:
+        if len(own := measured.get(name, {})) > 1:
             expected[1:3] = [f"{fmean(own.values()):.2f} ± {stdev(own.values()):.2f}", str(len(own))]
             if name != "Ind":
                 minus = [own[seed] - measured["Ind"][seed] for seed in own]
                 low, high = ttest_1samp(minus, 0).confidence_interval(0.95)
                 expected[3] = f"{fmean(minus):+.2f} ({low:+.2f} to {high:+.2f})"
         assert cells == expected, name
-    assert {name for name, own in measured.items() if len(own) > 2} <= {name for name, *_ in shown}
+    assert {name for name, own in measured.items() if len(own) > 1} <= {name for name, *_ in shown}
 
 
 def test_the_model_card_states_the_records():

@@ -118,7 +118,7 @@ def test_an_export_is_the_original_network(case, folder, monkeypatch, capsys):
     evaluate.main([str(run), "--export", "leader.pt2", *branch])
     assert formats.load("leader.pt2").size == network.size == {"96": 96, "timm": 160}.get(case, 32)
     if model:
-        with pytest.raises(UserError, match="which a Python file makes: name the file that is to be imported"):
+        with pytest.raises(UserError, match="which a Python file makes: name the file to import"):
             formats.load(file)
 
 

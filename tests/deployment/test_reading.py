@@ -140,7 +140,7 @@ def make_bad(kind, path, runs):
 
 @pytest.mark.parametrize(("kind", "said"), [
     ("missing", "there is no checkpoint at"), ("text", "not a checkpoint"), ("truncated", "not a checkpoint"),
-    ("a list", "holds a list"), ("a number", "not a dictionary of weights"),
+    ("a list", "contains a list"), ("a number", "not a dictionary of weights"),
     ("other classes", "7 classes, and the data set has 10"),
     ("numbers", "not hold the weights of a resnet8.*no classifier.*right network with --T_model$"),
     ("bare group", "bare weights of a group"), ("other run", "holds a resnet8, not a resnet14: use --T_model resnet8")])
