@@ -25,7 +25,7 @@ def test_what_is_printed_and_written(runs, tmp_path, capsys):
     assert re.fullmatch(r".*leader.pth: leader of .*best.pth, resnet8, [\d,]+ bytes; logits on random and test images "
                         r"differ from the run's by at most \d\.\de[-+]\d\d\n", printed)
     network = torch.load(tmp_path / "leader.pth", weights_only=True)
-    assert network.keys() == {"state_dict", "model", "classes", "mean", "std", "digest"}
+    assert network.keys() == {"state_dict", "model", "classes", "mean", "std", "size", "digest"}
     assert all(value.is_contiguous() for value in network["state_dict"].values())
     assert [file.name for file in tmp_path.iterdir()] == ["leader.pth"]
 

@@ -95,7 +95,7 @@ def test_a_file_gives_the_runs_logits(method, ending, branch, runs, files, image
     else:
         assert len(about.pop("digest")) == 64
     assert about == {"model": "resnet8", "classes": [str(i) for i in range(10)], "mean": list(saved.mean),
-                     "std": list(saved.std)}
+                     "std": list(saved.std), "size": 32}
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

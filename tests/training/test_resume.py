@@ -181,8 +181,8 @@ def test_a_signal_stops_during_an_epoch_and_loses_nothing(number, workers, flags
     assert training.wait() == 128 + number
     state = load(stopped)
     assert len(state["history"]) == 1 and state["sums"]["steps"] > 0, "not during the second epoch"
-    assert (f"stopped by signal {number} after step {state['sums']['steps']} of epoch 2: the same command with --resume "
-            f"{stopped} continues there") in training.said() and "Traceback" not in training.said()
+    assert (f"stopped by signal {number} after step {state['sums']['steps']} of epoch 2: the same command with "
+            f"--resume {stopped} continues there") in training.said() and "Traceback" not in training.said()
     for root in ("stopped", "whole"):
         train_GL.main([*map(str, flags), str(tmp_path / root)])
     assert_same_run(stopped, whole)
