@@ -1,7 +1,7 @@
 """Differences between methods, paired by seed: mean, 95 % confidence interval, paired t-test, Holm's correction.
 
 They compare the error of the method's own output (the leader, the mean of the students, or the network), the error of
-the ensemble, and the diversity of the peers. All are of the last epoch, because no images choose it.
+the ensemble, and the diversity of the peers. All are of the last epoch: no model selection.
 """
 
 import itertools
