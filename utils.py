@@ -218,8 +218,7 @@ def recipe_flags(p: Parser) -> None:
     g.add_argument("--label_smoothing", default=0.0, type=SHARE, help="share of each label spread over all classes")
     g = p.add_argument_group("data (folder, imagenet: <data_dir>/train/<class>/*, and test/ or val/ or both)")
     g.add_argument("--image_size", type=number(int, 8, high=2048),
-                   help="height and width (default: 32; imagenet 224; folder with torchvision:, timm:, FILE.py: the "
-                        "network's own)")
+                   help="height and width (default: 32; imagenet 224; torchvision:, timm: if 32 is too small, theirs)")
     g.add_argument("--train_size", default=0, type=COUNT_OR_0,
                    help="train on N images, stratified, the same for every seed")
     g.add_argument("--val_size", default=0, type=COUNT_OR_0, help="choose the best epoch on N held-out training images")

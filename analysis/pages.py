@@ -26,8 +26,9 @@ HEADINGS = {name: column.replace("_", " ") for name, column in COLUMNS.items() i
     MEAN: "mean of the students"}  # the leader's error is that of the last epoch
 ABOUT = """Tables show the mean ± standard deviation over seeds. Error is the top-1 error on the test images in %: the
 leader's or deployed network's if there is one (of PCL: mean peer 0; of OKDPH: the hybrid), otherwise the students'
-mean. The best epoch has the lowest error on the held-out images, or on the test images if none were held out. All
-other columns are of the last epoch, without model selection. Diversity: mean distance between two peers' outputs."""
+mean. The best epoch has the lowest error on the held-out images, or on the test images if none were held out. Other
+measured columns are of the last epoch, without model selection. Diversity: mean distance between two peers' outputs. If
+a table has another error, its title says so."""
 NOT_THE_RECIPE = """The published CIFAR numbers have another recipe, so the differences measure more than the code."""
 ABOUT_DIFFERENCES = """Each method minus the one that it is compared with, paired by seed, over the seeds that both
 have. Differences of errors are in percentage points. A difference is significant if its 95 % confidence interval

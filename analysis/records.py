@@ -260,7 +260,7 @@ def recipe_words(recipe: dict) -> list[str]:
     """The flags of RECIPE and OTHER_RECIPE in words. report.py says once what all recipes have in common."""
     epochs, rate = recipe["num_epochs"], f"learning rate {recipe['lr']:g}"
     steps = [epoch for epoch in recipe["milestones"] if epoch < epochs]
-    if len(steps) == 2 and abs(steps[0] - epochs / 2) < 1 > abs(steps[1] - epochs * 3 / 4):
+    if steps == [-(-epochs // 2), -(-3 * epochs // 4)]:  # the default
         rate += ", divided by 10 at half and three quarters of the epochs"
     elif steps:
         rate += f", divided by 10 after epochs {' and '.join(map(str, steps))}"

@@ -1,14 +1,15 @@
 """The file formats of one deployed network: writing and reading.
 
-    .pth           {'state_dict', 'model', 'classes', 'mean', 'std', 'digest'}; torch.load(weights_only=True) opens it
+    .pth           {'state_dict', 'model', 'classes', 'mean', 'std', 'size', 'digest'}; opened by
+                   torch.load(weights_only=True)
     .safetensors   the same weights; the other entries are in the file's metadata
     .onnx          for onnxruntime and others; the same metadata in metadata_props
     .pt2           written by torch.export; the same metadata in its extra file metadata.json, and the version of torch
                    that wrote it: PyTorch does not promise that another version can read the file
 
 A network takes images [B, 3, H, W], with any B, and gives logits [B, C]. The pixels are in 0..1, normalised by mean and
-std. If metadata can only be strings, lists are JSON. ``size`` is the height and width of the images. A file has it only
-if it is not the usual one: 224 for resnet18/34/50, 32 for the others.
+std. If metadata can only be strings, lists are JSON. ``size`` is the height and width of the images. Older files
+have it only if it is not the usual one: 224 for resnet18/34/50, 32 for the others.
 
 All but .pt2 have a digest, which is checked before the file is used: a damaged file is refused. Files of version 1.0.0
 have none.

@@ -56,11 +56,12 @@ def outline(network: nn.Module, place: str, classifier: str) -> fx.Graph:
     """The graph of a network, in its mode. Arguments of forward besides the images keep their defaults."""
     others = [p for p in inspect.signature(network.forward).parameters.values()][1:]
     defaults = {p.name: p.default for p in others if p.default is not inspect.Parameter.empty}
-    before, buffers = torch.get_rng_state(), [(buffer, buffer.clone()) for buffer in network.buffers()]
+    before, buffers = torch.get_rng_state(), {name: buffer.clone() for name, buffer in network.named_buffers()}
     graph = Outline(opened(place, classifier)).trace(network, concrete_args=defaults or None)
     if not torch.equal(before, torch.get_rng_state()):  # they would be drawn here once, and never again
         raise ValueError("its code draws random numbers, which a traced graph would keep")
-    if not all(buffer.equal(value) for buffer, value in buffers):
+    after = dict(network.named_buffers())
+    if not all(after[name].allclose(value, rtol=0, atol=0, equal_nan=True) for name, value in buffers.items()):
         raise ValueError("its code changes a buffer, which a traced graph would not do")
     _, *more = (node for node in graph.nodes if node.op == "placeholder")
     for node in more:

@@ -173,6 +173,7 @@ BAD = {
     "pair_cut": ("{}/own.py:Pair", {"branch_at": "b"}, "returns a tuple: it must return the logits"),
     "random": ("{}/own.py:Random", {"branch_at": "b"}, "because its code .* draws random numbers"),
     "counts": ("{}/own.py:Counts", {"branch_at": "b"}, "cannot be traced .*: its code changes a buffer"),
+    "recounts": ("{}/own.py:Recounts", {"branch_at": "b"}, "cannot be traced .*: its code changes a buffer"),
     "training": ("{}/own.py:Auxiliary", {}, "returns a tuple in training: it must return the logits"),
     "quits": ("{}/quits.py:CNN", {}, r"quits.py cannot be imported \(SystemExit: 2, quits.py line 1\)$"),
     "fails": ("{}/own.py:Fails", {}, r"does not take images of 32x32 \(AttributeError: .* own.py line"),
@@ -252,6 +253,12 @@ class Counts(Twice):
 
     def forward(self, x):
         self.count += 1
+        return self.fc(self.b(self.a(x)).mean((2, 3)) / self.count)
+
+
+class Recounts(Counts):
+    def forward(self, x):
+        self.count = self.count + 1
         return self.fc(self.b(self.a(x)).mean((2, 3)) / self.count)
 
 
