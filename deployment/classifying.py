@@ -63,7 +63,7 @@ def as_text(result: dict) -> str:
 
 
 def images_of(path: str) -> tuple[list[str], list[str]]:
-    """-> the images at a path, which is a file or a folder, and the other files of the folder. UserError if none is."""
+    """-> the images at a path, a file or a folder, and the other files of the folder. UserError if it has no image."""
     if not os.path.isdir(path):
         return [path], []
     images, others = image_files(path)

@@ -7,7 +7,7 @@
 #   DATA_DIR=path/to/images sh scripts/cifar100.sh
 #   python report.py runs/cifar100
 #
-# SIZES: training images x epochs, 2500x150 by default. The pilot that chose this size:
+# SIZES: training images x epochs, 2500x150 by default. The pilot, which compares two sizes:
 #
 #   SIZES="10000x60 2500x150" METHODS="baseline Ind OKDDip" SEEDS="0 1" sh scripts/cifar100.sh
 #
