@@ -184,7 +184,8 @@ def named_networks(path: Path, checkpoint: dict, model: str | None) -> dict:
         refuse_other(path, model=(model, recorded["model"]))
         return {}
     if model and model.rpartition(":")[2] not in {name.rpartition(":")[2] for name in names}:
-        refuse_other(path, model=(model, recorded["model"]))
+        raise UserError(f"{path} needs {' and '.join(names)}: --model {model} names something else. Leave it out, or "
+                        "name the same function or class in the file that is to be imported")
     found = {}
     for name in dict.fromkeys(names):
         file, sha256 = checkpoint["files"][name]

@@ -145,7 +145,7 @@ def test_a_file_that_has_changed_or_gone(folder, capsys):
     (folder / "net.py").rename(folder / "elsewhere" / "net.py")
     with pytest.raises(UserError, match="net.py no longer exists: name the file .* with --model"):
         evaluate.main([run])
-    with pytest.raises(UserError, match="says that its model is net.py:Net: leave out --model resnet8"):
+    with pytest.raises(UserError, match="needs net.py:Net: --model resnet8 names something else. Leave it out"):
         evaluate.main([run, "--model", "resnet8"])
     evaluated(capsys, run, "--model", "elsewhere/net.py:Net")
 
