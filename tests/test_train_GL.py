@@ -22,20 +22,14 @@ TINY = ["--model", "resnet8", "--dataset", "DIGITS", "--batch_size", "64", "--nu
     (0.9, [], None),
     (None, [], None),  # not a finite number
     (1.0, ["--num_branches", "2"], None)])  # a lone peer
-def test_peers_that_attend_to_themselves(itself, flags, said):
+def test_peers_that_attend_to_themselves(itself, flags, said, capsys):
     """A warning that gives alpha_aa and the flags which change it."""
     method = train_GL.OKDDip(train_GL.parse_args([*TINY, *flags]), 10)
+    assert capsys.readouterr().err == ""  # a lone peer may be made to be evaluated
     p = method.args.num_branches - 1
     advice = method.advice({"attention_self": itself, "attention": [[itself and 1 / p] * p] * p})
     assert (advice is None) == (said is None)
     assert advice is None or said in advice and "is 0.91" in advice
-
-
-def test_a_lone_peer_is_warned_of(capsys):
-    method = train_GL.OKDDip(train_GL.parse_args([*TINY, "--num_branches", "2"]), 10)
-    assert capsys.readouterr().err == ""  # it may be made to be evaluated
-    method.prepare(None)
-    assert "leaves one peer, which can attend only to itself" in capsys.readouterr().err
 
 
 def test_a_run_whose_outputs_are_not_finite_in_the_end(tmp_path, monkeypatch, capsys):

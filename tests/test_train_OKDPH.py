@@ -94,15 +94,6 @@ def test_when_the_networks_are_fused(interval, expected):
     assert fused == expected
 
 
-def test_the_steps_are_numbered_in_the_training_and_in_the_epoch(monkeypatch, tmp_path):
-    seen = []
-    monkeypatch.setattr(train_OKDPH.OKDPH, "before_step", lambda self, *numbers: seen.append(numbers))
-    with few_digits():
-        train_OKDPH.main([*FEW, "--num_epochs", "2", "--save_dir", str(tmp_path)])
-    steps = len(seen) // 2
-    assert steps > 1 and seen == [(step, (step - 1) % steps + 1) for step in range(1, 2 * steps + 1)]
-
-
 def test_what_is_measured_is_the_state_before_the_fusion(tmp_path, capsys):
     """The metrics of the last epoch are those of last.pth; its networks are not yet fused with the hybrid in it."""
     with few_digits():

@@ -39,13 +39,12 @@ def handed_over(monkeypatch, tmp_path):
     return start
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
+def teacher(name, folder):
+    """-> a network and the flags that make it the teacher."""
     torch.manual_seed(1)
-    network = models.create_model("resnet14", 10)
-    torch.save({"state_dict": network.state_dict()}, path)
-    return network.eval(), ["--T_model", "resnet14", "--T_model_path", str(path)]
+    network = models.create_model(name, 10)
+    torch.save({"state_dict": network.state_dict()}, folder / "teacher.pth")
+    return network.eval(), ["--T_model", name, "--T_model_path", str(folder / "teacher.pth")]
 
 
 def same_terms(found, expected):
@@ -61,12 +60,12 @@ def students(z, name="stu", ensemble=""):
 EXPECTED = {  # what a method's model returns for X -> the terms of the loss, and the logits of each output
     "baseline": lambda z: (losses.individual_loss(z, LABELS), {"": z}),
     "Ind": lambda z: (losses.individual_loss(z, LABELS), students(z)),
-    "OKDDip": lambda z, t, leader: (losses.okddip_loss(z, t, leader, LABELS, W, 2.0, 0.5, "CE"),
-                                    ({} if leader is None else {"stu_": leader}) | students(z)),
+    "OKDDip": lambda z, t, leader, **more: (losses.okddip_loss(z, t, leader, LABELS, W, 2.0, 0.5, "CE", **more),
+                                            ({} if leader is None else {"stu_": leader}) | students(z)),
     "ONE": lambda z, e: (losses.one_loss(z, e, LABELS, W, 2.0, 0.5, "CE"), {**students(z), "gate_": e}),
     "CL": lambda z, t: (losses.cl_ilr_loss(z, t, LABELS, W, 2.0, 0.5, "CE"), students(z)),
-    "DML": lambda z: (losses.dml_loss(z, LABELS, 2.0, "CE"), students(z)),
-    "DML-pairwise": lambda z: (losses.dml_loss(z, LABELS, 2.0, "CE", pairwise=True), students(z)),
+    "DML": lambda z, **more: (losses.dml_loss(z, LABELS, 2.0, "CE", **more), students(z)),
+    "DML-pairwise": lambda z, **more: (losses.dml_loss(z, LABELS, 2.0, "CE", True, **more), students(z)),
     "FFL": lambda z, s: (losses.ffl_loss(z, s, LABELS, W, 2.0, 0.5, "CE"), {**students(z), "fused_": s}),
     "PCL": lambda z, s, z_mean: (
         losses.pcl_loss(z, s, z_mean, LABELS, W, 2.0, 0.5, "CE"),
@@ -79,12 +78,20 @@ EXPECTED = {  # what a method's model returns for X -> the terms of the loss, an
 CASES = [  # a run's folder, script, flags, the output that is best
     ("baseline", train, [], ""), ("OKDDip", train_GL, RAMP, "stu_"),
     ("OKDDip-N", train_GL, [*RAMP, "--MulStu"], "stu_"), ("OKDDip", train_GL, [*RAMP, "--choose_E"], ""),
-    ("OKDDip-no_leader", train_GL, [*RAMP, "--no_leader"], ""), ("ONE", train_one, RAMP, "mean_"),
+    ("OKDDip-no_leader", train_GL, [*RAMP, "--no_leader"], ""),
+    *((f"OKDDip-{name}", train_GL, [*RAMP, "--aggregation", name], "stu_")
+      for name in models.AGGREGATIONS if name != "attention"),
+    ("OKDDip-detach_targets", train_GL, [*RAMP, "--detach_targets"], "stu_"),
+    ("OKDDip-N-others-detach_targets", train_GL, [*RAMP, "--MulStu", "--aggregation", "others", "--detach_targets"],
+     "stu_"), ("ONE", train_one, RAMP, "mean_"),
     ("CL", train_one, [*RAMP, "--avg"], "mean_"),
     ("CL-ILR", train_one, [*RAMP, "--avg", "--bpscale"], "mean_"),
     ("CL-N", train_one, [*RAMP, "--avg", "--MulStu"], "mean_"), ("Ind", train_one, [*RAMP, "--ind"], "mean_"),
     ("Ind-N", train_one, [*RAMP, "--ind", "--MulStu"], "mean_"), ("DML", train_DML, HYPER, "mean_"),
-    ("DML-pairwise", train_DML, [*HYPER, "--type", "pairwise", "--choose_E"], ""), ("FFL", train_FFL, RAMP, "mean_"),
+    ("DML-pairwise", train_DML, [*HYPER, "--type", "pairwise", "--choose_E"], ""),
+    ("DML-detach_targets", train_DML, [*HYPER, "--detach_targets"], "mean_"),
+    ("DML-pairwise-detach_targets", train_DML, [*HYPER, "--type", "pairwise", "--detach_targets"], "mean_"),
+    ("FFL", train_FFL, RAMP, "mean_"),
     ("FFL-N", train_FFL, [*RAMP, "--MulStu"], "mean_"), ("PCL", train_PCL, RAMP, "stu_"),
     ("KDCL", train_KDCL, HYPER, "mean_"), ("KDCL-naive", train_KDCL, [*HYPER, "--target", "naive"], "mean_"),
     ("KDCL-minlogit", train_KDCL, [*HYPER, "--target", "minlogit"], "mean_"),
@@ -93,14 +100,19 @@ CASES = [  # a run's folder, script, flags, the output that is best
 
 @pytest.mark.parametrize(("folder", "script", "flags", "best"), CASES)
 def test_a_script(folder, script, flags, best, handed_over):
-    """The terms of the loss, the logits of every output in training and in evaluation, what is best, and w(e)."""
+    """The loss's terms and gradients, the logits of every output in training and evaluation, what is best, and w(e)."""
     method, run = handed_over(script, *flags)
     assert run.method == folder and method.best == best and run.unchangeable["num_epochs"] == 20
     returned = method.model(X)
-    expected = EXPECTED.get(folder) or EXPECTED[folder.partition("-")[0]]
-    terms, outputs = expected(*(returned if isinstance(returned, tuple) else (returned,)))
+    name, more = folder.removesuffix("-detach_targets"), {"detach_targets": True} if "--detach_targets" in flags else {}
+    expected = EXPECTED.get(name) or EXPECTED[name.partition("-")[0]]
+    terms, outputs = expected(*(returned if isinstance(returned, tuple) else (returned,)), **more)
     found, logits = method.loss(method.model, X, LABELS, W)
     same_terms(found, terms)
+    weights = [p for p in method.model.parameters() if p.requires_grad]
+    gradients = [torch.autograd.grad(loss.total, weights, allow_unused=True) for loss in (found, terms)]
+    for ours, theirs in zip(*gradients, strict=True):
+        assert ours is theirs is None or ours.allclose(theirs, rtol=1e-4, atol=1e-6)
     assert list(method.outputs) == list(outputs)
     for z in (logits, method.predict(X)[0]):
         assert z.keys() == outputs.keys()
@@ -113,41 +125,16 @@ def test_a_script(folder, script, flags, best, handed_over):
         assert getattr(method.model, "rescale", False) == ("--bpscale" in flags)
 
 
-@pytest.mark.parametrize("name", [name for name in models.AGGREGATIONS if name != "attention"])
-def test_okddip_with_other_weights(name, handed_over):
-    """Table 5: each is a run of its own, and measures its weights."""
-    method, run = handed_over(train_GL, "--aggregation", name)
-    _, measured = method.predict(X)
-    alpha, itself = measured["attention"], measured["attention_self"]
-    assert run.folder.parent.name == f"OKDDip-{name}" and alpha.shape == (4, 3, 3)
-    assert alpha.sum(-1).allclose(torch.ones(4, 3))
-    assert itself.allclose(alpha.diagonal(dim1=1, dim2=2).mean(1).double())
-
-
-@pytest.mark.parametrize("more", [[], ["--MulStu"], ["--aggregation", "others", "--num_branches", "4"]])
-def test_okddip_with_detached_targets(more, handed_over):
-    """The students' gradients are those of constant targets; W_L and W_E have none, so they stay as drawn."""
-    method, run = handed_over(train_GL, *RAMP, *more, "--detach_targets")
-    assert run.folder.parent.name.endswith("-detach_targets")
-    method.loss(method.model, X, LABELS, W)[0].total.backward()
-    found = {name: p.grad for name, p in method.model.named_parameters()}
-    assert {name for name, g in found.items() if g is None} == {"aggregation.W_L.weight", "aggregation.W_E.weight"}
-    method.model.zero_grad()
-    with torch.no_grad():
-        constant, taught_leader = method.model(X)[1], method.model(X)[0].mean(1)
-    peers, _, leader = method.model(X)
-    group = torch.cat([peers, leader.unsqueeze(1)], 1)
-    targets = torch.cat([constant, taught_leader.unsqueeze(1)], 1)
-    (losses.true_loss(group, LABELS) + 0.5 * W * losses.distillation(targets, group, 2.0, "CE")).backward()
-    for name, p in method.model.named_parameters():
-        assert found[name] is None or found[name].allclose(p.grad, rtol=1e-4, atol=1e-6), name
+def test_detached_targets_leave_the_attention_as_drawn(handed_over):
+    """It gets no gradient, and no weight decay either."""
+    method, _ = handed_over(train_GL, *RAMP, "--detach_targets")
     before = method.model.aggregation.W_L.weight.clone()
     loop.Stepper(method, 0.1, 5e-4, [9], torch.device("cpu")).step(X, LABELS, W)
-    assert method.model.aggregation.W_L.weight.equal(before)  # no weight decay either
+    assert method.model.aggregation.W_L.weight.equal(before)
 
 
-def test_okddip_with_a_teacher(handed_over, teacher):
-    network, flags = teacher
+def test_okddip_with_a_teacher(handed_over, tmp_path):
+    network, flags = teacher("resnet14", tmp_path)
     method, run = handed_over(train_GL, *RAMP, *flags)
     peers, targets, leader = method.model(X)
     terms = losses.okddip_loss(peers, targets, leader, LABELS, W, 2.0, 0.5, "CE", teacher=network(X))
@@ -155,35 +142,16 @@ def test_okddip_with_a_teacher(handed_over, teacher):
     same_terms(method.loss(method.model, X, LABELS, W)[0], terms)
 
 
-@pytest.mark.parametrize(("kind", "detached"), [("ensemble", False), ("ensemble", True), ("pairwise", True)])
-def test_dml_with_detached_targets(kind, detached, handed_over):
-    method, run = handed_over(train_DML, *HYPER, "--type", kind, *["--detach_targets"] * detached)
-    assert run.folder.parent.name == "DML" + "-pairwise" * (kind == "pairwise") + "-detach_targets" * detached
-    leaves = [p for p in method.model.parameters() if p.requires_grad]
-    found = torch.autograd.grad(method.loss(method.model, X, LABELS, W)[0].total, leaves)
-    for detach in (False, True):
-        terms = losses.dml_loss(method.model(X), LABELS, 2.0, "CE", kind == "pairwise", detach_targets=detach)
-        gradients = torch.autograd.grad(terms.total, leaves)
-        assert all(a.allclose(b, atol=1e-6) for a, b in zip(found, gradients, strict=True)) == (detach == detached)
-
-
-def test_kd(handed_over, teacher):
-    network, flags = teacher
+@pytest.mark.parametrize("name", ["resnet14", "vgg16", "densenetd40k12"])
+def test_teachers_of_other_families(name, handed_over, tmp_path):
+    network, flags = teacher(name, tmp_path)
     method, run = handed_over(train_kd, *HYPER[:4], *flags, "--alpha", "0.5")
     z = method.model(X)
-    same_terms(method.loss(method.model, X, LABELS, W)[0], losses.kd_loss(z, network(X), LABELS, 2.0, 0.5, "CE"))
+    expected = losses.kd_loss(z, network(X), LABELS, 2.0, 0.5, "CE")
+    for term, found in method.loss(method.model, X, LABELS, W)[0].items():
+        assert found.item() == pytest.approx(expected[term].item(), rel=1e-3), term  # the teacher is in channels_last
     assert run.folder.parent.name == "KD" and method.predict(X)[0][""].equal(z) and method.ramp_up(0, 20) == 1
     assert method.teacher(X).equal(method.teacher(X)) and not method.teacher(X).requires_grad
-
-
-@pytest.mark.parametrize("name", ["vgg16", "densenetd40k12"])
-def test_teachers_of_other_families(name, handed_over, tmp_path):
-    network = models.create_model(name, 10).eval()
-    torch.save({"state_dict": network.state_dict()}, tmp_path / "teacher.pth")
-    method, _ = handed_over(train_kd, "--T_model", name, "--T_model_path", str(tmp_path / "teacher.pth"))
-    expected = losses.kd_loss(method.model(X), network(X), LABELS)
-    found = method.loss(method.model, X, LABELS, 1.0)[0]
-    assert found.group.item() == pytest.approx(expected.group.item(), rel=1e-3)  # the teacher is in channels_last
 
 
 def test_views_in_training(handed_over):

@@ -5,7 +5,7 @@ import slow
 import torch
 
 import models
-from models.aggregation import AGGREGATIONS, Gate, others_mean
+from models.aggregation import AGGREGATIONS, Gate
 
 
 def weights(name, p=3, training=True):
@@ -35,16 +35,10 @@ def test_attention_is_that_of_its_formula(name, p):
     assert p <= 2 or all(gradient.abs().max() > 1e-3 for gradient in found)
 
 
-@pytest.mark.parametrize("name", AGGREGATIONS)
-def test_weights_are_distributions_over_the_peers(name):
-    alpha = weights(name)[-1]
-    assert alpha.shape == (4, 3, 3) and (alpha >= 0).all()
-    assert alpha.sum(-1).allclose(torch.ones(4, 3, dtype=torch.float64))
-
-
 def test_random_weights_are_new_in_training_and_their_mean_in_evaluation():
     """Evaluation uses no random numbers."""
     module, h, z, alpha = weights("random")
+    assert (alpha > 0).all() and alpha.sum(-1).allclose(torch.ones(4, 3, dtype=torch.float64))
     assert not module(h, z).allclose(alpha) and not alpha[0].allclose(alpha[1])
     torch.manual_seed(5)
     first = module(h, z)
@@ -87,11 +81,3 @@ def test_gate_is_a_distribution_over_branches():
             s += gate.linear.bias[i].item() - gate.norm.running_mean[i].item()
             scores.append(max(0.0, s / math.sqrt(gate.norm.running_var[i] + gate.norm.eps)))
         assert g[b].tolist() == pytest.approx(slow.softmax(scores), rel=1e-10)
-
-
-@pytest.mark.parametrize("m", [2, 3, 8])
-def test_others_mean(m):
-    z = torch.randn(4, m, 5, dtype=torch.float64)
-    t = others_mean(z)
-    for i in range(m):
-        assert t[:, i].allclose(torch.stack([z[:, j] for j in range(m) if j != i]).mean(0))

@@ -3,6 +3,8 @@
 import copy
 import pickle
 import sys
+from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -34,10 +36,6 @@ class CNN(nn.Module):
         x = self.act(self.middle(self.stem(x))) * self.scale
         x = self.act(self.last(x)).mean((2, 3)).view(batch, -1)
         return self.fc(input=F.dropout(x, 0.3, self.training)) / 2
-
-
-def tiny(num_classes=10):
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, num_classes))
 """
 
 MORE = [("torchvision:shufflenet_v2_x0_5", 32, "stage4"), ("torchvision:efficientnet_b0", 32, "features.7"),
@@ -50,15 +48,15 @@ CUTS = [("own:CNN", 32, "last"), ("own:CNN", 32, "middle"), ("torchvision:mobile
 
 
 @pytest.fixture
-def own(tmp_path):
+def own(tmp_path, monkeypatch):
     """Writes the text to a file; -> the function that completes a name: own:CNN -> <path>/own.py:CNN."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
     def name(text, source=CNN):
         (tmp_path / "own.py").write_text(source)
         return text.replace("own:", f"{tmp_path}/own.py:")
 
-    yield name
-    if str(tmp_path) in sys.path:
-        sys.path.remove(str(tmp_path))
+    return name
 
 
 def with_hook(network, classifier, images):
@@ -106,160 +104,17 @@ def test_features_logits_and_gradients_are_those_of_the_original_network(own, na
     torch.testing.assert_close(network(images), original(images), rtol=0, atol=0)
 
 
-def test_students_share_the_trunk_alone_and_draw_their_own_weights(own):
-    group = models.OKDDip(own("own:CNN"), 10, 4, branch_at="last")
-    assert len(group.trunks) == 1
-    seen = [id(p) for p in group.parameters()]
-    assert len(seen) == len(set(seen))
-    assert {len(dict(head.named_parameters())) for head in group.heads} == {6}  # last, unused and fc
-    for a in range(4):
-        for b in range(a):
-            assert not torch.equal(group.heads[a].network.fc.weight, group.heads[b].network.fc.weight)
-            assert group.heads[a].network.fc.weight.data_ptr() != group.heads[b].network.fc.weight.data_ptr()
-    peers, targets, leader = group(torch.randn(2, 3, 32, 32))
-    assert peers.shape == targets.shape == (2, 3, 10)
-    assert leader.shape == (2, 10)
+class Net(nn.Module):
+    """A network whose forward is ``code(network, a)``, with a the output of its first layer."""
 
-
-def test_a_torchvision_network_cut_at_layer4_has_the_numbers_of_ours():
-    torch.manual_seed(0)
-    ours = models.Branches("resnet18", 5, 2)
-    theirs = models.Branches("torchvision:resnet18", 5, 2, branch_at="layer4", image_size=64)
-    theirs.load_state_dict({key.replace("trunks.0.", "trunks.0.network.").replace("heads.0.", "heads.0.network.")
-                            .replace("heads.1.", "heads.1.network."): value
-                            for key, value in ours.state_dict().items()})
-    images, gradients = torch.randn(2, 3, 64, 64), []
-    for group in (ours, theirs):
-        z = group(images)
-        z.square().sum().backward()
-        gradients.append([z, *(p.grad for p in group.parameters())])
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("network_based", [True, False])
-def test_each_method_takes_a_network_from_a_file(own, network_based):
-    name, options = own("own:CNN"), {} if network_based else {"branch_at": "last"}
-    images = torch.randn(2, 3, 32, 32)
-    if network_based:
-        assert models.KDCL([name, "resnet8"], 10, 2)(images).shape == (2, 2, 10)
-        z, hybrid = models.OKDPH(name, 10, 2)(images.unsqueeze(1).expand(-1, 3, -1, -1, -1))
-        assert hybrid.shape == (2, 10)
-        with pytest.raises(ValueError, match="different classifiers|as many|width"):
-            models.OKDDip([name, "resnet8"], 10, 3, network_based=True)(images)
-    else:
-        branches, ensemble = models.ONE(name, 10, 2, **options)(images)
-        assert ensemble.shape == (2, 10)
-        z, s, z_mean = models.PCL(name, 10, 2, **options)(images.unsqueeze(1).expand(-1, 2, -1, -1, -1))
-        assert torch.equal(z.shape and s.shape and torch.tensor(z_mean.shape), torch.tensor([2, 2, 10]))
-    with pytest.raises(ValueError, match="FFL fuses the last feature maps of the branches, which .* does not give"):
-        models.FFL(name, 10, 2, network_based, **options)
-
-
-BAD = {
-    "no_file": ("{}/none.py:CNN", {}, "there is no file"),
-    "no_name": ("{}/own.py:Net", {}, "has no 'Net'"),
-    "no_num_classes": ("{}/own.py:without", {}, r"cannot be called with num_classes=C"),
-    "raises": ("{}/own.py:raises", {}, r"cannot be built with num_classes=10 \(KeyError: 'depth', own.py line \d+\)"),
-    "no_module": ("{}/own.py:no_module", {}, "returns int, not an nn.Module"),
-    "no_linear": ("{}/own.py:no_linear", {}, "has no nn.Linear: name .* with --classifier"),
-    "map": ("{}/own.py:no_linear", {"classifier": "0"}, r"takes 4-dimensional features \[2, 3, 32, 32\], not \[B, D\]"),
-    "no_tensor": ("{}/own.py:Picks", {"classifier": "pick"}, r"takes tuple, not \[B, D\]: name another .*--classifier"),
-    "no_such_classifier": ("{}/own.py:CNN", {"classifier": "head"}, "no submodule 'head'; .* are unused, fc"),
-    "twice": ("{}/own.py:Twice", {}, "calls its classifier fc 2 times, not once"),
-    "nan": ("{}/own.py:nan", {}, "logits that are not finite"),
-    "classes": ("{}/own.py:seven", {}, r"returns \[7\] logits for 10 classes"),
-    "tuple": ("{}/own.py:Pair", {}, "returns a tuple in training: it must return the logits"),
-    "pair_cut": ("{}/own.py:Pair", {"branch_at": "b"}, "returns a tuple: it must return the logits"),
-    "random": ("{}/own.py:Random", {"branch_at": "b"}, "because its code .* draws random numbers"),
-    "counts": ("{}/own.py:Counts", {"branch_at": "b"}, "cannot be traced .*: its code changes a buffer"),
-    "recounts": ("{}/own.py:Recounts", {"branch_at": "b"}, "cannot be traced .*: its code changes a buffer"),
-    "training": ("{}/own.py:Auxiliary", {}, "returns a tuple in training: it must return the logits"),
-    "quits": ("{}/quits.py:CNN", {}, r"quits.py cannot be imported \(SystemExit: 2, quits.py line 1\)$"),
-    "fails": ("{}/own.py:Fails", {}, r"does not take images of 32x32 \(AttributeError: .* own.py line"),
-    "two_values": ("{}/own.py:Skip", {"branch_at": "b"}, r"2 values cross the cut \(.*\), not one .*: --branch_at fc$"),
-    "not_traced": ("{}/own.py:Branching", {"branch_at": "b"}, "cannot be traced .* no submodule .* \\(--MulStu\\)"),
-    "shared": ("{}/own.py:Tied", {"branch_at": "b"}, "both sides of the cut use the weights a.weight"),
-    "no_such_place": ("{}/own.py:CNN", {"branch_at": "layer4"}, "no submodule 'layer4': --branch_at stem.1 or"),
-    "first": ("{}/own.py:CNN", {"branch_at": "stem"}, "cannot be cut at stem, because no layer comes before it"),
-    "small": ("torchvision:alexnet", {}, "does not take images of 32x32 .* choose another --image_size"),
-    "small_cut": ("torchvision:alexnet", {"branch_at": "classifier"}, "does not take images of 32x32"),
-    "torchvision": ("torchvision:resnet5", {}, "torchvision has no classification network 'resnet5'"),
-    "detection": ("torchvision:fasterrcnn_resnet50_fpn", {}, "torchvision has no classification network"),
-    "timm": ("timm:resnet5", {}, "timm has no network 'resnet5'"),
-    "pretrained_file": ("{}/own.py:CNN", {"pretrained": True}, "start .* from a file with --init"),
-    "no_option": ("resnet8", {"branch_at": "layer3"}, "--branch_at is for networks from elsewhere: resnet8"),
-}
-BROKEN = CNN + """
-
-def without():
-    return nn.Linear(2, 2)
-
-
-def raises(num_classes):
-    return {}["depth"]
-
-
-def no_module(num_classes):
-    return num_classes
-
-
-def no_linear(num_classes):
-    return nn.Sequential(nn.Conv2d(3, num_classes, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-
-def seven(num_classes):
-    return tiny(7)
-
-
-def nan(num_classes):
-    network = tiny(num_classes)
-    nn.init.constant_(network[1].bias, float("nan"))
-    return network
-
-
-class Twice(nn.Module):
-    def __init__(self, num_classes):
+    def __init__(self, code, num_classes):
         super().__init__()
         self.a, self.b, self.fc = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Linear(3, num_classes)
+        self.code, self.pick = code, Pick()
+        self.register_buffer("count", torch.ones(()))
 
     def forward(self, x):
-        x = self.b(self.a(x)).mean((2, 3))
-        return self.fc(x) + self.fc(-x)
-
-
-class Pair(Twice):
-    def forward(self, x):
-        z = self.fc(self.b(self.a(x)).mean((2, 3)))
-        return z, z
-
-
-class Random(Twice):
-    def forward(self, x):
-        x = self.a(x)
-        return self.fc((self.b(x) if self.training and torch.rand(()) < 0.5 else x + self.b(x)).mean((2, 3)))
-
-
-class Auxiliary(Twice):
-    def forward(self, x):
-        z = self.fc(self.b(self.a(x)).mean((2, 3)))
-        return (z, x) if self.training else z
-
-
-class Counts(Twice):
-    def __init__(self, num_classes):
-        super().__init__(num_classes)
-        self.register_buffer("count", torch.zeros(()))
-
-    def forward(self, x):
-        self.count += 1
-        return self.fc(self.b(self.a(x)).mean((2, 3)) / self.count)
-
-
-class Recounts(Counts):
-    def forward(self, x):
-        self.count = self.count + 1
-        return self.fc(self.b(self.a(x)).mean((2, 3)) / self.count)
+        return self.code(self, self.a(x))
 
 
 class Pick(nn.Module):
@@ -267,85 +122,98 @@ class Pick(nn.Module):
         return pair[0]
 
 
-class Picks(Twice):
-    def __init__(self, num_classes):
-        super().__init__(num_classes)
-        self.pick = Pick()
-
-    def forward(self, x):
-        x = self.b(self.a(x)).mean((2, 3))
-        return self.fc(self.pick((x, x)))
+def h(x):
+    return x.mean((2, 3))
 
 
-class Fails(Twice):
-    def forward(self, x):
-        return self.fc(self.b(self.a(x)).means((2, 3)))
+def z(n, a):
+    return n.fc(h(n.b(a)))
 
 
-class Skip(Twice):
-    def forward(self, x):
-        x = self.a(x)
-        return self.fc((self.b(x.relu()) + x).mean((2, 3)))
+def tied(num_classes):
+    network = Net(z, num_classes)
+    network.b.weight = network.a.weight
+    return network
 
 
-class Branching(Twice):
-    def forward(self, x):
-        x = self.a(x)
-        return self.fc((self.b(x) if x.mean() > 0 else x).mean((2, 3)))
+def no_linear(num_classes):
+    return nn.Sequential(nn.Conv2d(3, num_classes, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-class Tied(Twice):
-    def __init__(self, num_classes):
-        super().__init__(num_classes)
-        self.b.weight = self.a.weight
-
-    def forward(self, x):
-        return self.fc(self.b(self.a(x)).mean((2, 3)))
-"""
+BAD = {  # a network, its options, the error
+    "no_name": ("own:Net", {}, "has no 'Net'"),
+    "no_num_classes": (lambda: None, {}, "<lambda> cannot be called with num_classes=C"),
+    "pretrained": (lambda num_classes: None, {"pretrained": True}, "start <lambda> from a file with --init"),
+    "raises": (lambda num_classes: {}["depth"], {},
+               r"cannot be built with num_classes=10 \(KeyError: 'depth', test_external.py line \d+\)"),
+    "no_module": (lambda num_classes: num_classes, {}, "returns int, not an nn.Module"),
+    "no_linear": (no_linear, {}, "has no nn.Linear: name .* with --classifier"),
+    "map": (no_linear, {"classifier": "0"}, r"takes 4-dimensional features \[2, 3, 32, 32\], not \[B, D\]"),
+    "no_tensor": (partial(Net, lambda n, a: n.fc(n.pick((h(n.b(a)), a)))), {"classifier": "pick"},
+                  r"takes tuple, not \[B, D\]: name another .*--classifier"),
+    "no_such_classifier": ("own:CNN", {"classifier": "head"}, "no submodule 'head'; .* are unused, fc"),
+    "twice": (partial(Net, lambda n, a: z(n, a) + z(n, -a)), {}, "calls its classifier fc 2 times, not once"),
+    "nan": (partial(Net, lambda n, a: z(n, a) * torch.nan), {}, "logits that are not finite"),
+    "classes": (lambda num_classes: Net(z, 7), {}, r"returns \[7\] logits for 10 classes"),
+    "training": (partial(Net, lambda n, a: (z(n, a), a) if n.training else z(n, a)), {},
+                 "returns a tuple in training: it must return the logits"),
+    "pair_cut": (partial(Net, lambda n, a: (z(n, a), a)), {"branch_at": "b"},
+                 "returns a tuple: it must return the logits"),
+    "random": (partial(Net, lambda n, a: z(n, a) if n.training and torch.rand(()) < 0.5 else n.fc(h(a + n.b(a)))),
+               {"branch_at": "b"}, "because its code .* draws random numbers"),
+    "counts": (partial(Net, lambda n, a: z(n, a) / n.count.add_(1)), {"branch_at": "b"},
+               "cannot be traced .*: its code changes a buffer"),
+    "recounts": (partial(Net, lambda n, a: setattr(n, "count", n.count + 1) or z(n, a) / n.count), {"branch_at": "b"},
+                 "cannot be traced .*: its code changes a buffer"),
+    "fails": (partial(Net, lambda n, a: a.means()), {},
+              r"does not take images of 32x32 \(AttributeError: .* test_external.py line"),
+    "two_values": (partial(Net, lambda n, a: n.fc(h(n.b(a.relu()) + a))), {"branch_at": "b"},
+                   r"2 values cross the cut \(.*\), not one .*: --branch_at fc$"),
+    "not_traced": (partial(Net, lambda n, a: n.fc(h(n.b(a) if a.mean() > 0 else a))), {"branch_at": "b"},
+                   r"cannot be traced .* no submodule .* \(--MulStu\)"),
+    "shared": (tied, {"branch_at": "b"}, "both sides of the cut use the weights a.weight"),
+    "first": ("own:CNN", {"branch_at": "stem"}, "cannot be cut at stem, because no layer comes before it"),
+    "small": ("torchvision:alexnet", {"branch_at": "classifier"}, "does not take images of 32x32"),
+    "detection": ("torchvision:fasterrcnn_resnet50_fpn", {}, "torchvision has no classification network"),
+}
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_network_that_cannot_be_used_says_why(own, tmp_path, case):
-    own("", BROKEN)
-    (tmp_path / "quits.py").write_text("raise SystemExit(2)\n")
-    name, options, sentence = BAD[case]
+def test_a_network_that_cannot_be_used_says_why(own, case):
+    network, options, sentence = BAD[case]
     with pytest.raises(ValueError, match=sentence) as error:
-        models.create_model(name.format(tmp_path), 10, **options)
+        models.create_model(own(network) if isinstance(network, str) else network, 10, **options)
     assert "\n" not in str(error.value)
 
 
-def test_branches_need_a_place_and_the_error_lists_those_that_fit(own):
-    with pytest.raises(ValueError, match="place where .* cut: --branch_at stem.1 or middle or last or last.0 or fc$"):
-        models.OKDDip(own("own:CNN"), 10)
-    with pytest.raises(ValueError, match="ONE's gate pools a feature map"):
-        models.ONE("timm:vit_tiny_patch16_224", 10, 2, branch_at="blocks.11", image_size=224)
+@pytest.mark.parametrize(("group", "place", "sentence"), [
+    (models.FFL, "last", "FFL fuses the last feature maps of the branches, which .*:CNN does not give"),
+    (models.ONE, "fc", "ONE's gate pools a feature map .*, which .*:CNN does not have at the cut")])
+def test_groups_that_need_feature_maps(own, group, place, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        group(own("own:CNN"), 10, 2, branch_at=place)
 
 
-def test_a_file_that_does_not_import_says_where(own):
-    with pytest.raises(ValueError, match=r"own.py cannot be imported \(ModuleNotFoundError: No module named 'nowhere'"):
-        models.create_model(own("own:CNN", "import nowhere\n"), 10)
-
-
-@pytest.mark.parametrize("line", ["from models import Net", "import models; models.Net", "import models.net"])
-def test_a_module_next_to_the_file_that_one_of_ours_hides_is_named(own, tmp_path, line):
+@pytest.mark.parametrize(("source", "said"), [
+    ("raise SystemExit(2)", r"SystemExit: 2, own.py line 1\)$"),
+    ("import nowhere", r"ModuleNotFoundError: No module named 'nowhere'.*\)$"),
+    *((line, r".*\): .*models/__init__.py hides the models next to it: give yours another name$")
+      for line in ("from models import Net", "import models; models.Net", "import models.net"))])
+def test_a_file_that_cannot_be_imported_says_why(own, tmp_path, source, said):
     (tmp_path / "models.py").write_text("Net = None\n")
-    with pytest.raises(ValueError, match=r"own.py cannot be imported \(.*\): .*models/__init__.py hides the models "
-                                         "next to it: give yours another name$"):
-        models.create_model(own("own:CNN", line + "\n"), 10)
+    with pytest.raises(ValueError, match=rf"own.py cannot be imported \({said}"):
+        models.create_model(own("own:CNN", source), 10)
 
 
 def test_students_cannot_get_the_same_weights():
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
-    for network_based, options in ((True, {}), (False, {"branch_at": "1"})):
-        with pytest.raises(ValueError, match="make returns the same weights at each call, and students must have"):
-            models.Branches(always(network), 10, 2, network_based, **options)
 
-
-def always(network):
     def make(num_classes):
         return nn.Sequential(network, nn.ReLU(), nn.Linear(10, num_classes))
 
-    return make
+    for network_based, options in ((True, {}), (False, {"branch_at": "1"})):
+        with pytest.raises(ValueError, match="make returns the same weights at each call, and students must have"):
+            models.Branches(make, 10, 2, network_based, **options)
 
 
 def test_timm_is_an_extra(monkeypatch):
@@ -358,13 +226,9 @@ def test_timm_is_an_extra(monkeypatch):
 def test_weights_that_cannot_be_downloaded_are_one_line(name, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("torch.hub.urlopen", no_network)
+    monkeypatch.setattr("torch.hub.urlopen", Mock(side_effect=OSError("no network")))
     with pytest.raises(ValueError, match=f"the weights of {name} cannot be downloaded .* without --pretrained"):
         models.create_model(name, 10, pretrained=True)
-
-
-def no_network(*args, **kwargs):
-    raise OSError("no network")
 
 
 def test_pretrained_weights_are_the_librarys_but_for_a_classifier_of_other_classes(monkeypatch):
@@ -393,27 +257,24 @@ def test_init_starts_every_student_from_the_file(own, tmp_path, ending):
         state = group.student(i).own_state_dict()
         assert all(torch.equal(state[key], start[key]) for key in start if not key.startswith("fc."))
         assert group.heads[i].new_weights == ["fc.weight", "fc.bias"]
+    assert len({head.network.fc.bias.sum().item() for head in group.heads}) == 3  # drawn for each
 
 
 @pytest.mark.parametrize(("change", "sentence"), {
     "missing": (lambda state: state.pop("scale"), "1 are missing, the first is scale"),
     "unknown": (lambda state: state.update(other=torch.zeros(1)), "1 are unknown, the first is other"),
     "shape": (lambda state: state.update(scale=torch.zeros(3)), "1 are of another shape, the first is scale"),
+    "unreadable": (None, ""),
 }.values())
 def test_init_that_does_not_fit_is_one_line(own, tmp_path, change, sentence):
-    name, state = own("own:CNN"), models.create_model(own("own:CNN"), 10).own_state_dict()
-    change(state)
-    torch.save(state, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match=f"cannot start from .*weights.pth: {sentence}"):
-        models.create_model(name, 10, init=str(tmp_path / "weights.pth"))
-
-
-@pytest.mark.parametrize(("content", "sentence"), [(None, "there is no file"), (b"no weights", "cannot be read")])
-def test_init_that_cannot_be_read_is_one_line(own, tmp_path, content, sentence):
-    if content:
-        (tmp_path / "weights.pth").write_bytes(content)
-    with pytest.raises(ValueError, match=f"--init: .*{sentence}"):
-        models.create_model(own("own:CNN"), 10, init=str(tmp_path / "weights.pth"))
+    name, file = own("own:CNN"), tmp_path / "weights.pth"
+    state = models.create_model(name, 10).own_state_dict()
+    if change:
+        change(state)
+    torch.save(state, file) if change else file.write_bytes(b"no weights")
+    said = f"cannot start from .*weights.pth: {sentence}" if change else "--init: .*weights.pth cannot be read"
+    with pytest.raises(ValueError, match=said):
+        models.create_model(name, 10, init=str(file))
 
 
 @pytest.mark.parametrize("at", [None, "last"])
@@ -438,20 +299,11 @@ def test_networks_can_be_compiled(own, at):
     torch.testing.assert_close(nn.functional.linear(h, *network.head.network.fc.parameters()) / 2, z)
 
 
-def test_a_function_that_makes_the_network_is_as_good_as_a_name(own):
+def test_a_function_that_makes_the_network_is_as_good_as_a_name():
     def student(num_classes):
-        return Source(own("own:CNN")).build(num_classes)[0]
+        return Net(z, num_classes)
 
-    group = models.PCL(student, 10, 3, branch_at="last")
+    group = models.PCL(student, 10, 3, branch_at="b")
     assert group.name == group.peers.name == "student"
     mixed = models.KDCL([student, "resnet8"], 10, 2)
-    assert mixed.name == "student+resnet8"
-    assert mixed.student(0).name == "student"
-    with pytest.raises(ValueError, match="without cannot be called with num_classes=C"):
-        models.create_model(without, 10)
-    with pytest.raises(ValueError, match="start <lambda> from a file with --init"):
-        models.create_model(lambda num_classes: None, 10, pretrained=True)
-
-
-def without():
-    return nn.Linear(2, 2)
+    assert mixed.name == "student+resnet8" and mixed.student(0).name == "student"

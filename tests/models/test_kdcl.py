@@ -20,19 +20,6 @@ def test_targets(rule):
         assert t[b].tolist() == pytest.approx(slow.kdcl_target(rule, Z[b].tolist(), LABELS[b].item()), rel=1e-12)
 
 
-def test_error_products():
-    log_p = Z.log_softmax(-1)
-    found = error_products(log_p, LABELS)
-    for i in range(M):
-        for j in range(M):
-            expected = 0.0
-            for b in range(B):
-                p_i, p_j = slow.softmax(Z[b, i].tolist()), slow.softmax(Z[b, j].tolist())
-                y = [float(c == LABELS[b]) for c in range(C)]
-                expected += sum((p - t) * (q - t) for p, q, t in zip(p_i, p_j, y, strict=True))
-            assert found[i, j].item() == pytest.approx(expected, rel=1e-10)
-
-
 def test_general_weights_sum_to_1_and_prefer_the_better_network():
     """No other weights that sum to 1 have a smaller error. The scale of the errors does not matter."""
     errors = torch.tensor([[0.1, 0.02, 0.01], [0.02, 0.3, 0.05], [0.01, 0.05, 0.6]], dtype=torch.float64)

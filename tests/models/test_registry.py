@@ -1,12 +1,7 @@
 """What all networks have in common: weights, shapes, options, BatchNorm."""
 
-import shutil
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import ROOT
 from network_data import random_images
 from torch import nn
 
@@ -34,43 +29,26 @@ def test_weights_and_shapes(name, classes, count, x_shape, width):
         assert z.shape == (2, classes) and z.equal(network(images))
 
 
-@pytest.mark.parametrize("depth", [8, 14, 20, 32, 44, 56])
-def test_depth(depth):
-    """A ResNet-n of basic blocks has n - 1 3x3 convolutions and the classifier. Shortcuts do not count."""
-    network = models.create_model(f"resnet{depth}", 10)
-    assert sum(m.kernel_size == (3, 3) for m in network.modules() if isinstance(m, nn.Conv2d)) == depth - 1
-
-
 # --- options
 
 
 @pytest.mark.parametrize(("name", "options", "message"), [
     ("resnet8", {"dropout": 0.5}, "--dropout is for vgg16, vgg19: resnet8 does not have it"),
-    ("vgg16", {"efficient": True}, "--efficient is for densenetd40k12, densenetd100k12: vgg16 does not have it")])
+    ("vgg16", {"efficient": True}, "--efficient is for densenetd40k12, densenetd100k12: vgg16 does not have it"),
+    ("vgg16", {"drop": 0.5}, "networks have no option 'drop'")])
 def test_options_of_other_networks_are_refused(name, options, message):
     models.create_model(name, 10, dropout=0.0, efficient=False)  # every network accepts both, if off
     for group in (models.create_model, models.Branches, models.OKDDip, models.ONE, models.CLILR, models.FFL, models.PCL,
                   models.KDCL, models.OKDPH):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, TypeError), match=message):
             group(name, 10, **({} if group is models.create_model else {"num_branches": 2}), **options)
 
 
-def test_unknown_option_is_refused():
-    with pytest.raises(TypeError, match="drop"):
-        models.Branches("vgg16", 10, 2, drop=0.5)
-
-
 def test_dropout_acts_in_training_only():
-    torch.manual_seed(0)
-    group = models.OKDDip("vgg16", 10, 2, dropout=0.5)
-    x = torch.randn(4, 512)
-    for head in group.heads:
-        assert [m.p for m in head.modules() if isinstance(m, nn.Dropout)] == [0.5, 0.5]
-        assert not head.classifier(x).equal(head.classifier(x))
-        positive = head.classifier[:2](x) > 0
-        assert 0.4 < (head.classifier[:3](x)[positive] == 0).float().mean() < 0.6
-        head.eval()
-        assert head.classifier(x).equal(head.classifier(x))
+    classifier, x = models.OKDDip("vgg16", 10, 2, dropout=0.5).heads[1].classifier, torch.randn(4, 512)
+    assert [m.p for m in classifier.modules() if isinstance(m, nn.Dropout)] == [0.5, 0.5]
+    assert not classifier(x).equal(classifier(x))
+    assert classifier.eval()(x).equal(classifier(x))
 
 
 def test_no_dropout_by_default():
@@ -95,19 +73,3 @@ def test_batch_norm_is_pytorchs(shape):
         assert ours(x).equal(theirs(x))
     count_batches(ours, 3)
     assert all(value.equal(ours.state_dict()[name]) for name, value in theirs.state_dict().items())
-
-
-# --- the two that can be copied
-
-COPIED = """
-import torch, models, losses
-images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
-losses.okddip_loss(*models.OKDDip("resnet8", 10, 3)(images), labels).total.backward()
-losses.dml_loss(models.Branches("resnet8", 10, 2, True)(images), labels).total.backward()
-"""
-
-
-def test_models_and_losses_work_when_they_alone_are_copied(tmp_path):
-    shutil.copytree(ROOT / "models", tmp_path / "models")
-    shutil.copy(ROOT / "losses.py", tmp_path)
-    subprocess.run([sys.executable, "-c", COPIED], cwd=tmp_path, check=True)
