@@ -140,8 +140,9 @@ def test_a_flag_that_is_gone(tmp_path):
 
 
 def test_what_may_change(tmp_path):
-    """Free flags, more epochs, a later flag at its default; and the names of entries, in files of older code."""
-    path = saved(tmp_path)
+    """Free flags, more epochs, a later flag at its default, a flag that is gone and was not used; and the names of
+    entries, in files of older code."""
+    path = saved(tmp_path, flags={"method": "ONE", **FLAGS_OF, "hybrid_copy": False})
     found = asked(path, tmp_path, num_epochs=3, device="cuda", save_dir="elsewhere", resume=str(path), train_size=0)
     assert found["history"] == HISTORY
     older = saved(tmp_path, method="", **dict.fromkeys(OLD_NAMES, {"a": 1}), **dict.fromkeys(OLD_NAMES.values()))

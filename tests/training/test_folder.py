@@ -145,11 +145,3 @@ def test_other_records(change, finished):
     folder, command = finished
     change(folder)
     assert recognised(command) is None
-
-
-def test_records_from_before_a_flag_was_there(finished):
-    folder, command = finished
-    parameters = json.loads((folder / "parameters.json").read_text())
-    del parameters["train_size"], parameters["decoder"]
-    (folder / "parameters.json").write_text(json.dumps(parameters | {"hybrid_copy": False}))
-    assert recognised(command) == folder

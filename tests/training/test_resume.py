@@ -119,9 +119,8 @@ def test_a_checkpoint_of_older_code(images, tmp_path):
 
 def test_other_data_is_refused(flags, begun, tmp_path):
     """Another number of images, a white one instead of one (other mean and std), a class with another name, val/."""
-    other = tmp_path / "other"
     for said in ("images", "normalisation", "classes", "number of held-out images"):
-        shutil.copytree(flags[-1], other)
+        other = shutil.copytree(flags[-1], tmp_path / said)
         image = other / "train" / "red" / "1.png"
         if said == "images":
             shutil.copy(other / "test" / "red" / "1.png", other / "test" / "red" / "one more.png")
@@ -135,7 +134,6 @@ def test_other_data_is_refused(flags, begun, tmp_path):
                 (other / part / "blue").rename(other / part / "green")
         with pytest.raises(UserError, match=f"other {said} .*there, .* here.*: resume it with the same {said}"):
             train_GL.main([*flags, "--data_dir", str(other), "--resume", str(begun)])
-        shutil.rmtree(other)
 
 
 def test_another_teacher_is_refused(images, teacher, tmp_path):
