@@ -58,8 +58,3 @@ def make_imagenet(root, train=6, val=3):
 
 def imagenet_files(root, part):
     return [file for name in IMAGENET_CLASSES for file in sorted((root / part / name).iterdir())]
-
-
-def truncate(file):
-    file.write_bytes(file.read_bytes()[:300])
-    return file

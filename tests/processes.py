@@ -1,6 +1,5 @@
 """Trainings in processes of their own, to be killed, and run folders, to be compared."""
 
-import contextlib
 import importlib
 import json
 import multiprocessing
@@ -23,35 +22,11 @@ CONTEXT.set_forkserver_preload(["train_GL", "train_one", "train_kd", "train_FFL"
                                 "train_OKDPH", "torch.utils.tensorboard"])
 
 
-class SlowFile:
-    """A file on a slow disk: 20 pieces with a pause after each. So a kill often comes during a save."""
-
-    def __init__(self, path, mode):
-        self.file = open(path, mode)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-
-    def write(self, content):
-        piece = len(content) // 20 + 1
-        for start in range(0, len(content), piece):
-            self.file.write(content[start:start + piece])
-            self.file.flush()
-            time.sleep(0.004)
-
-
 def child(script, argv, output, slow_disk, file_size, die_at, environment):
     """What the process does: run the script's main in one thread, with its output in a file."""
     os.environ.update(environment)
 
     import utils
-    from runtime import files
 
     multiprocessing.set_start_method(None, force=True)  # the loader's workers start as they do elsewhere
     os.setsid()  # a process group of its own, which a signal may be sent to as a terminal does
@@ -61,7 +36,7 @@ def child(script, argv, output, slow_disk, file_size, die_at, environment):
     torch.set_num_threads(1)
     sys.argv = [script, *argv]
     if slow_disk:
-        files.open = SlowFile
+        os.fsync = lambda _: time.sleep(0.3)
     if die_at is not None:
         replace, places = os.replace, []
 
@@ -129,6 +104,12 @@ def in_processes(target, arguments, limit=120):
         assert process.exitcode == 0
 
 
+def be_one_of(patch, environment):
+    """Let this process be one of several. patch: pytest's monkeypatch; environment: one of ``group``."""
+    for name, value in environment.items():
+        patch.setenv(name, value)
+
+
 def load(folder, name="last.pth"):
     return torch.load(folder / name, weights_only=True)
 
@@ -137,19 +118,11 @@ def saved_weights(folder, name="last.pth"):
     return load(folder, name)["state_dict"]
 
 
-def epochs(folder):
-    """The number of epochs in last.pth; 0 without the file."""
-    with contextlib.suppress(FileNotFoundError):
-        return len(load(folder)["history"])
-    return 0
-
-
-def without_times(record):
-    return {name: value for name, value in record.items() if name not in ("seconds", "images_per_second")}
-
-
 def lines(folder):
-    return [without_times(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The records of metrics.jsonl, without times."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name not in ("seconds", "images_per_second")}
+            for record in records]
 
 
 def curve(folder, tag):
@@ -161,7 +134,7 @@ def curve(folder, tag):
 def assert_same_run(folder, reference):
     """Weights, metrics, curves and best epoch of two runs are equal, bit for bit."""
     for name in ("last.pth", "best.pth"):
-        ours, theirs = (load(f, name)["state_dict"] for f in (folder, reference))
+        ours, theirs = (saved_weights(f, name) for f in (folder, reference))
         assert ours.keys() == theirs.keys()
         different = [key for key in theirs if not ours[key].equal(theirs[key])]
         assert not different, f"{name}: {different[:3]}"

@@ -4,8 +4,7 @@ import re
 
 import numpy as np
 import pytest
-import torch
-from image_data import random_data, same_batches
+from image_data import random_data
 from PIL import Image
 
 import data_loader
@@ -17,19 +16,10 @@ from runtime.errors import UserError
 def test_mean_and_deviation():
     """A constant channel gets the deviation of one level, so that it can be divided by it."""
     data = random_data(7)._replace(mean=(), std=())
+    data.train.images[..., 1] = 51
     found, images = data.measured(0), data.train.images / 255
     assert found.mean == pytest.approx(images.mean((0, 1, 2)), abs=0.50001e-4)
-    assert found.std == pytest.approx(images.std((0, 1, 2)), abs=0.50001e-4)
-    assert all(round(value, 4) == value for value in found.mean + found.std)
-    data.train.images[..., 1] = 51
-    found = data.measured(0)
-    assert (found.mean[1], found.std[1]) == (0.2, 0.0039) and found.std[0] > 0.2
-
-
-def test_any_number_of_threads_gives_the_same_images(image_folder):
-    root = image_folder()
-    a, b = (dataloader("folder", 8, workers, root)[0] for workers in (0, 4))
-    assert a.images.equal(b.images) and a.labels.equal(b.labels) and a.mean == b.mean
+    assert found.std == (round(images[..., 0].std(), 4), 0.0039, round(images[..., 2].std(), 4))
 
 
 @pytest.mark.parametrize("name", ["folder", "imagenet"])
@@ -119,16 +109,6 @@ def test_val_size_needs_two_images_of_each_class():
         parts(0, 5, labels=np.array([0] * 20 + [1]))
 
 
-def test_sizes_of_loaders(image_folder):
-    """Mean and std are always those of all images. Held-out images are not augmented. A batch must fit."""
-    root = image_folder()
-    whole, _ = dataloader("folder", 2, 0, root)
-    train, test = dataloader("folder", 2, 0, root, train_size=30, val_size=4)
-    assert (train.num_images, train.held_out.num_images, test.num_images) == (30, 4, 14)
-    assert whole.held_out is None and train.held_out.held_out is None and test.held_out is None
-    assert (train.mean, train.std) == (whole.mean, whole.std)
-    images = torch.cat([x for x, _ in train.held_out])
-    assert images.equal(train.held_out.normalise(train.held_out.images))
-    assert same_batches(whole, dataloader("folder", 2, 0, root, train_size=40)[0])
+def test_a_batch_must_fit_the_images_that_are_left(image_folder):
     with pytest.raises(UserError, match="between 1 and the 30 training images"):
-        dataloader("folder", 31, 0, root, val_size=10)
+        dataloader("folder", 31, 0, image_folder(), val_size=10)

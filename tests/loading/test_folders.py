@@ -29,8 +29,8 @@ def files(split):
     return [os.fsdecode(path) for path in split.images]
 
 
-def listed(root, test_only=False):
-    return DATASETS["folder"].load(root, test_only)
+def listed(root):
+    return DATASETS["folder"].load(root)
 
 
 @pytest.mark.parametrize("name", ["folder", "imagenet"])
@@ -152,11 +152,3 @@ def test_the_classes_of_val_must_be_those_of_train(tmp_path):
     named = ", ".join(f"c{i:02}" for i in range(10))
     with pytest.raises(UserError, match=f"train and .*/val must hold the same classes; .* has {named}, 2 more$"):
         dataloader("folder", 2, 0, root)
-
-
-def test_an_evaluation_alone_lists_the_test_images_alone(tmp_path):
-    root = in_classes(tmp_path, "1.png")
-    put(root / "val", "a/2.png", "other/2.png")
-    found = listed(root, test_only=True)
-    assert (found.train, found.held_out) == (None, None)
-    assert files(found.test) == [f"{root}/test/a/1.png", f"{root}/test/b/1.png"]

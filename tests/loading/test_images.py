@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import socket
 import struct
 
 import numpy as np
@@ -109,14 +108,9 @@ def test_16_bit_png_files_are_scaled_in_older_pillow_too(tmp_path, monkeypatch):
 
 
 UNKNOWN_RANGE = {  # file -> its content, 4 grey pixels from 0 to 200
-    "little.tiff": tiff("<", 32, True, struct.pack("<4i", 0, 50, 100, 200)),
     "big.tiff": tiff(">", 32, True, struct.pack(">4i", 0, 50, 100, 200)),
     "unsigned.tiff": tiff("<", 32, False, struct.pack("<4I", 0, 50, 100, 200)),
     "signed.tiff": tiff("<", 16, True, struct.pack("<4h", 0, 50, 100, 200)),
-    "x.fits": b"".join(line.ljust(80) for line in (
-        b"SIMPLE  =                    T", b"BITPIX  =                   32", b"NAXIS   =                    2",
-        b"NAXIS1  =                    4", b"NAXIS2  =                    1", b"END",
-        )).ljust(2880) + struct.pack(">4i", 0, 50, 100, 200).ljust(2880, b"\0"),
 }
 
 
@@ -126,12 +120,6 @@ def test_integers_of_unknown_range_are_refused(tmp_path, name):
     path.write_bytes(UNKNOWN_RANGE[name])
     with pytest.raises(UserError, match=f"{name} .* integers of 32 bits or with a sign, of unknown range, save it"):
         read(os.fsencode(path))
-
-
-def test_floating_point_pixels_are_refused(tmp_path):
-    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "x.tiff")
-    with pytest.raises(UserError, match="x.tiff .* floating-point numbers of unknown range"):
-        read(os.fsencode(tmp_path / "x.tiff"))
 
 
 @pytest.mark.parametrize("reader", [read, read_fast])
@@ -144,32 +132,16 @@ def test_a_missing_file_is_not_called_damaged(tmp_path, reader):
             reader(os.fsencode(tmp_path / name))
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
-def test_what_is_no_file_is_named_and_not_read(tmp_path, kind, monkeypatch):
+def test_what_is_no_file_is_named_and_not_read(tmp_path):
     """Reading a named pipe waits until somebody writes into it."""
-    path = tmp_path / "x.jpg"
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "socket":
-        monkeypatch.chdir(tmp_path)  # the path of a socket must be short
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(path.name)
-    else:
-        path.symlink_to("/dev/zero")
-    with pytest.raises(UserError, match="x.jpg does not decode as an image: it is not a file, but a pipe.*folder$"):
-        read(os.fsencode(path))
+    os.mkfifo(tmp_path / "x.jpg")
+    (tmp_path / "y.jpg").symlink_to("/dev/zero")
+    for name in ("x.jpg", "y.jpg"):
+        with pytest.raises(UserError, match=f"{name} does not decode as an image: it is not a file, but a pipe"):
+            read(os.fsencode(tmp_path / name))
 
 
 # --- several files
-
-
-def test_ten_problems_are_named_and_the_others_counted():
-    sentences = [f"file {i} is damaged" for i in range(12)]
-    ten = "; ".join(sentences[:10])
-    assert str(DamagedFiles(sentences)) == f"12 image files or folders cannot be used: {ten}; 2 more"
-    assert str(DamagedFiles(sentences[:10])) == f"10 image files or folders cannot be used: {ten}"
-    assert str(DamagedFiles(sentences[:1])) == "file 0 is damaged"
-    assert pickle.loads(pickle.dumps(DamagedFiles(sentences))).problems == sentences  # it travels between processes
 
 
 def test_results_and_problems():
@@ -181,3 +153,4 @@ def test_results_and_problems():
     assert attempt(halved, [1, 2, 3, 4]) == ([1, 2], ["1 is odd", "3 is odd"]) and each(halved, [2, 4]) == [1, 2]
     nested = attempt(lambda numbers: each(halved, numbers), [[1, 2, 3], [4, 6], [5]])
     assert nested == ([[2, 3]], ["1 is odd", "3 is odd", "5 is odd"])
+    assert pickle.loads(pickle.dumps(DamagedFiles(nested[1]))).problems == nested[1]  # it travels between processes

@@ -33,14 +33,6 @@ def test_the_digest_does_not_know_memory_formats():
     assert checkpoints.digest(x) == checkpoints.digest(x.to(memory_format=torch.channels_last))
 
 
-def test_a_checkpoint_of_others_has_no_digest(tmp_path):
-    path = tmp_path / "x.pth"
-    path.write_bytes(checkpoints.serialise({"weight": torch.ones(2)}))
-    assert len(torch.load(path, weights_only=True)["digest"]) == 64
-    torch.save({"state_dict": {"weight": torch.ones(2)}}, path)
-    assert checkpoints.load_checkpoint(path)["state_dict"]["weight"].tolist() == [1, 1]
-
-
 def test_a_damaged_checkpoint_gives_the_right_weights_or_a_sentence(tmp_path):
     """Cut at 20 lengths, and with each of 60 bits flipped."""
     content, rng = {"format": 2, "state_dict": {"weight": torch.randn(20, 20)}}, random.Random(0)
@@ -101,20 +93,15 @@ class Harm:
 
 
 @pytest.mark.parametrize(("kind", "said"), [
-    ("missing", "there is no checkpoint at .*: name a run's folder"), ("folder", "cannot be read: Is a directory"),
-    ("code", "not a checkpoint that can be loaded safely"), ("text", "not a checkpoint"),
-    ("list", "contains a list, not a dictionary"), ("pipe", "is not a file")])
+    ("folder", "cannot be read: Is a directory"), ("code", "not a checkpoint that can be loaded safely"),
+    ("pipe", "is not a file")])
 def test_what_is_no_checkpoint_is_named(kind, said, tmp_path):
     path = tmp_path / "x.pth"
     if kind == "folder":
         path.mkdir()
     elif kind == "code":
         torch.save({"state_dict": Harm(tmp_path / "harm")}, path)
-    elif kind == "text":
-        path.write_text("hello")
-    elif kind == "list":
-        torch.save([1, 2], path)
-    elif kind == "pipe":
+    else:
         os.mkfifo(path)
     with pytest.raises(UserError, match=said):
         checkpoints.load_checkpoint(path)

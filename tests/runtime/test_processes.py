@@ -5,22 +5,19 @@ import re
 import signal
 import subprocess
 import sys
-from argparse import Namespace
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from image_data import make_images, random_data
+from image_data import make_images
 from kill import FLAGS
-from processes import Training, assert_best_agrees, group, in_processes, lines, load
+from processes import Training, assert_best_agrees, be_one_of, group, in_processes, lines, load
 
 import data_loader
-import methods
 import models
 import train
 import train_GL
-from data_loader import Data, Split
+from benchmarks import compare
 from models.architecture import BatchNorm
 from runtime import processes
 from runtime.errors import UserError
@@ -38,19 +35,12 @@ METHODS = {"OKDDip": {}, "OKDDip-detach_targets": {"detach_targets": True}, "ONE
 
 def make(name):
     """A method on resnet8 in float64, the same in every process."""
-    kind, defaults = methods.find(name)
     torch.manual_seed(0)
-    method = kind(Namespace(**vars(defaults) | {"model": "resnet8"} | METHODS[name]), 10)
+    method = compare.method(name, 10, model="resnet8", **METHODS[name])
     method.model.double()
     if name == "KD":
         method.teacher = models.create_model("resnet14", 10).double().eval().requires_grad_(False)
     return method
-
-
-def made_up(n):
-    rng = np.random.default_rng(0)
-    split = Split(rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, n))
-    return Data(split, split, [str(i) for i in range(10)], (0.5,) * 3, (0.25,) * 3)
 
 
 def steps_and_metrics(name, path, environment):
@@ -62,7 +52,7 @@ def steps_and_metrics(name, path, environment):
     os.environ.update(environment)
     torch.set_num_threads(1)
     processes.start(CPU)
-    method, data, kept = make(name), made_up(23), []
+    method, data, kept = make(name), compare.random_data(23, 23, seed=0), []
     stepper = Stepper(method, 0.05, 5e-4, [10], CPU)
     loader = data_loader.Cached(data.train, data, 8, CPU, augment=True, views=method.views(method.args))
     method.model.train()
@@ -101,7 +91,7 @@ def test_two_processes_give_the_weights_of_one(name, tmp_path):
         assert half["metrics"] == pytest.approx(whole["metrics"], rel=1e-9)
         assert half["state"]["images"] == 23
     # The accuracies are those of the saved logits: each image once, 12 in one process and 11 in the other.
-    labels = torch.from_numpy(made_up(23).test.labels)
+    labels = torch.from_numpy(compare.random_data(23, 23, seed=0).test.labels)
     parts = [torch.cat(batch) for batch in zip(*(half["logits"] for half in halves), strict=True)]
     assert [len(z) for half in halves for z in half["logits"]] == [4, 4, 3, 4, 4, 4]
     correct = (torch.cat(parts).argmax(-1) == labels.unsqueeze(1)).double().mean(0)
@@ -133,21 +123,14 @@ def test_all_evaluate_the_statistics_of_the_first_and_draw_their_own_numbers(fla
     assert (first["seed"], second["seed"]) == (5, 5 + 2**32)
 
 
-def set_size(monkeypatch, size):
-    for name, value in group(size)[0].items():
-        monkeypatch.setenv(name, value)
-
-
-def test_a_batch_must_be_shared_out_evenly(monkeypatch):
-    set_size(monkeypatch, 3)
-    with pytest.raises(UserError, match="--batch_size 128 cannot be shared out evenly among 3"):
-        data_loader.dataloader("DIGITS", 128)
-    set_size(monkeypatch, 360)
-    assert data_loader.dataloader("DIGITS", 360)[1].num_images == 360  # one for each process
-    assert data_loader.evaluation_batch(360, random_data(3), torch.device("cuda")) == 360 * 1024
+def test_each_process_needs_an_image_to_evaluate(monkeypatch):
+    be_one_of(monkeypatch, group(360)[0])
+    _, test = data_loader.dataloader("DIGITS", 360)
+    assert test.num_images == 360  # one for each process
+    assert data_loader.evaluation_batch(360, data_loader.DATASETS["DIGITS"], torch.device("cuda")) == 360 * 1024
     with pytest.raises(UserError, match="fewer images to evaluate than the 360"):
         data_loader.dataloader("DIGITS", 360, val_size=359)
-    set_size(monkeypatch, 400)
+    be_one_of(monkeypatch, group(400)[0])
     with pytest.raises(UserError, match="fewer images to evaluate"):
         data_loader.dataloader("DIGITS", 400)
 
@@ -250,7 +233,7 @@ def test_sync_bn_keeps_the_names_of_weights(monkeypatch):
     """On GPUs every BatchNorm is converted; the state dict keeps its names."""
     model = models.ONE("resnet8", 10, 3)
     names = list(model.state_dict())
-    set_size(monkeypatch, 2)
+    be_one_of(monkeypatch, group(2)[0])
     monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda model, **options: model)
     converted = processes.replicated(model, CPU, sync_bn=True)
     kinds = {type(m).__name__ for m in converted.modules() if "Norm" in type(m).__name__}

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-from processes import group
+from processes import be_one_of, group
 
 import train
 import utils
@@ -21,8 +21,7 @@ RIGHT = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.
     ("LOCAL_RANK", "-1"), ("MASTER_ADDR", "")])
 def test_a_variable_that_makes_no_sense_is_named(name, value, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for right, number in (RIGHT | {name: value}).items():
-        monkeypatch.setenv(right, number)
+    be_one_of(monkeypatch, RIGHT | {name: value})
     left = []
     monkeypatch.setattr(processes, "leave", lambda: left.append(True))  # it would end this process
     with pytest.raises(SystemExit) as end:
@@ -37,16 +36,14 @@ def test_right_variables(variables, monkeypatch):
     """Without all four nothing was launched: what they say does not matter."""
     for name in RIGHT:
         monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+    be_one_of(monkeypatch, variables)
     assert rank.wrong_variable() is None
     assert (rank.rank(), rank.world_size()) == ((int(variables["RANK"]), 2) if len(variables) > 1 else (0, 1))
 
 
 def test_a_process_that_nobody_joins_ends_in_good_time(monkeypatch):
     assert processes.TIMEOUT <= timedelta(minutes=5)
-    for name, value in group(2)[0].items():
-        monkeypatch.setenv(name, value)
+    be_one_of(monkeypatch, group(2)[0])
     monkeypatch.setattr(processes, "TIMEOUT", timedelta(seconds=1))
     start = time.monotonic()
     with pytest.raises(UserError, match="process 0 of 2 failed to connect .* 127.0.0.1:.*1/2 clients.*torchrun"):

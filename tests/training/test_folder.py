@@ -1,16 +1,11 @@
 """Paths, locks, and finished runs: recognised by their records, before PyTorch is imported."""
 
 import errno
-import importlib
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
 from kill import WORKERS
 from processes import Training, group
 
@@ -21,22 +16,12 @@ from training.folder import FILES, finished_run, run_folder
 from training.run import Run
 
 
-def test_the_path_of_a_run(arguments, tmp_path):
-    where = tmp_path / "CIFAR10"
-    for args, method, folder in ((arguments(), "baseline", where / "resnet32"),
-                                 (arguments("--version", "V1"), "baseline", where / "resnet32_V1"),
-                                 (arguments("--resume", "auto"), "OKDDip", where / "OKDDip" / "resnet32")):
-        assert run_folder(args, method) == (folder, None)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_which_file_is_resumed(arguments, tmp_path):
     run = tmp_path / "CIFAR10" / "KD" / "resnet32"
     run.mkdir(parents=True)
     (run / "last.pth").write_text("")
-    for resume in ("auto", run, run / "last.pth"):
-        assert run_folder(arguments("--resume", str(resume)), "KD") == (run, run / "last.pth")
-    assert run_folder(arguments("--resume", str(run / "best.pth")), "KD") == (run, run / "best.pth")
+    for resume, found in (("auto", "last.pth"), (run, "last.pth"), (run / "best.pth", "best.pth")):
+        assert run_folder(arguments("--resume", str(resume)), "KD") == (run, run / found)
     (run / "last.pth").rename(run / "best.pth")
     with pytest.raises(UserError, match="no last.pth to continue from"):  # its weights would be replaced
         run_folder(arguments("--resume", "auto"), "KD")
@@ -116,45 +101,35 @@ def rewrite(folder, name, **changes):
     (folder / name).write_text(json.dumps(content | changes))
 
 
-def script(name, *flags, **environment):
-    """The script as a user runs it; -> the finished process, and the modules that it imported."""
-    done = subprocess.run([sys.executable, "-X", "importtime", ROOT / f"{name}.py", *flags], capture_output=True,
-                          text=True, env=os.environ | environment)
-    return done, {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-
-
 def recognised(argv, script="train_GL"):
     """The folder, or None."""
-    return finished_run(importlib.import_module(script).parse_args(argv), script)
+    return finished_run(train_GL.parse_args(argv), script)
 
 
-def test_a_finished_run(finished):
+def test_a_finished_run(finished, script):
     """By all its flags and those that do not matter; with --resume auto and by its folder."""
     folder, command = finished
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     for more in ([], ["--gpu_id", "3", "--num_workers", "0", "--log_every", "7"], ["--resume", str(folder)]):
         assert recognised([*command, *more]) == folder
-    done, imported = script("train_GL", *command)
+    done = script("train_GL.py", *command, PYTHONPROFILEIMPORTTIME="1")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert done.returncode == 0 and done.stdout == f"{folder} is complete: 4 epochs (more with --num_epochs)\n"
     assert "training.folder" in imported and not {"torch", "numpy"} & imported
-    done, _ = script("train_GL", *command, **group(2)[1])
+    done = script("train_GL.py", *command, **group(2)[1])
     assert done.returncode == 0 and done.stdout == ""  # the first of several processes says it
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("change", [["--num_epochs", "5"], ["--lr", "0.3"], ["--MulStu"], ["--T_model", "resnet8"]])
-def test_other_flags(change, finished):
-    folder, command = finished
-    assert recognised([*command, *change]) is recognised([*command, *change, "--resume", str(folder)]) is None
-
-
-def test_another_folder_or_script(finished):
+def test_other_flags_or_another_script(finished):
     """A script may have the same flags."""
     folder, command = finished
+    for more in (["--num_epochs", "5"], ["--MulStu"], ["--T_model", "resnet8"]):
+        assert recognised([*command, *more]) is recognised([*command, *more, "--resume", str(folder)]) is None
     for more in (["--version", "seed1"], ["--resume", "nowhere"], ["--resume", str(folder / "last.pth")]):
         assert recognised([*command, *more]) is None
     assert recognised([*command, "--version", "seed1", "--resume", str(folder)]) == folder
-    assert finished_run(importlib.import_module("train_GL").parse_args(command), "train_FFL") is None
+    assert recognised(command, script="train_FFL") is None
 
 
 @pytest.mark.parametrize("change", [
@@ -170,11 +145,3 @@ def test_other_records(change, finished):
     folder, command = finished
     change(folder)
     assert recognised(command) is None
-
-
-def test_records_from_before_a_flag_was_there(finished):
-    folder, command = finished
-    parameters = json.loads((folder / "parameters.json").read_text())
-    del parameters["train_size"], parameters["decoder"]
-    (folder / "parameters.json").write_text(json.dumps(parameters | {"hybrid_copy": False}))
-    assert recognised(command) == folder

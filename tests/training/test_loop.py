@@ -1,23 +1,23 @@
 """A training step, and whole trainings by the scripts themselves. tests/training/test_resume.py stops them."""
 
 import json
+import re
 import signal
-from argparse import Namespace
 
 import pytest
 import torch
 from image_data import same_batches
+from processes import load
 from slow import count_correct
 
 import data_loader
-import methods
-import models
 import train
+from benchmarks import compare
 from losses import Terms
 from runtime.errors import UserError
 from training import loop
 from training.checkpoint import Checkpoints
-from training.loop import Stepper, default_milestones, make_optimizer, make_scheduler
+from training.loop import Stepper, default_milestones, make_optimizer
 from training.method import Method
 from training.records import Records
 
@@ -25,9 +25,7 @@ CPU = torch.device("cpu")
 
 
 def make(name="baseline", **flags):
-    """A method on resnet8 with 10 classes."""
-    kind, defaults = methods.find(name)
-    return kind(Namespace(**vars(defaults) | {"model": "resnet8"} | flags), 10)
+    return compare.method(name, 10, model="resnet8", **flags)
 
 
 def random_batch(n=8):
@@ -35,18 +33,6 @@ def random_batch(n=8):
 
 
 # --- optimizer and schedule
-
-
-def test_schedule():
-    """lr 0.1, a tenth at zero-based epoch 150, a hundredth at 225."""
-    optimizer = make_optimizer("sgd", torch.nn.Linear(2, 2), 0.1, 5e-4)
-    scheduler = make_scheduler(optimizer, [150, 225])
-    used = []
-    for _ in range(300):
-        used.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert [used[e] for e in (0, 149, 150, 224, 225, 299)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
 @pytest.mark.parametrize(("num_epochs", "milestones"), [(300, [150, 225]), (5, [3, 4]), (1, [1, 1])])
@@ -74,7 +60,10 @@ def test_sgd_is_nesterov_with_decay_on_everything():
 
 
 def test_the_means_of_an_epoch_weigh_images_not_batches():
-    """Batches of 6 and 2 images: terms and correct answers are those of each step, times its images, divided by 8."""
+    """Batches of 6 and 2 images: terms and correct answers are those of each step, times its images, divided by 8.
+
+    BatchNorm counts each batch once, whenever the state is saved.
+    """
     torch.manual_seed(0)
     method = make("OKDDip", num_branches=3)
     stepper = Stepper(method, 0.1, 5e-4, [10], CPU)
@@ -89,45 +78,28 @@ def test_the_means_of_an_epoch_weigh_images_not_batches():
         stepper.step(images, labels, 0.5)
     means = stepper.means()
     assert means["terms"] == pytest.approx(terms_of_all, rel=1e-5) and means["correct"] == (correct / 8).tolist()
+    for _ in range(2):
+        assert {int(v) for k, v in stepper.state_dict()["state_dict"].items() if "num_batches" in k} == {2}
 
 
-def test_batches_are_counted_once():
-    """Whenever the state is saved."""
-    stepper = Stepper(make(), 0.1, 5e-4, [10], CPU)
-    for steps in (1, 2):
-        stepper.step(*random_batch(2), 1.0)
-        for _ in range(2):
-            assert {int(v) for k, v in stepper.state_dict()["state_dict"].items() if "num_batches" in k} == {steps}
-
-
-def test_a_new_epoch_has_empty_sums(recwarn):
-    """No warning, even if no step was taken: the epoch may have been resumed after its last step."""
-    stepper = Stepper(make(), 0.1, 5e-4, [1], CPU)
-    stepper.next_epoch()
-    assert not recwarn.list and stepper.lr == pytest.approx(0.01)
-    stepper.step(*random_batch(2), 1.0)
-    stepper.means()
-    stepper.next_epoch()
-    assert (stepper.sums.steps, stepper.sums.sums, stepper.checked_steps) == (0, {}, 0)
+def test_an_epoch_that_was_resumed_after_its_last_step_ends_without_a_warning(recwarn):
+    Stepper(make(), 0.1, 5e-4, [1], CPU).next_epoch()
+    assert not recwarn.list
 
 
 # --- speed and precision
 
 
 def test_half_precision_learns_the_same():
-    def losses(amp):
+    losses = []
+    for amp in ("off", "bf16"):
         torch.manual_seed(0)
-        stepper, found = Stepper(make(), 0.01, 5e-4, [10], CPU, amp), []
-        images, labels = random_batch()
+        stepper = Stepper(make(), 0.01, 5e-4, [10], CPU, amp)
         for _ in range(2):
-            stepper.sums.reset()
-            stepper.step(images, labels, 0.5)
-            found.append(stepper.means()["terms"]["total"])
+            stepper.step(*random_batch(), 0.5)
+        losses.append(stepper.means()["terms"]["total"])
         assert all(p.dtype == torch.float32 for p in stepper.model.parameters())
-        return found
-
-    full, half = losses("off"), losses("bf16")
-    assert full != half == pytest.approx(full, rel=0.02)
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 # --- divergence
@@ -173,14 +145,11 @@ def test_divergence_after_an_epoch_is_of_that_epoch(steps, value):
 # --- whole trainings
 
 
-def lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_the_course_of_a_training(baseline, monkeypatch):
     """What is shown, measured, saved and recorded. The first epoch is taken for the best one.
 
-    It, each second one and the last are saved, and each second step. The method's advice is about the last epoch.
+    It, each second one and the last are saved, and each second step. The method's advice is about the last epoch. Every
+    two steps a line of the log has loss, accuracy, speed and time left.
     """
     saved, closed, course, shown, save, step, evaluated = [], [], [], [], Checkpoints.save, Stepper.step, loop.evaluate
 
@@ -202,13 +171,16 @@ def test_the_course_of_a_training(baseline, monkeypatch):
     monkeypatch.setattr(Method, "advice", lambda self, last: f"stop after epoch {last['epoch']}")
     monkeypatch.setattr(data_loader.Loader, "close", lambda self: closed.append(self.num_images))
     argv, folder = baseline
-    train.main([*argv, "3", "--val_size", "4", "--save_steps", "2", "--save_every", "2", "--seed", "3"])
+    train.main([*argv, "3", "--val_size", "4", "--save_steps", "2", "--save_every", "2", "--log_every", "2",
+                "--seed", "3"])
     assert course == [True, True, True, 4, "val", "test"] * 3 and sorted(closed) == [4, 20, 24]
     assert saved == [(0, 2, False), (1, 0, True), (1, 2, False), (2, 0, False), (2, 2, False), (3, 0, False)]
-    records, summary = lines(folder), json.loads((folder / "summary.json").read_text())
+    records, summary = load(folder)["history"], json.loads((folder / "summary.json").read_text())
     assert summary == {"chosen_by": "val_accTop1", "last": records[-1], "best": records[0]}
     log = (folder / "train.log").read_text()
     assert "warning: stop after epoch 3\n" in log and "4 held-out images choose the best epoch\n" in log
+    progress = r"epoch \d/3  step 2/3  loss \d\.\d{4}  top-1 \d+\.\d\d %  \d+ images/s  \d+ s left in this epoch\n"
+    assert len(re.findall(progress, log)) == log.count("  step ") == 3
     for epoch, record in enumerate(records, 1):
         assert (record["epoch"], record["weight"]) == (epoch, 1.0)
         assert record["train_loss"] == record["train_loss_true"] > 0 == record["train_loss_group"]
@@ -254,32 +226,19 @@ def test_a_signal_at_the_very_end_is_told_by_the_exit_code(baseline, monkeypatch
     assert "stopped by signal" not in (folder / "train.log").read_text()
 
 
-def test_a_run_that_diverges_keeps_its_last_good_checkpoint(baseline):
-    """At once, and later: then the last checkpoint is as it was."""
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(baseline, monkeypatch):
+    """At once, and later: then the last checkpoint is that of the epoch before."""
     argv, folder = baseline
     with pytest.raises(UserError, match="diverged"):
         train.main([*argv, "2", "--lr", "1e30"])
     assert not (folder / "last.pth").exists() and json.loads((folder / "parameters.json").read_text())["lr"] == 1e30
-    train.main([*argv, "1", "--overwrite"])
-    good = (folder / "last.pth").read_bytes()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="the training diverged.*epoch 2, "
-                                                                               "between steps 1 and 3"):
-        step = Stepper.step
-        patch.setattr(Stepper, "step", lambda self, images, *rest: step(self, images * float("nan"), *rest))
-        train.main([*argv, "2", "--resume", "auto"])
-    assert (folder / "last.pth").read_bytes() == good
-
-
-@pytest.mark.parametrize("error", [ValueError("the trunk of tiny says that its width is 8"), KeyError("a fault")])
-def test_what_a_model_refuses_is_an_error_of_the_user(error, baseline, monkeypatch):
-    """models/ raise ValueError. Other errors are faults of the code."""
-    def refuse(*_, **__):
-        raise error
-
-    monkeypatch.setattr(models, "create_model", refuse)
-    with pytest.raises(UserError if isinstance(error, ValueError) else KeyError, match=str(error)):
-        train.main([*baseline[0], "1"])
-    assert not baseline[1].exists()
+    step = Stepper.step
+    monkeypatch.setattr(Stepper, "step", lambda self, images, *rest: step(
+        self, images * (torch.nan if self.scheduler.last_epoch == 1 else 1), *rest))
+    with pytest.raises(UserError, match="the training diverged.*epoch 2, between steps 1 and 3"):
+        train.main([*argv, "2", "--overwrite"])
+    good = load(folder)
+    assert len(good["history"]) == 1 and all(weight.isfinite().all() for weight in good["state_dict"].values())
 
 
 def test_an_epoch_that_older_code_began_without_a_term_is_not_continued():

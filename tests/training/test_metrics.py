@@ -1,12 +1,10 @@
-import json
-
 import pytest
 import torch
-from processes import group
+from processes import be_one_of, group
 from slow import count_correct
 
 from training.method import Method
-from training.metrics import RunningSums, diversity, evaluate, name_metrics, topk_correct
+from training.metrics import RunningSums, diversity, evaluate, topk_correct
 
 CPU = torch.device("cpu")
 
@@ -27,29 +25,6 @@ def test_diversity(m):
     assert diversity(p).item() == pytest.approx(total, rel=1e-12)
 
 
-def test_metrics_are_json():
-    means = {"correct": [[0.5, 1.0], [0.25, 0.75]], "terms": [1.0, 1.0, 0.0]}
-    named = name_metrics(means, ["stu0", ""], "train")
-    assert json.loads(json.dumps(named)) == {
-        "stu0train_accTop1": 50, "stu0train_accTop5": 100, "train_accTop1": 25, "train_accTop5": 75,
-        "mean_train_accTop1": 50, "mean_train_accTop5": 100}
-
-
-def test_running_sums_continue_from_a_checkpoint():
-    """Means over all images, however many steps came before and after; the seconds of both count."""
-    whole, first, second = (RunningSums(CPU) for _ in range(3))
-    batches = [(n, torch.tensor([1.5 * n, n / 3])) for n in (8, 8, 5)]
-    for n, value in batches:
-        whole.add(n, terms=value)
-    first.add(8, terms=batches[0][1])
-    state = first.state_dict()
-    second.load_state_dict(state)
-    for n, value in batches[1:]:
-        second.add(n, terms=value)
-    assert second.means() == whole.means() and second.images == 21 and second.steps == 3
-    assert 0 < state["seconds"] <= second.seconds < state["seconds"] + 60
-
-
 def test_sums_count_single_images_among_many():
     """In float32, 2^24 + 1 is 2^24."""
     sums = RunningSums(CPU)
@@ -59,14 +34,17 @@ def test_sums_count_single_images_among_many():
 
 
 def test_only_the_first_process_continues_with_the_sums(monkeypatch):
-    """They are those of all processes: the others start from 0, and count the same steps. "hits": in older files."""
-    state = {"images": 8, "steps": 2, "seconds": 1.0, "sums": {"hits": torch.tensor([3.0, 4.0])}}
+    """They are those of all processes: the others start from 0, and count the same steps. "hits": in older files.
+
+    The seconds before and after a stop count, but not those between.
+    """
+    state = {"images": 8, "steps": 2, "seconds": 1000.0, "sums": {"hits": torch.tensor([3.0, 4.0])}}
     for environment, images, counted in zip(group(2), (8, 0), ([3, 4], [0, 0]), strict=True):
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
+        be_one_of(monkeypatch, environment)
         sums = RunningSums(CPU)
         sums.load_state_dict(state)
         assert (sums.images, sums.steps, sums.sums["correct"].tolist()) == (images, 2, counted)
+        assert 1000 < sums.seconds < 1060
 
 
 # --- evaluation

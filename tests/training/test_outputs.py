@@ -10,11 +10,6 @@ def test_a_metric_is_parsed_as_it_is_spelled(name, parts):
     assert outputs.parse(name) == parts and outputs.metric(*parts) == name
 
 
-@pytest.mark.parametrize("name", ["dist", "attention_self", "images_per_second"])
-def test_a_metric_of_the_whole_model_has_no_output(name):
-    assert outputs.parse(name) == (None, None, name)
-
-
 def test_students():
     found = outputs.students_of(["stu_", "stu0", "stu1", "stu10", "", "gate_"])
     assert found == ["stu0", "stu1", "stu10"] and [outputs.student_number(o) for o in found] == [0, 1, 10]

@@ -14,7 +14,7 @@ from conftest import ROOT
 from image_data import make_images
 from kill import FLAGS, METHODS, WORKERS, command
 from PIL import Image
-from processes import Training, assert_same_run, epochs, lines, load, run_until_the_end
+from processes import Training, assert_same_run, lines, load, run_until_the_end
 
 import evaluate
 import models
@@ -102,11 +102,8 @@ def test_a_checkpoint_of_older_code(images, tmp_path):
         folder = tmp_path / "folder" / method / "resnet8"
         removed = older(folder, pop=pop)
         evaluate.main([str(folder / "last.pth"), "--device", "cpu"])
-        for other, said in ((["--train_size", "20"], "--train_size 0 there, 20 here"),
-                            (["--lr", "0.3"], "--lr 0.02 there, 0.3 here"),
-                            (["--data_dir", str(with_val)], "with the folder val/ in .*with_val: .* Move val/ away")):
-            with pytest.raises(UserError, match=said):
-                script.main([*argv, "2", *other, "--resume", str(folder)])
+        with pytest.raises(UserError, match="with the folder val/ in .*with_val: .* Move val/ away"):
+            script.main([*argv, "2", "--data_dir", str(with_val), "--resume", str(folder)])
         script.main([*argv, "2", "--resume", str(folder)])
         whole = tmp_path / f"whole{method}"
         script.main([*argv, "2", "--save_dir", str(whole)])
@@ -122,9 +119,8 @@ def test_a_checkpoint_of_older_code(images, tmp_path):
 
 def test_other_data_is_refused(flags, begun, tmp_path):
     """Another number of images, a white one instead of one (other mean and std), a class with another name, val/."""
-    other = tmp_path / "other"
     for said in ("images", "normalisation", "classes", "number of held-out images"):
-        shutil.copytree(flags[-1], other)
+        other = shutil.copytree(flags[-1], tmp_path / said)
         image = other / "train" / "red" / "1.png"
         if said == "images":
             shutil.copy(other / "test" / "red" / "1.png", other / "test" / "red" / "one more.png")
@@ -138,7 +134,6 @@ def test_other_data_is_refused(flags, begun, tmp_path):
                 (other / part / "blue").rename(other / part / "green")
         with pytest.raises(UserError, match=f"other {said} .*there, .* here.*: resume it with the same {said}"):
             train_GL.main([*flags, "--data_dir", str(other), "--resume", str(begun)])
-        shutil.rmtree(other)
 
 
 def test_another_teacher_is_refused(images, teacher, tmp_path):
@@ -188,31 +183,30 @@ def test_a_signal_stops_during_an_epoch_and_loses_nothing(number, workers, flags
     assert_same_run(stopped, whole)
 
 
-def test_nohup_ignores_sighup(flags, tmp_path):
-    """What is ignored at the start stays ignored: the training reaches its end."""
-    words = ["nohup", sys.executable, ROOT / "train_GL.py", *flags, "--num_epochs", "2", "--log_every", "1",
-             "--save_dir", tmp_path]
-    process = subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def hang_up(step, *words):
+    """Start Python with these arguments, under nohup. Send SIGHUP at this step; -> what is said after, exit code."""
+    process = subprocess.Popen(["nohup", sys.executable, *map(str, words), "--log_every", "1"], stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     for line in process.stdout:
-        if "epoch 1/2  step 1/3" in line:
+        if step in line:
             process.send_signal(signal.SIGHUP)
             break
-    assert "done: best epoch" in process.communicate(timeout=120)[0] and process.returncode == 0
+    return process.communicate(timeout=120)[0], process.returncode
+
+
+def test_nohup_ignores_sighup(flags, tmp_path):
+    """What is ignored at the start stays ignored: the training reaches its end."""
+    words = [ROOT / "train_GL.py", *flags, "--num_epochs", "2", "--save_dir", tmp_path]
+    said, code = hang_up("epoch 1/2  step 1/3", *words)
+    assert "done: best epoch" in said and code == 0
 
 
 @pytest.mark.slow
 def test_sighup_stops_all_processes_of_torchrun(flags, tmp_path):
     """Even under nohup, because torchrun passes the signal on: each process has its step saved."""
-    words = ["nohup", sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-             ROOT / "train_GL.py", *flags, "--log_every", "1", "--num_epochs", "300", "--save_dir", tmp_path]
-    process = subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               env=os.environ | {"OMP_NUM_THREADS": "1"})
-    for line in process.stdout:
-        if "epoch 2/300  step 1/3" in line:
-            process.send_signal(signal.SIGHUP)
-            break
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode != 0 and "stopped by signal 1 after step" in said, said
+    said, code = hang_up("epoch 2/300  step 1/3", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                         ROOT / "train_GL.py", *flags, "--num_epochs", "300", "--save_dir", tmp_path)
+    assert code != 0 and "stopped by signal 1 after step" in said, said
     assert len(load(tmp_path / "folder" / "OKDDip" / "resnet8")["history"]) >= 1
 
 
@@ -264,7 +258,7 @@ def test_a_disk_that_fills_leaves_the_old_checkpoint(share, flags, begun):
     training = Training("train_GL", [*flags, "--resume", begun], begun.parents[2],
                         file_size=int(share * len(before["last.pth"])))
     assert training.wait() == 2
-    assert {name: (begun / name).read_bytes() for name in before} == before and epochs(begun) == 1
+    assert {name: (begun / name).read_bytes() for name in before} == before
     assert not list(begun.glob("*.tmp.*"))
     assert training.said().count("cannot be written") == 1 and "Traceback" not in training.said()
 
