@@ -17,6 +17,7 @@ import models
 import train
 import utils
 from deployment import measuring
+from deployment.reading import read
 from runtime.checkpoints import serialise
 
 
@@ -102,17 +103,27 @@ def test_the_decoder_is_that_of_the_run(evaluated, tmp_path):
 
 
 def test_images(runs, evaluated, tmp_path, capsys):
-    """--images, --top, --branch and --batch_size, as JSON and as text."""
-    file, more = tmp_path / "digit.png", tmp_path / "more.png"
-    for i, path in enumerate((file, more)):
-        Image.fromarray(data_loader.digits("").test.images[i]).save(path)
-    run = runs / "OKDDip" / "resnet8"
-    result = evaluated(run, "--images", file, more, "--branch", "1", "--top", "3", "--batch_size", "1")
-    assert result["network"] == "peer 1" and [image["file"] for image in result["images"]] == [str(file), str(more)]
-    assert all(len(image["top"]) == 3 for image in result["images"])
-    evaluate.main([str(runs / "ONE" / "resnet8"), "--images", str(file), "--top", "3", "--device", "cpu"])
+    """--images, --top, --branch and --batch_size: a digit in PNG files of several kinds, and a large JPEG."""
+    digits, run = data_loader.digits("").test.images, runs / "OKDDip" / "resnet8"
+    grey = Image.fromarray(digits[3]).convert("L")
+    kinds = {"rgb.png": grey.convert("RGB"), "grey.png": grey, "rgba.png": grey.convert("RGBA"),
+             "palette.png": grey.convert("P"), "large.jpg": Image.fromarray(digits[5]).resize((700, 500))}
+    for name, image in kinds.items():
+        image.save(tmp_path / name)
+    files, saved = [str(tmp_path / name) for name in kinds], read(run)
+    x = data_loader.Normalise(saved.mean, saved.std, torch.device("cpu"))(torch.from_numpy(digits[3:4]))
+    for flags, title, output in (([], "leader", "stu_"), (["--branch", "3", "--batch_size", "2"], "leader", "stu_"),
+                                 (["--branch", "1", "--batch_size", "1"], "peer 1", "stu1")):
+        result, p = evaluated(run, "--images", *files, "--top", "99", *flags), saved.logits(x, output).softmax(-1)[0]
+        assert result["network"] == title and [image["file"] for image in result["images"]] == files
+        *same, large = [{top["class"]: top["probability"] for top in image["top"]} for image in result["images"]]
+        assert sum(large.values()) == pytest.approx(1, abs=1e-5) and len(large) == 10
+        for found in same:
+            assert [found[str(c)] for c in range(10)] == pytest.approx(p.tolist(), abs=1e-5)
+            assert next(iter(found)) == str(p.argmax().item())
+    evaluate.main([str(runs / "ONE" / "resnet8"), "--images", files[0], "--top", "3", "--device", "cpu"])
     header, _, name, *tops = capsys.readouterr().out.splitlines()
-    assert header.endswith(", ensemble") and name == str(file)
+    assert header.endswith(", ensemble") and name == files[0]
     assert len(tops) == 3 and all(re.fullmatch(r" +\d+\.\d\d %  \d", top) for top in tops)
 
 

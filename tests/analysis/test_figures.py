@@ -42,17 +42,15 @@ def lines(ax):
 
 
 def test_learning_curves(groups):
-    """The mean over seeds, and a band of one standard deviation."""
+    """A panel for each method: the mean over seeds of each output's error, in a band of one standard deviation."""
     drawn = figures.learning_curves([groups["baseline", 4], groups["OKDDip", 4]])
     panels = {ax.get_title(): ax for ax in drawn.axes}
-    assert lines(panels["Baseline, 2 seeds"])["network"] == pytest.approx([50, 45, 40, 40, 40])
+    assert lines(panels["Baseline, 2 seeds"]) == {"network": pytest.approx([50, 45, 40, 40, 40])}
     ours = panels["OKDDip-B, 2 seeds"]
     assert lines(ours)["leader or deployed network"] == pytest.approx([39.5, 38.5, 37.5, 36.5, 35.5])
-    assert lines(ours)["each student"] == pytest.approx([42] * 5)
-    assert lines(ours)["ensemble"] == pytest.approx([40] * 5)
-    edges = [c.get_paths()[0].vertices[:, 1] for c in ours.collections]
-    deviation = np.std([0, 1], ddof=1)
-    assert any(e.max() == pytest.approx(39.5 + deviation) and e.min() == pytest.approx(35.5 - deviation) for e in edges)
+    assert lines(ours)["each student"] == pytest.approx([42] * 5) and lines(ours)["ensemble"] == pytest.approx([40] * 5)
+    lowest = min(band.get_paths()[0].vertices[:, 1].min() for band in ours.collections)
+    assert lowest == pytest.approx(35.5 - 0.5**0.5)
 
 
 @pytest.mark.parametrize("panels", [1, 3, 5])
@@ -78,8 +76,6 @@ def test_diversity_and_group_size(groups):
     assert lines(itself) == {"OKDDip-B": pytest.approx([0.5 + e / 20 for e in range(5)])}
     points = [bars.lines[0].get_xydata()[0] for bars in against.containers]
     assert points == [pytest.approx([0.25, 40]), pytest.approx([0.26, 35.5])]
-    _, against = figures.diversity([groups["ONE", 4], groups["ONE", 4]]).axes
-    assert against.get_ylim()[0] > 35 and against.get_ylabel() == "test error, %, last epoch"
     (ax,) = figures.group_size([*groups.values()]).axes
     (container,) = ax.containers
     assert container.get_label() == "OKDDip-B"

@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from methods import METHODS
-from training.folder import FREE_FLAGS
+from training.folder import NO_FLAGS, changed, gone
 
 SEVEN = ["train.py", "train_one.py --ind", "train_DML.py", "train_one.py --avg --bpscale", "train_one.py",
          "train_GL.py --MulStu", "train_GL.py"]
@@ -82,18 +81,19 @@ def test_later_has_the_settings_of_okdphs_authors():
     assert not any("--omega" in c for c in commands if c[0] != "train_OKDPH.py")
 
 
-def what_is_computed(command):
-    """The flags of a command in any order, without paths and other flags that do not change the result."""
-    parts = re.split(" (?=--)", " ".join(command))
-    return tuple(sorted(part for part in parts if part.split()[0][2:] not in FREE_FLAGS - {"num_epochs", "version"}))
-
-
-def test_the_committed_results_are_runs_of_the_study():
-    """Each of them, once."""
-    records = (ROOT / "results" / "study").rglob("parameters.json")
-    made = [what_is_computed(shlex.split(json.loads(path.read_text())["command"])) for path in records]
-    assert len(set(made)) == len(made)
-    assert set(made) == set(map(what_is_computed, dry_run("study")))
+@pytest.mark.parametrize(("study", "complete", "sizes"), [("study", True, ""),
+                                                          ("cifar100", False, "10000x60 2500x150")])
+def test_the_committed_results_are_runs_of_the_study(study, complete, sizes):
+    """Each of them once, with all flags of its group, so that more seeds join it."""
+    planned = [(script, vars(importlib.import_module(script.removesuffix(".py")).parse_args(flags)))
+               for script, *flags in dry_run(study, SIZES=sizes)]
+    records, found = [*(ROOT / "results" / study).rglob("parameters.json")], []
+    for recorded in (json.loads(path.read_text()) for path in records):
+        flags = {name: value for name, value in recorded.items() if name not in NO_FLAGS}
+        found += [i for i, (script, made) in enumerate(planned) if script in recorded["command"].split()
+                  and flags["num_epochs"] == made["num_epochs"] and not gone(flags, made) and not changed(flags, made)]
+    assert len(found) == len(set(found)) == len(records)
+    assert len(found) == len(planned) or not complete
 
 
 def test_a_part_of_the_study():
