@@ -1,7 +1,6 @@
 """What a training script hands to ``fit``, made by its own main, with random images instead of a data set."""
 
 import importlib
-from functools import partial
 
 import torch
 
@@ -17,11 +16,6 @@ VARIANTS = {  # name of a run's folder -> flags: what methods can compute beside
     "OKDDip-no_leader": "--no_leader", "OKDDip+KD": "--T_model resnet8", "DML-pairwise": "--type pairwise",
     "KDCL-naive": "--target naive", "KDCL-minlogit": "--target minlogit", "OKDPH-dirichlet": "--hybrid dirichlet",
     "OKDPH-hybrid_gradient": "--hybrid_gradient"}
-
-
-def normalised(normalise, dtype, pixels):
-    """The images of a loader in another precision."""
-    return normalise(pixels).to(dtype)
 
 
 class Prepared:
@@ -46,7 +40,7 @@ class Prepared:
             if network is not None:
                 network.to(dtype)
         for loader in (self.train_loader, self.test_loader):
-            loader.normalise = partial(normalised, loader.normalise, dtype)
+            loader.normalise = lambda pixels, own=loader.normalise: own(pixels).to(dtype)
         args, device = self.run.args, self.run.device
         self.trainer = Stepper(self.method, args.lr, args.wd, [150, 225], device, args.amp, args.compile)
 

@@ -25,7 +25,6 @@ from runtime.device import pick_device
 from training.loop import Stepper
 
 ONE_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
-both_devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ONE_GPU)])
 
 
 def on_the_gpu(*cases, slow=False):
@@ -34,9 +33,8 @@ def on_the_gpu(*cases, slow=False):
             *(pytest.param("cuda", *case, marks=ONE_GPU) for case in cases)]
 
 
+both_devices = pytest.mark.parametrize("device", on_the_gpu(()))
 slow_on_the_cpu = pytest.mark.parametrize("device", on_the_gpu((), slow=True))
-
-
 CASES = [*methods.METHODS, *(f"OKDDip-{name}" for name in models.AGGREGATIONS if name not in ("attention", "random"))]
 
 

