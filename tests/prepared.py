@@ -1,7 +1,6 @@
 """What a training script hands to ``fit``, made by its own main, with random images instead of a data set."""
 
 import importlib
-from functools import partial
 
 import torch
 
@@ -12,16 +11,17 @@ from benchmarks import compare
 from training import loop
 from training.loop import Stepper
 
-
-def normalised(normalise, dtype, pixels):
-    """The images of a loader in another precision."""
-    return normalise(pixels).to(dtype)
+VARIANTS = {  # name of a run's folder -> flags: what methods can compute besides the entries of METHODS
+    **{f"OKDDip-{name}": f"--aggregation {name}" for name in models.AGGREGATIONS if name != "attention"},
+    "OKDDip-no_leader": "--no_leader", "OKDDip+KD": "--T_model resnet8", "DML-pairwise": "--type pairwise",
+    "KDCL-naive": "--target naive", "KDCL-minlogit": "--target minlogit", "OKDPH-dirichlet": "--hybrid dirichlet",
+    "OKDPH-hybrid_gradient": "--hybrid_gradient"}
 
 
 class Prepared:
     """method, train_loader, test_loader, run: the arguments of ``fit``. trainer: the Stepper, as ``fit`` makes it.
 
-    name: of a run's folder. flags: of the script, besides those of methods.py. images: for training, for testing.
+    name: in METHODS or VARIANTS. flags: more flags of its script. images: for training, for testing.
     """
 
     def __init__(self, patch, name: str, *flags: str, images: tuple[int, int], dtype: torch.dtype = torch.float32):
@@ -33,12 +33,23 @@ class Prepared:
             for_a_while.setattr(script, "load_teacher", lambda network, classes, path, size:
                                 models.create_model(network, classes).eval().requires_grad_(False), raising=False)
             for_a_while.setitem(data_loader.DATASETS, "DIGITS", data._replace(read=lambda root, test_only: data))
-            script.main(["--dataset", "DIGITS", "--batch_size", "8", *(entry.flags if entry else "").split(), *flags])
+            own = "--T_model resnet8" if name == "KD" else entry.flags if entry else VARIANTS[name]
+            script.main(["--dataset", "DIGITS", "--model", "resnet8", "--batch_size", "8", *own.split(), *flags])
         self.method, self.train_loader, self.test_loader, self.run = inputs
         for network in (self.method.model, self.method.teacher):
             if network is not None:
                 network.to(dtype)
         for loader in (self.train_loader, self.test_loader):
-            loader.normalise = partial(normalised, loader.normalise, dtype)
+            loader.normalise = lambda pixels, own=loader.normalise: own(pixels).to(dtype)
         args, device = self.run.args, self.run.device
         self.trainer = Stepper(self.method, args.lr, args.wd, [150, 225], device, args.amp, args.compile)
+
+    def watch(self, batches):
+        """In the place of ``Signals.watch``: tests replace it, to see the batches of training and evaluation."""
+        return batches
+
+    def epoch(self) -> dict:
+        """Train and measure the next epoch as ``fit`` does; -> its record."""
+        self.run.history.append(loop.one_epoch(self.method, self.trainer, self.train_loader,
+                                               {"test": self.test_loader}, self.run, signals=self, checkpoints=None))
+        return self.run.history[-1]

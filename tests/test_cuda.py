@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import few_digits
 from prepared import Prepared
-from processes import group, in_processes, lines, load
+from processes import group, in_processes, lines, load, without_times
 
 import data_loader
 import methods
@@ -22,13 +22,9 @@ import training.run
 from benchmarks import compare
 from runtime import processes
 from runtime.device import pick_device
-from training.loop import Stepper, batches_left
-from training.metrics import evaluate
-from training.run import Signals
+from training.loop import Stepper
 
 ONE_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
-TWO_GPUS = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")]
-both_devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ONE_GPU)])
 
 
 def on_the_gpu(*cases, slow=False):
@@ -37,20 +33,16 @@ def on_the_gpu(*cases, slow=False):
             *(pytest.param("cuda", *case, marks=ONE_GPU) for case in cases)]
 
 
+both_devices = pytest.mark.parametrize("device", on_the_gpu(()))
 slow_on_the_cpu = pytest.mark.parametrize("device", on_the_gpu((), slow=True))
-
-
-TEACHER = ("--T_model", "resnet8")
-CASES = {name: TEACHER if name == "KD" else () for name in methods.METHODS} | {
-    f"OKDDip-{name}": ("--aggregation", name) for name in models.AGGREGATIONS if name not in ("attention", "random")}
+CASES = [*methods.METHODS, *(f"OKDDip-{name}" for name in models.AGGREGATIONS if name not in ("attention", "random"))]
 
 
 @pytest.fixture
 def prepare(monkeypatch, tmp_path):
     """prepare("ONE", "cuda", "--amp", "fp16") -> Prepared, with resnet8 and the same weights on every device."""
     return lambda name, device, *flags, **options: Prepared(
-        monkeypatch, name, "--model", "resnet8", "--save_dir", str(tmp_path), "--device", device, *CASES[name], *flags,
-        **{"images": (24, 40)} | options)
+        monkeypatch, name, "--save_dir", str(tmp_path), "--device", device, *flags, **{"images": (24, 40)} | options)
 
 
 # --- the numbers of a step --------------------------------------------------------------------------------------------
@@ -96,21 +88,11 @@ def test_a_first_step_that_fp16_skips_leaves_no_trace(device, prepare):
 
 
 def two_epochs(prepared):
-    """The means of two epochs of ten steps, the last one smaller, with an evaluation after each; and the weights."""
-    trainer, loader, found = prepared.trainer, prepared.train_loader, []
-    assert len(loader) == 10 and loader.num_images % 8 == 5
-    for epoch, weight in enumerate((0.1, 0.7)):
-        loader.set_epoch(epoch)
-        trainer.model.train()
-        trainer.earlier_steps = epoch * len(loader)
-        weight = torch.tensor(weight, device=trainer.device)
-        with Signals() as signals:
-            for (images, labels), share in batches_left(loader, 0, signals):
-                trainer.step(images, labels, weight, share)
-        means = trainer.means()
-        found.append(means.pop("terms") | means | evaluate(prepared.method, prepared.test_loader))
-        trainer.next_epoch()
-    return found, [p.detach().cpu() for p in trainer.model.parameters()]
+    """The records of two epochs of ten steps, the last one smaller, with other weights w(e); and the weights."""
+    assert len(prepared.train_loader) == 10 and prepared.train_loader.num_images % 8 == 5
+    prepared.run.args.length = 2.0
+    found = [without_times(prepared.epoch()) for _ in range(2)]
+    return found, [p.detach().cpu() for p in prepared.trainer.model.parameters()]
 
 
 @pytest.mark.parametrize(("device", "name"), on_the_gpu(
@@ -159,15 +141,12 @@ def watch():
 
 
 @pytest.mark.parametrize(("name", "flags"), [pytest.param(*case, marks=ONE_GPU) for case in [
-    *((name, ()) for name in CASES), ("OKDDip", ("--aggregation", "random")), ("OKDDip", ("--amp", "fp16")),
-    ("OKDDip", ("--amp", "bf16"))]])
+    *((name, ()) for name in [*CASES, "OKDDip-random"]), ("OKDDip", ("--amp", "fp16")), ("OKDDip", ("--amp", "bf16"))]])
 def test_no_step_and_no_evaluation_waits_for_the_gpu(name, flags, prepare, watch):
     """Twin: test_fake_cuda.py, test_an_epoch."""
     prepared = prepare(name, "cuda", *flags, images=(40, 2100))
-    prepared.trainer.model.train()
-    for images, labels in watch(prepared.train_loader):
-        prepared.trainer.step(images, labels, 0.5)
-    evaluate(prepared.method, prepared.test_loader, autocast=prepared.trainer.autocast(), watch=watch)
+    prepared.watch = watch
+    prepared.epoch()
 
 
 def held(device):
@@ -263,17 +242,17 @@ def test_resuming(device, deterministic, tmp_path):
 # --- several GPUs -----------------------------------------------------------------------------------------------------
 
 
-def steps_of_a_process(path, environment, device, sync_bn):
+def steps_of_a_process(path, environment):
     """Three steps of ONE in float64, on batches of 8, 8 and 7 images. Each process saves its weights."""
     os.environ.update(environment)
-    device = pick_device(device, sync_bn=sync_bn)
+    device = pick_device("cuda", sync_bn=True)
     processes.start(device)
     torch.manual_seed(0)
     method, data = compare.method("ONE", 10, model="resnet8"), compare.random_data(23, 0, seed=0)
     method.model.double()
-    trainer = Stepper(method, 0.05, 5e-4, [10], device, sync_bn=sync_bn)
+    trainer = Stepper(method, 0.05, 5e-4, [10], device, sync_bn=True)
     loader = data_loader.Cached(data.train, data, 8, device, augment=True)
-    method.model.train(device.type == "cuda")  # on the CPU, BatchNorm is not synchronised
+    method.model.train()
     for (images, labels), share in zip(loader, loader.shares(), strict=True):
         trainer.step(images.double(), labels, 0.3, share)
     means, weights = trainer.means(), {name: value.cpu() for name, value in method.model.state_dict().items()}
@@ -281,11 +260,14 @@ def steps_of_a_process(path, environment, device, sync_bn):
     processes.leave()
 
 
-@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=TWO_GPUS)])
-def test_two_gpus_give_the_weights_of_one(device, tmp_path):
-    """With --sync_bn, so that BatchNorm sees the whole batch, whose parts may differ in size."""
-    sync_bn = device == "cuda"
-    in_processes(steps_of_a_process, [(tmp_path / f"{len(several)}{r}", one, device, sync_bn)
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_give_the_weights_of_one(tmp_path):
+    """With --sync_bn, so that BatchNorm sees the whole batch, whose parts may differ in size.
+
+    Twin: runtime/test_processes.py, test_two_processes_give_the_weights_of_one.
+    """
+    in_processes(steps_of_a_process, [(tmp_path / f"{len(several)}{r}", one)
                                       for several in (group(1), group(2)) for r, one in enumerate(several)])
     whole, *halves = (torch.load(tmp_path / name, weights_only=True) for name in ("10", "20", "21"))
     for half in halves:

@@ -17,7 +17,9 @@ import models
 import train
 import utils
 from deployment import measuring
+from deployment.reading import read
 from runtime.checkpoints import serialise
+from runtime.errors import UserError
 
 
 @pytest.fixture
@@ -39,10 +41,6 @@ def started(flags, capsys):
     with pytest.raises(SystemExit) as end:
         utils.command(lambda: evaluate.main([*map(str, flags), "--device", "cpu"]))
     return end.value.code, *capsys.readouterr()
-
-
-def checkpoint(path):
-    return torch.load(path, weights_only=True)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -71,13 +69,17 @@ def test_table(runs, capsys):
     assert f"{best['dist']:.4f}" in text and "78,042" in text and re.search(r"^7 +[\d.]+ +[\d.]+$", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("workers", "dataset"), [(0, "imagenet"), (2, "folder")])
-def test_data_of_an_exported_file_by_its_size(workers, dataset, image_folder, evaluated, tmp_path):
-    """--data_dir alone: images of 224x224 are prepared like ImageNet, those of 32x32 like a folder."""
+@pytest.mark.parametrize(("workers", "dataset", "classes"), [(0, "imagenet", ["blue", "red"]),
+                                                             (2, "folder", ["0", "1"])])  # which fit any names
+def test_data_of_an_exported_file_by_its_size(workers, dataset, classes, image_folder, evaluated, tmp_path):
+    """--data_dir alone: images of 224x224 are prepared like ImageNet, those of 32x32 like a folder. It has val/ alone.
+
+    The names of the classes must agree. Files of the authors' code have none: an exported one has numbers.
+    """
     name, size = ("resnet18", 224) if dataset == "imagenet" else ("resnet8", 32)
     network, root = models.create_model(name, 2).eval(), image_folder(train=0, test=3)
     (root / "test").rename(root / "val")
-    torch.save({"state_dict": network.state_dict(), "model": name, "classes": ["blue", "red"], "mean": (0.5,) * 3,
+    torch.save({"state_dict": network.state_dict(), "model": name, "classes": classes, "mean": (0.5,) * 3,
                 "std": (0.2,) * 3}, tmp_path / "network.pth")
     result = evaluated(tmp_path / "network.pth", "--data_dir", root, "--batch_size", "4", "--num_workers", workers)
     files = sorted((root / "val").rglob("*.*"))
@@ -86,6 +88,11 @@ def test_data_of_an_exported_file_by_its_size(workers, dataset, image_folder, ev
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(network(x), torch.tensor([0, 0, 0, 1, 1, 1]))
     assert result["dataset"] == dataset and result["metrics"]["test_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert result["classes"] == ["blue", "red"]
+    if classes == ["blue", "red"]:
+        (root / "val" / "red").rename(root / "val" / "green")
+        with pytest.raises(UserError, match="trained on other classes.*red there, green here"):
+            evaluated(tmp_path / "network.pth", "--data_dir", root)
 
 
 def test_the_decoder_is_that_of_the_run(evaluated, tmp_path):
@@ -102,17 +109,27 @@ def test_the_decoder_is_that_of_the_run(evaluated, tmp_path):
 
 
 def test_images(runs, evaluated, tmp_path, capsys):
-    """--images, --top, --branch and --batch_size, as JSON and as text."""
-    file, more = tmp_path / "digit.png", tmp_path / "more.png"
-    for i, path in enumerate((file, more)):
-        Image.fromarray(data_loader.digits("").test.images[i]).save(path)
-    run = runs / "OKDDip" / "resnet8"
-    result = evaluated(run, "--images", file, more, "--branch", "1", "--top", "3", "--batch_size", "1")
-    assert result["network"] == "peer 1" and [image["file"] for image in result["images"]] == [str(file), str(more)]
-    assert all(len(image["top"]) == 3 for image in result["images"])
-    evaluate.main([str(runs / "ONE" / "resnet8"), "--images", str(file), "--top", "3", "--device", "cpu"])
+    """--images, --top, --branch and --batch_size: a digit in PNG files of several kinds, and a large JPEG."""
+    digits, run = data_loader.digits("").test.images, runs / "OKDDip" / "resnet8"
+    grey = Image.fromarray(digits[3]).convert("L")
+    kinds = {"rgb.png": grey.convert("RGB"), "grey.png": grey, "rgba.png": grey.convert("RGBA"),
+             "palette.png": grey.convert("P"), "large.jpg": Image.fromarray(digits[5]).resize((700, 500))}
+    for name, image in kinds.items():
+        image.save(tmp_path / name)
+    files, saved = [str(tmp_path / name) for name in kinds], read(run)
+    x = data_loader.Normalise(saved.mean, saved.std, torch.device("cpu"))(torch.from_numpy(digits[3:4]))
+    for flags, title, output in (([], "leader", "stu_"), (["--branch", "3", "--batch_size", "2"], "leader", "stu_"),
+                                 (["--branch", "1", "--batch_size", "1"], "peer 1", "stu1")):
+        result, p = evaluated(run, "--images", *files, "--top", "99", *flags), saved.logits(x, output).softmax(-1)[0]
+        assert result["network"] == title and [image["file"] for image in result["images"]] == files
+        *same, large = [{top["class"]: top["probability"] for top in image["top"]} for image in result["images"]]
+        assert sum(large.values()) == pytest.approx(1, abs=1e-5) and len(large) == 10
+        for found in same:
+            assert [found[str(c)] for c in range(10)] == pytest.approx(p.tolist(), abs=1e-5)
+            assert next(iter(found)) == str(p.argmax().item())
+    evaluate.main([str(runs / "ONE" / "resnet8"), "--images", files[0], "--top", "3", "--device", "cpu"])
     header, _, name, *tops = capsys.readouterr().out.splitlines()
-    assert header.endswith(", ensemble") and name == str(file)
+    assert header.endswith(", ensemble") and name == files[0]
     assert len(tops) == 3 and all(re.fullmatch(r" +\d+\.\d\d %  \d", top) for top in tops)
 
 
@@ -165,7 +182,7 @@ def files(runs, tmp_path_factory):
     content[len(content) // 2] ^= 0xFF
     (root / "damaged.pth").write_bytes(content)
     for name, flags in (("unknown_method.pth", {"method": "Mean"}), ("unknown_data.pth", {"dataset": "SVHN"})):
-        content = checkpoint(run)
+        content = torch.load(run, weights_only=True)
         del content["digest"]
         (root / name).write_bytes(serialise(content | {"flags": content["flags"] | flags}))
     network = models.create_model("resnet8", 10).state_dict()

@@ -8,8 +8,6 @@ import re
 import made_up
 import pytest
 
-from analysis.pages import PUBLISHED
-
 
 def table(text, title):
     """The first Markdown table under a heading that begins with ``title``: name of the line -> {column: cell}."""
@@ -39,6 +37,9 @@ def test_the_paper_s_tables(tmp_path, printed):
     made_up.run(tmp_path, "ONE", 0, [26.0], dataset="imagenet", model="resnet34")
     for m in (3, 8):
         made_up.run(tmp_path, "ONE", 0, [26.0 + m / 10], num_branches=m)
+    epochs = [{"test_accTop1": 78.0, "mean_test_accTop1": 70.0}, {"test_accTop1": 77.0, "mean_test_accTop1": 71.0}]
+    made_up.run(tmp_path, "OKDDip-no_leader", 0, epochs, no_leader=True, output="mean_")
+    made_up.run(tmp_path, "OKDDip-random", 0, [28.0, 28.5])
     text = printed(tmp_path)
     lines = table(text, "Table 1")
     assert [*lines] == ["ResNet-32, DML", "VGG-16, DML", "ResNet-110, DML"]
@@ -49,13 +50,6 @@ def test_the_paper_s_tables(tmp_path, printed):
     assert [*sizes] == ["3 branches, ONE", "8 branches, ONE"]
     assert sizes["8 branches, ONE"].items() >= {"best epoch": "26.80", "best - published": "+0.50"}.items()
     assert "have another recipe" in text and "Paper: Chen et al." in text and "Note: published values are" in text
-
-
-def test_the_ensemble_and_the_ablation(tmp_path, printed):
-    epochs = [{"test_accTop1": 78.0, "mean_test_accTop1": 70.0}, {"test_accTop1": 77.0, "mean_test_accTop1": 71.0}]
-    made_up.run(tmp_path, "OKDDip-no_leader", 0, epochs, no_leader=True, output="mean_")
-    made_up.run(tmp_path, "OKDDip-random", 0, [28.0, 28.5])
-    text = printed(tmp_path)
     four, five = table(text, "Table 4"), table(text, "Table 5")
     assert four["OKDDip"].items() >= {"best epoch": "22.00", "last epoch": "23.00"}.items()
     assert five["one level"]["best epoch"] == "29.00" and five["random weights"]["last epoch"] == "28.50"
@@ -131,16 +125,6 @@ def test_every_other_recipe_is_another_section(tmp_path, printed):
         assert text.count(once) == 1, once
 
 
-def test_attention_of_the_peers_to_themselves(tmp_path, printed):
-    """Of the first and the last epoch, and at an eighth, a quarter, half and three quarters of the training."""
-    for seed in (0, 1):
-        matrices = [[[(e + 2 * seed) / 64, 0.5], [0.5, e / 64]] for e in range(1, 41)]
-        made_up.run(tmp_path, "OKDDip", seed, [{"stu_test_accTop1": 70.0, "attention": m} for m in matrices])
-        made_up.run(tmp_path, "ONE", seed, [30.0] * 40)
-    assert table(printed(tmp_path), "Attention of the peers") == {"OKDDip-B": {"seeds": "2"} | {
-        f"epoch {e}": f"{(e + 0.5) / 64:.2f} ± 0.01" for e in (1, 5, 10, 20, 30, 40)}}
-
-
 def test_students_of_a_mixed_group_have_names(tmp_path, printed):
     """With the flags that distinguish two groups."""
     for seed, temperature, error in ((0, 2.0, 30.0), (1, 2.0, 29.0), (0, 4.0, 40.0)):
@@ -179,15 +163,3 @@ def test_names_cannot_break_a_table(tmp_path, printed):
     page = tmp_path / "new" / "page.html"
     assert {"a\\|b", "ONE"} == {*table(printed(tmp_path, "--html", page), "<net> on folder")}
     assert "<h3>&lt;net&gt; on folder" in page.read_text() and "<net>" not in page.read_text()
-
-
-def test_published_values_are_the_paper_s():
-    """Some numbers of each table, copied from the paper a second time; and the shapes of all tables."""
-    tables = json.loads(PUBLISHED.read_text())["tables"]
-    for layout in tables.values():
-        assert all(len(row["published"]) == len(layout["columns"]) for row in layout["rows"])
-    for name, row, column, value in [
-            ("table1", 3, 2, [5.68, 0.03]), ("table2", 4, 5, [19.63, 0.07]), ("table3", 0, 4, [25.42, None]),
-            ("table4", 1, 2, [23.45, None]), ("table5", 0, 4, [27.79, 0.14]), ("table6", 1, 2, [24.92, 0.08]),
-            ("pcl_cifar10", 3, 5, [6.13, 0.08])]:  # KDCL, DenseNet-40-12: accuracy 93.87
-        assert tables[name]["rows"][row]["published"][column] == value

@@ -11,10 +11,10 @@ import onnxruntime
 import pytest
 import torch
 from conftest import ROOT
+from network_data import random_images
 from processes import in_processes
 from safetensors import safe_open
 
-import data_loader
 import evaluate
 import models
 import utils
@@ -33,18 +33,6 @@ FILES = [("OKDDip", ending, None) for ending in ENDINGS] + [
 def exported(run, path, *flags):
     evaluate.main([str(run), "--export", str(path), *map(str, flags)])
     return path
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """JPEG and PNG files of digits, read and normalised: [17, 3, 32, 32]."""
-    from PIL import Image
-
-    folder = tmp_path_factory.mktemp("images")
-    for i, pixels in enumerate(data_loader.digits("").test.images[:17]):
-        Image.fromarray(pixels).resize((90, 80)).save(folder / f"{i:02}.{'png' if i % 2 else 'jpg'}")
-    pixels = torch.stack([data_loader.load_image(str(file), 32) for file in sorted(folder.iterdir())])
-    return data_loader.Normalise((0.3, 0.3, 0.3), (0.4, 0.4, 0.4), torch.device("cpu"))(pixels)
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +69,11 @@ def opened(path):
 
 
 @pytest.mark.parametrize(("method", "ending", "branch"), FILES)
-def test_a_file_gives_the_runs_logits(method, ending, branch, runs, files, images, tmp_path):
+def test_a_file_gives_the_runs_logits(method, ending, branch, runs, files, tmp_path):
     """In batches of 1, 5 and 11, although two images were traced. All kinds hold the same metadata."""
     run, flags = runs / method / "resnet8", [] if branch is None else ["--branch", branch]
     network, about = opened(files[ending] if method == "OKDDip" else exported(run, tmp_path / f"x{ending}", *flags))
-    saved = read(run)
+    saved, images = read(run), random_images(17)
     with torch.no_grad():
         logits = torch.cat([network(x) for x in images.split([1, 5, 11])])
         expected = saved.logits(images, saved.deployed_output(branch))
@@ -109,11 +97,12 @@ def test_an_exported_file_is_evaluated(ending, files, runs, capsys):
     assert result["speed"]["deployed"]["parameters"] == 78_042
 
 
-def test_what_an_exported_file_is_good_for(files, images, tmp_path):
+def test_what_an_exported_file_is_good_for(files, tmp_path):
     """With weights it is a teacher, and can be exported again, as another kind."""
     again, teacher = exported(files[".pth"], tmp_path / "again.safetensors"), load_teacher("resnet8", 10, files[".pth"])
     with torch.no_grad():
-        assert formats.load(again)(images).equal(teacher(images))
+        assert formats.load(again)(random_images(3)).equal(teacher(random_images(3)))
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
     with pytest.raises(UserError, match="does not give access to its weights: name the run itself"):
         exported(files[".onnx"], tmp_path / "x.pth")
     with pytest.raises(UserError, match="does not give access to its weights: name the run itself"):

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 from methods import METHODS
-from training.folder import FREE_FLAGS
+from training.folder import NO_FLAGS, changed, gone
 
 SEVEN = ["train.py", "train_one.py --ind", "train_DML.py", "train_one.py --avg --bpscale", "train_one.py",
          "train_GL.py --MulStu", "train_GL.py"]
@@ -82,18 +82,19 @@ def test_later_has_the_settings_of_okdphs_authors():
     assert not any("--omega" in c for c in commands if c[0] != "train_OKDPH.py")
 
 
-def what_is_computed(command):
-    """The flags of a command in any order, without paths and other flags that do not change the result."""
-    parts = re.split(" (?=--)", " ".join(command))
-    return tuple(sorted(part for part in parts if part.split()[0][2:] not in FREE_FLAGS - {"num_epochs", "version"}))
-
-
-def test_the_committed_results_are_runs_of_the_study():
-    """Each of them, once."""
-    records = (ROOT / "results" / "study").rglob("parameters.json")
-    made = [what_is_computed(shlex.split(json.loads(path.read_text())["command"])) for path in records]
-    assert len(set(made)) == len(made)
-    assert set(made) == set(map(what_is_computed, dry_run("study")))
+@pytest.mark.parametrize(("study", "complete", "sizes"), [("study", True, ""),
+                                                          ("cifar100", False, "10000x60 2500x150")])
+def test_the_committed_results_are_runs_of_the_study(study, complete, sizes):
+    """Each of them once, with all flags of its group, so that more seeds join it."""
+    planned = [(script, vars(importlib.import_module(script.removesuffix(".py")).parse_args(flags)))
+               for script, *flags in dry_run(study, SIZES=sizes)]
+    records, found = [*(ROOT / "results" / study).rglob("parameters.json")], []
+    for recorded in (json.loads(path.read_text()) for path in records):
+        flags = {name: value for name, value in recorded.items() if name not in NO_FLAGS}
+        found += [i for i, (script, made) in enumerate(planned) if script in recorded["command"].split()
+                  and flags["num_epochs"] == made["num_epochs"] and not gone(flags, made) and not changed(flags, made)]
+    assert len(found) == len(set(found)) == len(records)
+    assert len(found) == len(planned) or not complete
 
 
 def test_a_part_of_the_study():
@@ -134,11 +135,13 @@ def test_lengths_do_not_share_a_folder():
     assert len(places) == 3
 
 
-@pytest.mark.parametrize("script, variable, dry", [("table1", "SEEDS", "1"), ("study", "SEEDS", ""),
-                                                   ("cifar100", "SEEDS", ""), ("figure3", "BRANCHES", "1")])
-def test_nothing_to_run_is_an_error(shell, script, variable, dry):
-    done = shell(script, DRY_RUN=dry, **{variable: " "})
-    assert done.returncode == 2 and done.stdout == "" and variable in done.stderr
+@pytest.mark.parametrize(("script", "variables", "said"), [
+    ("table1", {"SEEDS": " ", "DRY_RUN": "1"}, "no run: .*SEEDS"), ("study", {"SEEDS": " "}, "no run: .*SEEDS"),
+    ("cifar100", {"SEEDS": " "}, "no run: .*SEEDS"), ("figure3", {"BRANCHES": " ", "DRY_RUN": "1"}, ".*BRANCHES"),
+    ("study", {"METHODS": "OKDip"}, "unknown method OKDip: known are baseline, KD")])
+def test_a_mistake_is_one_line(shell, script, variables, said):
+    done = shell(script, **variables)
+    assert done.returncode == 2 and done.stdout == "" and re.fullmatch(f"error: {said}.*\n", done.stderr)
 
 
 @pytest.mark.parametrize("script", ["table3", "figure3", "study", "later"])
@@ -173,12 +176,6 @@ def test_help_of_a_script(shell, script):
         assert variable in common
 
 
-def test_unknown_method(shell):
-    done = shell("study", METHODS="OKDip")
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: unknown method OKDip: known are baseline, KD")
-
-
 def test_groups_of_different_networks():
     """Without the study's --model; the training accepts the command."""
     methods = "KDCL:--models:resnet8:vgg16 Ind:--MulStu:--models:resnet8:resnet14"
@@ -203,12 +200,6 @@ def test_without_python_the_commands_are_still_printed(shell, few_tools):
     assert done.returncode == 127 and done.stderr.startswith("error: python not found")
 
 
-def with_queues(program):
-    """The lines of docs/reproducing.md that pass command lines on to this program."""
-    text = (ROOT / "docs" / "reproducing.md").read_text()
-    return [line.partition("    #")[0] for line in text.splitlines() if f"| {program} " in line]
-
-
 @pytest.mark.parametrize("program, number", [("xargs", 1), ("parallel", 3)])
 def test_other_queues_take_the_lines(shell, stand_in, tmp_path, program, number):
     """The commands of the docs run every line once, with any path, students last."""
@@ -219,7 +210,8 @@ def test_other_queues_take_the_lines(shell, stand_in, tmp_path, program, number)
     (tmp_path / "python").symlink_to(python)
     variables = {"SEEDS": "0", "SAVE_DIR": f"{tmp_path}/it's {{}} $HOME", "DATA_DIR": 'two  "words"'}
     environment = {**os.environ, **variables, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    commands = with_queues(program)
+    page = (ROOT / "docs" / "reproducing.md").read_text().splitlines()
+    commands = [line.partition("    #")[0] for line in page if f"| {program} " in line]
     assert len(commands) == number
     for command in commands:
         subprocess.run(["sh", "-c", command], cwd=ROOT, env=environment, check=True, stderr=subprocess.DEVNULL)
