@@ -1,4 +1,4 @@
-"""What only train_GL.py has: advice about the attention, and outputs that are not finite."""
+"""What only train_GL.py has: a lone peer, advice about the attention, and outputs that are not finite."""
 
 import json
 import re
@@ -30,6 +30,14 @@ def test_peers_that_attend_to_themselves(itself, flags, said, capsys):
     advice = method.advice({"attention_self": itself, "attention": [[itself and 1 / p] * p] * p})
     assert (advice is None) == (said is None)
     assert advice is None or said in advice and "is 0.91" in advice
+
+
+def test_a_lone_peer_is_trained_with_a_warning(tmp_path, capsys):
+    with few_digits():
+        train_GL.main([*TINY, "--num_branches", "2", "--save_dir", str(tmp_path)])
+    captured = capsys.readouterr()
+    assert "leaves one peer, which can attend only to itself" in captured.err and "attention_self" not in captured.out
+    assert (tmp_path / "DIGITS" / "OKDDip" / "resnet8" / "summary.json").exists()
 
 
 def test_a_run_whose_outputs_are_not_finite_in_the_end(tmp_path, monkeypatch, capsys):
