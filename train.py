@@ -4,7 +4,7 @@
 
 The loss is ``losses.individual_loss``.
 
-Measured, test error of the last epoch in the small study (results/): 31.37 ± 0.79 % (5 seeds).
+Measured, test error of the last epoch, 10,000 images of CIFAR-100, resnet20 (results/): 53.06 ± 0.28 % (3 seeds).
 """
 
 import utils

@@ -10,7 +10,7 @@ mean, is none of them. It is what public ports and other papers' comparisons use
 Our interpretation of the paper: the distillation has the weight 1 and T = 2. Two independent notes on the paper support
 this; one port has 0.5 and T = 4. The weights of general are optimal for mixing probabilities, but here they mix logits.
 
-Measured, test error of the last epoch in the small study (results/), mean of the networks:
+Measured, test error of the last epoch in the older study (results/), mean of the networks:
 mean 31.64 ± 0.72 % (3 seeds), minlogit 35.42 ± 1.66 % (3 seeds).
 """
 

@@ -5,7 +5,7 @@
 
 The loss is ``losses.kd_loss``.
 
-Measured, test error of the last epoch in the small study (results/): 40.13 ± 1.03 % (3 seeds).
+Measured, test error of the last epoch in the older study (results/): 40.13 ± 1.03 % (3 seeds).
 The teacher of that study is worse than its students (results/README.md).
 """
 
