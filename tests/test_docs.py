@@ -372,7 +372,7 @@ def tables_of_the_study():
 def test_the_results_of_readme():
     """The paper's numbers are those of results/published.json, the measured ones those of the records."""
     (shown,) = [table for table in tables(TEXT["README.md"]) if table[0][0] == "method"]
-    (paper, *_), (errors, *others) = published("ResNet-32"), tables_of_the_study()
+    (paper, *_), ((_, *errors), *others) = published("ResNet-32"), tables_of_the_study()
     against_ind = next(table for table in others if "compared with Ind" in table[0])
     measured = {name: [error, seeds] for name, seeds, error, *_ in errors if int(seeds) > 2}
     minus = {name: f"{difference} ({interval})" for name, difference, interval, *_ in against_ind if name in measured}
@@ -384,7 +384,7 @@ def test_the_results_of_readme():
 def test_the_published_numbers_beside_the_study():
     """The table of results/README.md whose lines are the sources."""
     _, ((_, *methods), *lines) = tables((ROOT / "results" / "README.md").read_text())
-    errors, *_ = tables_of_the_study()
+    (_, *errors), *_ = tables_of_the_study()
     here = {name: error for name, seeds, error, *_ in errors if int(seeds) > 2}
     for (_, *cells), source in zip(lines, [*published("ResNet-32"), here], strict=True):
         assert cells == [source.get(name, "–") for name in methods]
