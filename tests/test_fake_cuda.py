@@ -128,10 +128,11 @@ def test_a_checkpoint_is_of_the_cpu_and_goes_back_to_the_gpu(prepare):
     training = prepare("OKDDip", "--amp", "fp16")
     images, labels = next(iter(training.train_loader))
     training.trainer.step(images, labels, 0.5)
-    state = training.trainer.state_dict()
+    state = training.trainer.state_dict() | {"random": [{"cuda": labels}]}
     saved = on_cpu(state)
     assert {t.device.type for t in tree_leaves(saved) if isinstance(t, torch.Tensor)} == {"cpu"}
     assert all(t.is_cuda for t in state["state_dict"].values()) and saved["terms"] == state["terms"]
+    assert saved["state_dict"]._metadata == state["state_dict"]._metadata
     training.trainer.load_state_dict(saved)
     with training.gpu.watch():
         training.trainer.step(images, labels, 0.5)
