@@ -118,11 +118,12 @@ def saved_weights(folder, name="last.pth"):
     return load(folder, name)["state_dict"]
 
 
+def without_times(record):
+    return {name: value for name, value in record.items() if name not in ("seconds", "images_per_second")}
+
+
 def lines(folder):
-    """The records of metrics.jsonl, without times."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name not in ("seconds", "images_per_second")}
-            for record in records]
+    return [without_times(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def curve(folder, tag):
