@@ -79,6 +79,12 @@ DENSE = {"features.norm_final": "norm_final_{i}", "classifier": "classifier3_{i}
     ("resnet18", {"layer4": "layer4_{i}", "fc": "classifier4_{i}"}),
     ("resnet18", {"layer4": "layer3_{i}", "fc": "fc_{i}"})])
 def test_official_branches(name, head):
+    checkpoint, x, expected, _ = branches(name, head)
+    torch.testing.assert_close(loaded(models.Branches(name, C, 2), checkpoint)(x), expected)
+
+
+def branches(name, head):
+    """-> the authors' checkpoint of two branches, images, logits [B, 2, C], the twin of the last branch."""
     (theirs, names, x), checkpoint, expected = twin(name), {}, []
     for i in range(2):
         for key, value in theirs.state_dict().items():
@@ -89,7 +95,39 @@ def test_official_branches(name, head):
                     own = head[part].format(i=i) + own.removeprefix(part)
             checkpoint[own] = value.clone()
         expected.append(theirs(x))
-    torch.testing.assert_close(loaded(models.Branches(name, C, 2), checkpoint)(x), torch.stack(expected, 1))
+    return checkpoint, x, torch.stack(expected, 1), theirs
+
+
+@torch.no_grad()
+def test_official_gate():
+    checkpoint, x, z, theirs = branches("resnet18", {"layer4": "layer4_{i}", "fc": "classifier4_{i}"})
+    maps, linear, norm = [], nn.Linear(256, 2).double(), nn.BatchNorm1d(2).double().eval()
+    norm.running_mean.uniform_(), norm.running_var.uniform_(0.5, 2), norm.weight.uniform_(), norm.bias.uniform_()
+    theirs.layer4.register_forward_pre_hook(lambda _, inputs: maps.extend(inputs))
+    theirs(x)
+    g = norm(linear(maps[0].mean((2, 3)))).relu().softmax(1)
+    for module, layer in {"control_v1": linear, "bn_v1": norm}.items():
+        checkpoint |= {f"{module}.{key}": value for key, value in layer.state_dict().items()}
+    torch.testing.assert_close(loaded(models.ONE("resnet18", C, 2), checkpoint)(x), (z, (g[..., None] * z).sum(1)))
+
+
+@torch.no_grad()
+def test_official_whole_networks_with_attention():
+    (theirs, names, x), checkpoint, h, z = twin("resnet18"), {}, [], []
+    theirs.fc.register_forward_pre_hook(lambda _, inputs: h.extend(inputs))
+    for i in range(3):
+        for value in theirs.fc.state_dict().values():
+            value.copy_(1.1 * value)  # the students differ
+        checkpoint |= {f"module.stu{i}.{names[key]}": value.clone() for key, value in theirs.state_dict().items()}
+        z.append(theirs(x))
+    query, key = torch.randn(2, 64, 512, dtype=torch.float64) / 8
+    checkpoint |= {"module.query_weight.weight": query, "module.key_weight.weight": key}
+    h, z, leader = torch.stack(h[:2], 1), torch.stack(z[:2], 1), z[2]
+    scores = torch.stack([torch.stack([((h[:, a] @ query.T) * (h[:, b] @ key.T)).sum(1) for b in range(2)], 1)
+                          for a in range(2)], 1)
+    targets = torch.stack([sum(scores.softmax(2)[:, a, b, None] * z[:, b] for b in range(2)) for a in range(2)], 1)
+    model = loaded(models.OKDDip("resnet18", C, 3, network_based=True), checkpoint)
+    torch.testing.assert_close(model(x), (z, targets, leader))
 
 
 @pytest.mark.parametrize("lost", ["features.transition2.conv.weight", "Branch1.denselayer6.conv2.weight",
