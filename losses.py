@@ -5,9 +5,9 @@ Symbols: z logits, t targets (logits, too), y labels, T temperature, and
 
     KL(t || z) = batch mean of sum_c p_c (log p_c - log q_c),   p = softmax(t/T), q = softmax(z/T).
 
-``loss="CE"`` replaces KL by soft cross-entropy, -sum_c p_c log q_c. Gradients flow through the targets t, except in
-kd_loss (its teacher is frozen) and where a formula has sg, stop-gradient: ffl_loss, pcl_loss, kdcl_loss, okdph_loss. To
-stop other gradients, detach the targets before the call, or use detach_targets of okddip_loss and dml_loss.
+``loss="CE"`` replaces KL by soft cross-entropy, -sum_c p_c log q_c. Gradients flow through the targets t, except where
+a formula has sg, stop-gradient: ffl_loss, pcl_loss, kdcl_loss, okdph_loss. To stop other gradients, freeze the teacher
+(kd_loss, okddip_loss), detach the targets before the call, or use detach_targets of okddip_loss and dml_loss.
 """
 
 import math
@@ -23,8 +23,9 @@ class Terms(dict[str, Tensor]):
     """A loss and its terms by name, each a scalar tensor. ``terms.group`` is ``terms["group"]``.
 
     total: what is minimised. true: the terms with the labels. group: the terms of the distillation. A loss may have
-    more (okddip_loss: teacher). Each entry is summed over an epoch, recorded and drawn as train_loss_<name> (total:
-    train_loss), and named in the error if it is not finite. Each loss's docstring says how the terms add up.
+    more (okddip_loss: teacher). The mean of each over an epoch's images is recorded and drawn as train_loss_<name>
+    (total: train_loss), and a term that is not finite is named in the error. Each loss's docstring says how the terms
+    add up.
     """
 
     def __getattr__(self, name: str) -> Tensor:

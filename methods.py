@@ -19,7 +19,7 @@ class Entry(NamedTuple):
     """definition: module and class. flags: those that choose the method in its script. title: in tables and figures.
 
     group: it trains several networks, so its script has --num_branches. ramp_up: its group loss has a ramp-up
-    (``Method.has_ramp_up``).
+    (``Method.has_ramp_up``; Ind has no group loss).
     """
 
     definition: str

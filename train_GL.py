@@ -29,7 +29,7 @@ def parse_args(argv: list[str] | None):
     g.add_argument("--detach_targets", action="store_true",
                    help="no gradient through the targets (not in the paper); W_L and W_E are not trained")
     g.add_argument("--no_leader", action="store_true",
-                   help="all students are peers; their ensemble is deployed (Tables 4 and 5)")
+                   help="all students are peers; measured are their ensemble and their mean (Tables 4 and 5)")
     utils.teacher_flags(g, None, "pre-trained teacher of every student (Table 6)")
     args = utils.parse(parser, argv)
     parser.refuse("T_model_path", args.T_model_path and not args.T_model, "needs the network's name. Add --T_model")

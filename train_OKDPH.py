@@ -6,9 +6,10 @@ All networks start from the same weights, and each has its own loss (``losses.ok
 have their own view of an image. Before each step the hybrid is set to a mixture of the networks. In a fusion, every
 --interval, the networks move towards the hybrid (``models.OKDPH``).
 
-Defaults are those of the authors' public code (m = 2 there). Weights are copied into the hybrid, so its cross-entropy
-gives no gradient; --hybrid_gradient follows the paper's equation. Measured and deployed is the hybrid with r_i = 1/m of
-the weights at the end of the epoch, before the fusion. docs/equations.md has the other differences.
+The defaults of --omega, --beta, --gamma and --interval are those of the authors' public code for ResNet-32 on CIFAR-10;
+scripts/later.sh has its others. m is 4 (there 2). Weights are copied into the hybrid, so its cross-entropy gives no
+gradient; --hybrid_gradient follows the paper's equation. Measured and deployed is the hybrid with r_i = 1/m of the
+weights at the end of the epoch, before the fusion. docs/equations.md has the other differences.
 
 Measured: not yet.
 """

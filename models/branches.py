@@ -1,7 +1,7 @@
 """Groups of m students: m heads on one trunk (branch-based), or m whole networks (network-based).
 
 Every group tensor is [B, m, .]. OKDDip's group leader is the last of the m students. A group takes images [B, 3, H, W],
-the same for all students, or views [B, m, 3, H, W]: view i for student i.
+the same for all students. All but ONE and FFL also take views [B, m, 3, H, W]: view i for student i; OKDPH takes m + 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +23,8 @@ class Branches(nn.Module):
     network_based: m trunks instead of one. options: see ``registry.find``. ValueError if m < 2, or if names and m or
     network_based do not fit.
     """
+
+    takes_views = True  # False: what combines the students needs the same image for all
 
     def __init__(self, name: str | Callable | Sequence[str | Callable], num_classes: int, num_branches: int,
                  network_based: bool = False, **options):
@@ -69,6 +71,8 @@ class Branches(nn.Module):
         """images [B, 3, H, W] or views [B, m, 3, H, W] -> x [B, trunk_width, H', W'] for each head, or one for all."""
         if images.dim() == 4:
             return [trunk(images) for trunk in self.trunks]
+        if not self.takes_views:
+            raise ValueError(f"{type(self).__name__} takes images [B, 3, H, W], the same for all students, not views")
         if images.shape[1] != self.num_branches:
             raise ValueError(f"{self.num_branches} students need as many views of an image, not {images.shape[1]}")
         trunks = self.trunks if self.network_based else [self.trunks[0]] * self.num_branches
@@ -136,6 +140,8 @@ class OKDDip(Branches):
 class ONE(Branches):
     """m branches and their gated ensemble, the teacher of each branch (Lan et al. 2018). Branch-based only."""
 
+    takes_views = False
+
     def add_aggregation(self) -> None:
         if self.trunk_width is None:
             raise ValueError(f"ONE's gate pools a feature map [B, C, H, W], which {self.name} does not have at the cut")
@@ -167,6 +173,6 @@ class CLILR(Branches):
         """images [B, 3, H, W] -> branches [B, m, C], targets t_i = mean of z_j over j != i [B, m, C]."""
         x = self.trunk_outputs(images)
         if self.rescale:
-            x = [divide_gradient(x[0], self.num_branches)]
+            x = [divide_gradient(of_trunk, self.num_branches) for of_trunk in x]
         _, z = self.students(x)
         return z, others_mean(z)

@@ -40,6 +40,8 @@ class Fusion(nn.Module):
 class FFL(Branches):
     """m students and the fused classifier. The fused classifier and the students' ensemble teach each other."""
 
+    takes_views = False
+
     def __init__(self, name: str, num_classes: int, num_branches: int, network_based: bool = False, **options):
         super().__init__(name, num_classes, num_branches, network_based, **options)
         if type(self.heads[0]).feature_map is Head.feature_map:

@@ -140,6 +140,7 @@ class GroupInALoop(nn.Module):
     """A method without its script, for your own training loop: ``hubconf.group`` makes it.
 
     model: the group; ``model.student(i)`` is one of its networks, ``student(-1)`` the leader of OKDDip.
+    docs/own_project.md says what PCL and OKDPH deploy.
     """
 
     def __init__(self, method: Method):
@@ -148,7 +149,7 @@ class GroupInALoop(nn.Module):
         self.before_step, self.after_step = method.before_step, method.after_step  # PCL and OKDPH need them
 
     def forward(self, images: Tensor):
-        """images [B, 3, H, W] or views [B, V, 3, H, W] -> what the method's model returns."""
+        """images [B, 3, H, W], in training of PCL, KDCL and OKDPH views [B, V, 3, H, W] -> what the model returns."""
         return self.model(images)
 
     def loss(self, images: Tensor, labels: Tensor, weight: float | Tensor = 1.0) -> Terms:

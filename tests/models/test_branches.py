@@ -107,6 +107,18 @@ def test_cl_ilr_divides_the_trunks_gradient(m):
         assert q.grad.allclose(p.grad / (m if name.startswith("trunks") else 1), rtol=1e-9, atol=1e-15), name
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("group", "options"), [(models.CLILR, {"rescale": True}), (models.CLILR, {"rescale": False}),
+                                                (models.OKDDip, {"network_based": True})])
+def test_each_student_gets_its_view(group, options):
+    model, views = group("resnet8", C, 3, **options).eval(), torch.randn(B, 3, 3, 32, 32)
+    z = [model.student(i)(views[:, i]) for i in range(3)]
+    first, *_, last = model(views)
+    expected = (torch.stack(z[:2], 1), z[2]) if group is models.OKDDip else (
+        torch.stack(z, 1), torch.stack([z[1] + z[2], z[0] + z[2], z[0] + z[1]], 1) / 2)
+    torch.testing.assert_close((first, last), expected)
+
+
 @pytest.mark.parametrize(("make", "said"), [
     (lambda: models.Branches("resnet8", C, 1), "at least 2"),
     (lambda: models.Branches(["resnet8", "resnet8", "vgg16"], C, 2, network_based=True), "as many networks, not 3"),
@@ -114,7 +126,9 @@ def test_cl_ilr_divides_the_trunks_gradient(m):
     (lambda: models.CLILR("resnet8", C, 3, network_based=True), "shared trunk"),
     (lambda: models.OKDDip("resnet8", C, 3, aggregation="median"), "unknown aggregation 'median'"),
     (lambda: models.Branches("resnet8", C, 4)(IMAGES.unsqueeze(1).expand(-1, 2, -1, -1, -1)), "4 .* views .* not 2"),
-    (lambda: models.Branches("resnet8", C, 4, True)(IMAGES.unsqueeze(1)), "4 .* views .* not 1")])
+    (lambda: models.Branches("resnet8", C, 4, True)(IMAGES.unsqueeze(1)), "4 .* views .* not 1"),
+    (lambda: models.ONE("resnet8", C, 2)(torch.stack([IMAGES, IMAGES], 1)), "ONE .* the same for all students"),
+    (lambda: models.FFL("resnet8", C, 2)(torch.stack([IMAGES, IMAGES], 1)), "FFL .* the same for all students")])
 def test_impossible_groups(make, said):
     with pytest.raises(ValueError, match=said):
         make()
