@@ -15,7 +15,6 @@ import argparse
 import importlib
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -70,7 +69,11 @@ def parse(command: str) -> tuple[type, Namespace]:
 
 def operations(command: str) -> float:
     """The operations of a whole run."""
-    return operations_of(re.sub(r" --(seed|version|T_model_path) \S+", "", command))
+    words = shlex.split(command)
+    for flag in ("--seed", "--version", "--T_model_path"):
+        if flag in words:
+            del words[words.index(flag):words.index(flag) + 2]
+    return operations_of(shlex.join(words))
 
 
 @cache

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import data_loader
 import models
 from deployment.reading import SavedModel
+from runtime.device import timed
 from runtime.errors import UserError
 from training.metrics import evaluate
 from training.outputs import WHOLE, mean_titles, metric, student, students_of
@@ -104,26 +105,18 @@ def measure_speed(saved: SavedModel, output: str | None, batch_size: int, device
     start = time.perf_counter()
     while len(seconds["deployed"]) < 4 or len(seconds["deployed"]) < 8 and time.perf_counter() - start < 10:
         for name, network in networks.items():
-            seconds[name].append(timed(network, images, saved.autocast(device)))
+            with saved.autocast(device):
+                seconds[name].append(timed(partial(network, images), device))
     return {"batch_size": batch_size} | {
         name: {"images_per_second": batch_size / statistics.median(seconds[name][1:]),  # the first one warms up
                "parameters": count_parameters(saved, network)} for name, network in networks.items()}
 
 
-def timed(network: nn.Module, images: Tensor, autocast: torch.autocast) -> float:
-    """Seconds of one forward pass."""
-    wait = partial(torch.cuda.synchronize, images.device) if images.is_cuda else lambda: None
-    wait()
-    start = time.perf_counter()
-    with autocast:
-        network(images)
-    wait()
-    return time.perf_counter() - start
-
-
-def count_parameters(saved: SavedModel, network: nn.Module) -> int:
-    """The number of weights of a network."""
-    if saved.external:  # its weights are not accessible
+def count_parameters(saved: SavedModel, network: nn.Module) -> int | None:
+    """The number of weights of a network. None: it is from elsewhere, and its file does not give access to them."""
+    if saved.external:
+        if models.is_external(network.name):  # to build it, a file would be imported that the user has not named
+            return None
         network = models.plain_network(network.name, len(saved.classes))
     return sum(p.numel() for p in network.parameters())
 
@@ -179,4 +172,5 @@ def speed_lines(result: dict) -> list[str]:
     title = f"in batches of {speed.pop('batch_size')}"
     titles = {"deployed": "one student" if deployed is None else result["rows"][deployed], "group": "the group"}
     return [f"{title:20}{'images/s':>10}{'parameters':>13}",
-            *(f"{titles[k]:20}{v['images_per_second']:10,.0f}{v['parameters']:13,}" for k, v in speed.items())]
+            *(f"{titles[k]:20}{v['images_per_second']:10,.0f}"
+              + ("" if v["parameters"] is None else f"{v['parameters']:13,}") for k, v in speed.items())]

@@ -17,6 +17,7 @@ from runtime import processes
 from runtime.checkpoints import load_checkpoint
 from runtime.device import autocast, set_precision
 from runtime.errors import UserError, first_words
+from training.checkpoint import NOT_STARTED
 from training.method import Method, SingleNetwork
 from training.outputs import LEADER, WHOLE, students_of
 
@@ -154,8 +155,7 @@ def read_run(path: Path, checkpoint: dict, model: str | None, method: str | None
         Kind, defaults = methods.find(recorded["method"])
         refuse_other(path, method=(method, methods.family(recorded["method"])))
         named = named_networks(path, checkpoint, model)
-        started = {"pretrained": False, "init": None}  # its weights are in the checkpoint
-        flags = Namespace(**vars(defaults) | recorded | given | named | started)
+        flags = Namespace(**vars(defaults) | recorded | given | named | NOT_STARTED)
         known = data_loader.DATASETS
         if flags.dataset not in known:
             raise UserError(f"{path} was trained on an unknown data set, {flags.dataset}: name one with --dataset")

@@ -77,7 +77,7 @@ class Data(NamedTuple):
     def decoded(self, num_workers: int) -> "Data":
         """The same with all images in memory. DamagedFiles has all files that do not decode."""
         def in_memory(split: Split | None) -> Split | None:
-            if split is None or not split.in_files and split.images.shape[1] == self.size:
+            if split is None or not split.in_files and split.images.shape[1:3] == (self.size, self.size):
                 return split
             return Split(np.concatenate(map_blocks(np.asarray, split, self.size, num_workers)), split.labels)
 

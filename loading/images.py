@@ -128,7 +128,7 @@ def decode(image: bytes | np.ndarray, size: int) -> np.ndarray:
 
     UserError as in ``read``.
     """
-    if isinstance(image, np.ndarray) and len(image) == size:
+    if isinstance(image, np.ndarray) and image.shape[:2] == (size, size):
         return image
     image = read(image) if isinstance(image, bytes) else Image.fromarray(image)
     return np.array(image.resize((size, size), Image.Resampling.BILINEAR))

@@ -4,6 +4,9 @@ import os
 import platform
 import random
 import subprocess
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +53,16 @@ def set_precision(tf32: bool) -> None:
 def autocast(device: torch.device, amp: str) -> torch.autocast:
     """The context in which networks compute: half precision with --amp."""
     return torch.autocast(device.type, dtype=AMP.get(amp), enabled=amp in AMP)
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """The seconds that ``work`` takes, a GPU's work included."""
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
 
 
 def seed_everything(seed: int) -> None:

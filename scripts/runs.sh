@@ -73,7 +73,7 @@ line() {
     case $has in *ramp_up*) command="$command${LENGTH:+ --length $LENGTH}" ;; esac
     case "$model $command" in  # in the authors' code, branches of a VGG always have dropout
         *" --MulStu"*) ;;
-        vgg*" train_GL.py"* | vgg*" train_one.py"*) command="$command --dropout ${vgg_dropout:-0.5}" ;;
+        vgg1[69]" train_GL.py"* | vgg1[69]" train_one.py"*) command="$command --dropout ${vgg_dropout:-0.5}" ;;
     esac
     case ${branches:-4}$has$command in
         *" --models "*) network= ;;  # it names a network for each student

@@ -125,4 +125,5 @@ def test_a_trained_network_prepares_images_of_any_size_and_mode():
     x = network.preprocess(Image.fromarray(pixels.numpy()))
     expected = (pixels / 255 - torch.tensor(network.mean)) / torch.tensor(network.std)
     torch.testing.assert_close(x[0].permute(1, 2, 0), expected)
-    assert network.preprocess(Image.new("LA", (90, 50))).shape == (1, 3, 32, 32)
+    for image in (Image.new("LA", (90, 50)), Image.new("RGB", (48, 32))):  # the second is as high as it should be
+        assert network.preprocess(image).shape == (1, 3, 32, 32)

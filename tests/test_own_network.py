@@ -16,7 +16,7 @@ import models
 import train
 import train_GL
 import train_kd
-from deployment import formats
+from deployment import formats, measuring
 from runtime.checkpoints import serialise
 from runtime.errors import UserError
 
@@ -115,6 +115,11 @@ def test_an_export_is_the_original_network(case, folder, monkeypatch, capsys):
     assert result["metrics"]["test_accTop1"] == of_run["metrics"][f"{deployed}test_accTop1"]
     evaluate.main([str(run), "--export", "leader.pt2", *branch])
     assert formats.load("leader.pt2").size == network.size == {"96": 96, "timm": 160}.get(case, 32)
+    (folder / "net.py").rename(folder / "moved.py")
+    exported, _ = evaluated(capsys, "leader.pt2", "--dataset", "DIGITS")  # it needs no file
+    assert exported["metrics"]["test_accTop1"] == result["metrics"]["test_accTop1"]
+    assert exported["speed"]["deployed"]["parameters"] is None and measuring.as_text(exported)
+    (folder / "moved.py").rename(folder / "net.py")
     if model:
         with pytest.raises(UserError, match="which a Python file makes: name the file to import"):
             formats.load(file)
@@ -212,6 +217,14 @@ def test_the_log_names_the_weights_that_are_new(folder, monkeypatch):
     train.main(["--model", "net.py:Net", *FLAGS, "--init", "start.pth"])
     log = (folder / "DIGITS" / "net-Net" / "train.log").read_text()
     assert "the weights start from those of start.pth, but for new ones: fc.weight, fc.bias\n" in log
+    (folder / "start.pth").unlink()  # a resumed run does not need it
+    train.main(["--model", "net.py:Net", *FLAGS, "--num_epochs", "3", "--init", "start.pth", "--resume", "auto"])
+    assert (folder / "DIGITS" / "net-Net" / "train.log").read_text().count("the weights start from") == 1
+
+
+def test_a_file_may_be_named_like_one_of_our_networks(folder):
+    (folder / "net.py").rename("vgg_mine.py")
+    train.main(["--model", "vgg_mine.py:Net", *FLAGS, "--num_epochs", "1", "--image_size", "64"])
 
 
 def test_a_folder_gets_the_size_that_the_network_is_made_for(image_folder, folder, capsys):

@@ -18,6 +18,8 @@ FORMAT = 2  # of a checkpoint
 # The entries that a resumed run needs, and their types.
 PARTS = {"format": int, "flags": dict, "unchangeable": dict, "history": list, "random": list, "starts": list,
          "state_dict": dict, "optimizer": dict, "scheduler": dict, "scaler": dict, "sums": dict}
+# Flags of initial weights: with a checkpoint, which has the weights, they have these values.
+NOT_STARTED = {"pretrained": False, "init": None}
 OLD_NAMES = {"recipe": "unchangeable", "tally": "sums"}  # of entries, in files of older code
 
 

@@ -18,7 +18,7 @@ from runtime import processes
 from runtime.device import autocast, environment
 from runtime.errors import UserError
 from runtime.files import without_nan
-from training.checkpoint import Checkpoints
+from training.checkpoint import NOT_STARTED, Checkpoints
 from training.method import Method
 from training.metrics import RunningSums, evaluate, in_rows, name_metrics, topk_correct
 from training.outputs import metric
@@ -36,7 +36,8 @@ def train_method(Kind: type[Method], args: argparse.Namespace) -> None:
         cache=args.cache == "on", val_size=args.val_size, train_size=args.train_size, views=Kind.views(args),
         decoder=args.decoder, image_size=args.image_size, normalisation=run.normalisation())
     try:
-        method = Kind(args, train_loader.num_classes)
+        resumed = NOT_STARTED if run.checkpoint else {}  # no file of initial weights is read, or downloaded, again
+        method = Kind(argparse.Namespace(**vars(args) | resumed), train_loader.num_classes)
     except ValueError as error:  # models/ imports nothing of this repository, so it has no UserError
         raise UserError(str(error), found_by_all=True) from error
     method.prepare(train_loader)
@@ -126,9 +127,10 @@ def log_header(run: Run, stepper: "Stepper", train_loader, test_loader, paramete
     schedule = f"falling to 0 as half a cosine in {args.num_epochs} epochs" if args.cosine else steps
     warmup = f", after a warm-up of {args.warmup} epochs" if args.warmup else ""
     log.info(f"{'AdamW, ' * (args.optimizer == 'adamw')}learning rate {args.lr:g}, {schedule}{warmup}")
-    for start in [args.init or args.model] if args.init or args.pretrained else []:
+    if (args.init or args.pretrained) and not run.history and not stepper.sums.steps:
         new = dict.fromkeys(name for part in stepper.model.modules() for name in getattr(part, "new_weights", ()))
-        log.info(f"the weights start from those of {start}" + (f", but for new ones: {', '.join(new)}" if new else ""))
+        log.info(f"the weights start from those of {args.init or args.model}"
+                 + (f", but for new ones: {', '.join(new)}" if new else ""))
     if train_loader.held_out is not None:
         log.info(f"{train_loader.held_out.num_images} held-out images choose the best epoch")
     if run.history or stepper.sums.steps:
@@ -150,7 +152,8 @@ def one_epoch(method: Method, stepper: "Stepper", loader, evaluated: dict, run: 
     stepper.model.train()
     stepper.earlier_steps = epoch * len(loader)
     with Progress(title, stepper, len(loader), args.log_every, method) as progress:
-        for (images, labels), share in batches_left(loader, sums.steps, signals):
+        batches, shares = signals.watch(loader.batches(sums.steps)), loader.shares(sums.steps)
+        for (images, labels), share in zip(batches, shares, strict=True):
             stepper.step(images, labels, weight, share)
             progress.update()
             if args.save_steps and sums.steps % args.save_steps == 0:
@@ -169,11 +172,6 @@ def one_epoch(method: Method, stepper: "Stepper", loader, evaluated: dict, run: 
         log.warning(f"{title}: not a finite number, recorded as null: {', '.join(wrong)}")
     stepper.next_epoch()
     return without_nan(record)
-
-
-def batches_left(loader, first: int, signals: Signals):
-    """-> the batches of the epoch from number ``first`` on, each with this process's share of it (``step``)."""
-    return zip(signals.watch(loader.batches(first)), loader.shares(first), strict=True)
 
 
 # --- a step -----------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class Run:
         self.files = {name: models.file_of(name) for name in names if models.in_file(name)}
         size = args.image_size or (224 if args.dataset == "imagenet" else 32)
         for name, flag in flags.items():
-            if size != 32 and name.startswith("vgg"):
+            if size != 32 and name.startswith("vgg") and not models.is_external(name):
                 raise UserError(f"argument {flag}: {name} is made for images of 32x32, not {size}x{size} (torchvision "
                                 "has vgg networks for large images: torchvision:vgg16_bn)", True)
             if size <= 64 and name in LARGE:
@@ -72,7 +72,8 @@ class Run:
         args, elsewhere = self.args, [name for name in names if models.is_external(name)]
         if args.image_size or not elsewhere:
             return
-        args.image_size = {"imagenet": 224, "folder": max(map(models.default_size, elsewhere))}.get(args.dataset, 32)
+        own = max(map(models.default_size, elsewhere)) if args.dataset == "folder" else 32
+        args.image_size = 224 if args.dataset == "imagenet" else own
         if args.image_size != 32 and processes.is_main():
             print(f"--image_size {args.image_size}: what {' and '.join(elsewhere)} is made for")
 

@@ -43,6 +43,11 @@ def test_the_method_of_a_command(command, cls):
     assert found is cls and args.num_branches == 3
 
 
+def test_paths_do_not_change_the_operations():
+    command = "python train_kd.py --T_model resnet8 --model resnet8 --dataset CIFAR10 --num_epochs 1"
+    assert cost.operations(f"{command} --T_model_path 'my runs/a b' --seed 1") == cost.operations(command) > 0
+
+
 def test_a_run_of_an_earlier_script_is_not_counted_again(table, monkeypatch):
     monkeypatch.setenv("MODELS", "resnet8")
     monkeypatch.setenv("METHODS", "baseline")

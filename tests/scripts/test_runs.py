@@ -182,6 +182,8 @@ def test_groups_of_different_networks():
     found = [(script, importlib.import_module(script.removesuffix(".py")).parse_args(flags).model)
              for script, *flags in dry_run("study", METHODS=methods, SEEDS="0")]
     assert found == [("train_KDCL.py", "resnet8+vgg16"), ("train_one.py", "resnet8+resnet14")]
+    (_, *flags), = dry_run("table2", METHODS="OKDDip", SEEDS="0", MODELS="vgg_mine.py:Net")  # not one of ours
+    assert "vgg_mine.py:Net" in flags and "--dropout" not in flags
 
 
 def test_no_clone_has_line_ends_of_windows(tmp_path):
