@@ -5,7 +5,6 @@ import json
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
@@ -18,7 +17,7 @@ from tabulate import tabulate
 import methods
 import utils
 from data_loader import Data, Split
-from runtime.device import environment, pick_device, seed_everything, set_precision
+from runtime.device import environment, pick_device, seed_everything, set_precision, timed
 from training.method import Method
 
 
@@ -55,12 +54,6 @@ def random_data(train: int, test: int, seed: int) -> Data:
     return Data(*parts, [str(c) for c in range(10)], (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the GPU has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def in_turns(contenders: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of each contender in each round.
 
@@ -70,11 +63,7 @@ def in_turns(contenders: dict[str, Callable[[], object]], rounds: int, device: t
     for r in range(rounds):
         first = r % len(names)
         for name in names[first:] + names[:first]:
-            synchronise(device)
-            begin = time.perf_counter()
-            contenders[name]()
-            synchronise(device)
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(timed(contenders[name], device))
     return seconds
 
 
@@ -89,11 +78,11 @@ def ratio(of: list[float], to: list[float]) -> str:
 def peak_memory(work: Callable[[], object], device: torch.device) -> int:
     """The peak of the bytes that ``work`` allocates for tensors, with the workspaces of the libraries."""
     if device.type == "cuda":
-        synchronise(device)
+        torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
-        synchronise(device)
+        torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()

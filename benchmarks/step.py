@@ -75,7 +75,10 @@ class Plain:
     """The plain step. Used like Stepper."""
 
     def __init__(self, model: nn.Module, device: torch.device, amp: str, loss: Callable = plain_okddip):
-        self.model, self.loss = with_torch_batch_norm(model).to(device), loss
+        for module in model.modules():
+            if isinstance(module, BatchNorm):
+                module.__class__ = nn.BatchNorm2d  # PyTorch's own forward, which counts the batches
+        self.model, self.loss = model.to(device), loss
         self.optimizer = torch.optim.SGD(self.model.parameters(), LR, momentum=0.9, nesterov=True, weight_decay=WD)
         self.autocast = partial(autocast, device, amp)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
@@ -98,17 +101,6 @@ class Plain:
 
     def means(self) -> dict[str, dict]:
         return {"terms": {name: total / self.steps for name, total in zip(TERMS, self.sums, strict=False)}}
-
-
-def with_torch_batch_norm(module: nn.Module) -> nn.Module:
-    for name, child in module.named_children():
-        if isinstance(child, BatchNorm):
-            norm = nn.BatchNorm2d(child.num_features).to(child.weight)
-            norm.load_state_dict(child.state_dict())
-            setattr(module, name, norm)
-        else:
-            with_torch_batch_norm(child)
-    return module
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------

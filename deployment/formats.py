@@ -27,9 +27,9 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -270,17 +270,10 @@ class Named(nn.Module):
         return self.network(images)
 
 
-class Preprocess(NamedTuple):
-    """Prepares an image for a network, as test images are prepared."""
-
-    size: int
-    mean: Sequence[float]
-    std: Sequence[float]
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """A Pillow image of any size and mode -> float32 [1, 3, size, size], normalised."""
-        pixels = np.array(upright_rgb(image.copy()))
-        return Normalise(self.mean, self.std, torch.device("cpu"))(preparation(self.size)(pixels))
+def preprocess(size: int, mean: Sequence[float], std: Sequence[float], image: Image.Image) -> Tensor:
+    """A Pillow image of any size and mode -> float32 [1, 3, size, size], prepared as test images are."""
+    pixels = np.array(upright_rgb(image.copy()))
+    return Normalise(mean, std, torch.device("cpu"))(preparation(size)(pixels))
 
 
 def load(path: str | Path, model: str | None = None) -> nn.Module:
@@ -306,7 +299,7 @@ def load(path: str | Path, model: str | None = None) -> nn.Module:
         network.size = metadata.get("size", usual_size(network.name))
         if not isinstance(network.size, int) or network.size < 1:
             raise ValueError(f"images of size {network.size!r}")
-        network.preprocess = Preprocess(network.size, network.mean, network.std)
+        network.preprocess = partial(preprocess, network.size, network.mean, network.std)
     except UserError:
         raise
     except Exception as error:  # each library has exceptions of its own

@@ -37,7 +37,7 @@ def architecture(name: str | Callable, shared_trunk: bool = False, classifier: s
     if shared_trunk and not branch_at:
         raise ValueError(f"branches need a place where {source.name} is cut: {source.places()}")
     return Architecture(
-        trunk=partial(Trunk, source, branch_at) if branch_at else Images,
+        trunk=partial(Trunk, source, branch_at) if branch_at else nn.Identity,  # the images
         head=partial(Tail, source, branch_at) if branch_at else partial(Whole, source),
         initialise=lambda module: None,  # the network has drawn its weights when it was built
         branch_names={},
@@ -201,13 +201,6 @@ def default_size(name: str) -> int:
 # --- parts of a network
 
 
-class Images(nn.Module):
-    """The trunk of a network that is not cut: it returns the images."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images
-
-
 class Whole(Head):
     """A network as it is: images [B, 3, S, S] -> h [B, D], z [B, C]."""
 
@@ -236,7 +229,10 @@ class Whole(Head):
 
 
 class Half(nn.Module):
-    """The submodules of one side of a cut, under their own names, and the code between them."""
+    """The submodules of one side of a cut, under their own names, and the code between them.
+
+    What comes before the cut: images [B, 3, S, S] -> x. What comes after it: x -> h [B, D], z [B, C].
+    """
 
     side: int  # in ``Cut``
 
@@ -257,6 +253,9 @@ class Half(nn.Module):
             if name not in of_trunk if self.side == 0 else name in of_trunk - of_tail:
                 parent, _, child = name.rpartition(".")
                 delattr(self.network.get_submodule(parent), child)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return self.code[self.training](self.network, x)
 
     def compare(self, halves: Cut) -> None:
         """ValueError if the cut network gives other logits than the network."""
@@ -284,17 +283,8 @@ class Trunk(Half):
 
     side = 0
 
-    def forward(self, images: Tensor) -> Tensor:
-        """images [B, 3, S, S] -> x."""
-        return self.code[self.training](self.network, images)
-
 
 class Tail(Half, Head):
     """What comes after the cut."""
 
     side = 1
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x -> h [B, D], z [B, C]."""
-        h, z = self.code[self.training](self.network, x)
-        return h, z

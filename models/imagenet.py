@@ -5,6 +5,7 @@
 Parameters keep torchvision's names: ``load_official_state_dict`` loads torchvision's weights.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
@@ -16,18 +17,13 @@ from .architecture import Head as BaseHead
 from .resnet import initialise  # convolutions Kaiming-normal (fan_out), as in torchvision
 
 
-class Trunk(nn.Module):
-    """First convolution and stages 1 to 3."""
+class Trunk(nn.Sequential):
+    """First convolution, pooling and stages 1 to 3."""
 
     def __init__(self, build: Callable[..., ResNet]):
-        super().__init__()
-        network = build(weights=None, norm_layer=BatchNorm)
-        self.conv1, self.bn1, self.relu, self.maxpool = network.conv1, network.bn1, network.relu, network.maxpool
-        self.layer1, self.layer2, self.layer3 = network.layer1, network.layer2, network.layer3
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))  # [B, 64, 56, 56]
-        return self.layer3(self.layer2(self.layer1(x)))
+        parts = dict(build(weights=None, norm_layer=BatchNorm).named_children())
+        names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
+        super().__init__(OrderedDict((name, parts[name]) for name in names))
 
 
 class Head(BaseHead):

@@ -9,6 +9,7 @@ compute the shortcut first: this order decides how the gradients of several head
 from functools import partial
 
 from torch import Tensor, nn
+from torchvision.models import resnet
 from torchvision.models.resnet import conv1x1, conv3x3
 
 from .architecture import Architecture, BatchNorm
@@ -22,18 +23,12 @@ def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential 
     return nn.Sequential(conv1x1(in_channels, out_channels, stride), BatchNorm(out_channels))
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(resnet.BasicBlock):
     """Two 3x3 convolutions and the shortcut: [B, in, H, W] -> [B, channels, H/stride, W/stride]."""
-    expansion = 1
 
     def __init__(self, in_channels: int, channels: int, stride: int):
-        super().__init__()
-        self.conv1 = conv3x3(in_channels, channels, stride)
-        self.bn1 = BatchNorm(channels)
-        self.conv2 = conv3x3(channels, channels)
-        self.bn2 = BatchNorm(channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = shortcut(in_channels, channels, stride)
+        downsample = shortcut(in_channels, channels, stride)
+        super().__init__(in_channels, channels, stride, downsample, norm_layer=BatchNorm)
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
@@ -42,24 +37,15 @@ class BasicBlock(nn.Module):
         return self.relu(x + identity)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(resnet.Bottleneck):
     """1x1, 3x3, 1x1 convolutions and the shortcut: [B, in, H, W] -> [B, 4 * channels, H/stride, W/stride].
 
     widen: factor of the channels of the 3x3 convolution.
     """
-    expansion = 4
 
     def __init__(self, in_channels: int, channels: int, stride: int, widen: int = 1):
-        super().__init__()
-        inner, out_channels = channels * widen, channels * self.expansion
-        self.conv1 = conv1x1(in_channels, inner)
-        self.bn1 = BatchNorm(inner)
-        self.conv2 = conv3x3(inner, inner, stride)
-        self.bn2 = BatchNorm(inner)
-        self.conv3 = conv1x1(inner, out_channels)
-        self.bn3 = BatchNorm(out_channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = shortcut(in_channels, out_channels, stride)
+        downsample = shortcut(in_channels, channels * self.expansion, stride)
+        super().__init__(in_channels, channels, stride, downsample, base_width=64 * widen, norm_layer=BatchNorm)
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)

@@ -17,7 +17,6 @@ metrics in metrics.jsonl, test_best_metrics.json and TensorBoard. The names are 
 
 import re
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 WHOLE = ""
 LEADER = "stu_"
@@ -68,18 +67,13 @@ def metric(output: str, phase: str, name: str) -> str:
     return f"{output}{phase}_{name}"
 
 
-class Metric(NamedTuple):
-    """The parts of a metric's name. output and phase are None for metrics of the whole model ("dist", "lr")."""
+def parse(text: str) -> tuple[str | None, str | None, str]:
+    """parse("stu_test_accTop1") -> ("stu_", "test", "accTop1"): output, phase, name.
 
-    output: str | None
-    phase: str | None
-    name: str
-
-
-def parse(text: str) -> Metric:
-    """parse("stu_test_accTop1") -> ("stu_", "test", "accTop1"); parse("dist") -> (None, None, "dist")."""
+    Metrics of the whole model have neither output nor phase: parse("dist") -> (None, None, "dist").
+    """
     match = re.fullmatch(rf"(.*?)({'|'.join(PHASES)})_(.*)", text)
-    return Metric(*match.groups()) if match else Metric(None, None, text)
+    return match.groups() if match else (None, None, text)
 
 
 def mean_titles(outputs: dict[str, str]) -> dict[str, str]:

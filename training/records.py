@@ -113,21 +113,20 @@ class Progress:
         self.title, self.stepper, self.steps, self.log_every = title, stepper, steps, log_every
         shown = student(0) if method.best == MEAN else method.best
         self.shown = list(method.outputs).index(shown)
-        self.bar = tqdm(total=steps, initial=stepper.sums.steps, desc=title, unit="step",
-                        leave=False) if sys.stderr.isatty() and processes.is_main() else None
+        self.bar = tqdm(total=steps, initial=stepper.sums.steps, desc=title, unit="step", leave=False,
+                        disable=not (sys.stderr.isatty() and processes.is_main()))
 
     def update(self) -> None:
         """After a step."""
         sums, step = self.stepper.sums, self.stepper.sums.steps
-        if self.bar is not None:
-            self.bar.update()
+        self.bar.update()
         if step % self.log_every or step == self.steps:
             return  # the sums are on the device: reading them is a host sync
         means = self.stepper.means()
         images = sums.images * processes.world_size()
         loss, accuracy = means["terms"]["total"], 100 * means["correct"][self.shown][0]
         text = f"loss {loss:.4f}  top-1 {accuracy:.2f} %  {images / sums.seconds:.0f} images/s"
-        if self.bar is not None:
+        if not self.bar.disable:
             self.bar.set_postfix_str(text)
         else:
             left = sums.seconds / step * (self.steps - step)
@@ -137,8 +136,7 @@ class Progress:
         return self
 
     def __exit__(self, *_) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
 
 def epoch_line(record: dict, method: Method) -> str:
