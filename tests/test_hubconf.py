@@ -100,9 +100,8 @@ for method, views, flags in (("OKDDip", 0, {"branch_at": "2"}), ("OKDDip-N", 0, 
     first = lambda found: found[0] if isinstance(found, tuple) else found
     assert torch.equal(first(again(x)), first(group.eval()(x))), method
     if method in ("PCL", "OKDPH"):  # the deployed network, as docs/own_project.md says
-        expected = group(x)[-1][:, 0] if method == "PCL" else group(x)[-1]
-        network = group.model.mean.student(0) if method == "PCL" else group.model.deploy() or group.model.hybrid
-        assert network(x).allclose(expected, atol=1e-5), method
+        deployed = group.model.mean.student(0) if method == "PCL" else group.model.deploy() or group.model.hybrid
+        assert deployed(x).allclose(group(x)[-1][:, 0] if method == "PCL" else group(x)[-1], atol=1e-5), method
 try:
     torch.hub.load(sys.argv[1], "group", "OKDDip", student=make, branch="2", source="local")
 except ValueError as error:

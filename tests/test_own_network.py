@@ -115,11 +115,10 @@ def test_an_export_is_the_original_network(case, folder, monkeypatch, capsys):
     assert result["metrics"]["test_accTop1"] == of_run["metrics"][f"{deployed}test_accTop1"]
     evaluate.main([str(run), "--export", "leader.pt2", *branch])
     assert formats.load("leader.pt2").size == network.size == {"96": 96, "timm": 160}.get(case, 32)
-    (folder / "net.py").rename(folder / "moved.py")
-    exported, _ = evaluated(capsys, "leader.pt2", "--dataset", "DIGITS")  # it needs no file
+    (folder / "net.py").write_text("raise SystemExit")  # an exported graph does not need it
+    exported, _ = evaluated(capsys, "leader.pt2", "--dataset", "DIGITS")
     assert exported["metrics"]["test_accTop1"] == result["metrics"]["test_accTop1"]
     assert exported["speed"]["deployed"]["parameters"] is None and measuring.as_text(exported)
-    (folder / "moved.py").rename(folder / "net.py")
     if model:
         with pytest.raises(UserError, match="which a Python file makes: name the file to import"):
             formats.load(file)

@@ -25,18 +25,12 @@ REFUSED = [
     ("train", "--model resnet33", "unknown network 'resnet33'; known are resnet8, "),
     ("train_DML", "--models resnet8 resnet9", "unknown network 'resnet9'"),
     ("train", "--dataset SVHN", "unknown dataset 'SVHN'; known are CIFAR10, "),
-    ("train_GL", "--loss MSE", "MSE"),
     ("train_kd", "--T_model resnet33", "unknown network 'resnet33'; known are resnet8, "),
     ("train_GL", "--num_branches 1", "--num_branches: must be at least 2, not 1"),
     ("train_DML", "--num_branches 1001", "must be at most 1000, not 1001"),
-    ("train", "--batch_size 0", "at least 1, not 0"),
-    ("train", "--batch_size many", "many"),
     ("train", "--batch_size 1438 --dataset DIGITS", "1437 training images"),
     ("train", "--schedule 225 150", "must increase, not 225 150"),
     ("train", "--lr 0", "more than 0"),
-    ("train", "--lr nan", "nan"),
-    ("train", "--wd -1", "at least 0"),
-    ("train_GL", "--temperature 0", "more than 0"),
     ("train_one", "--bpscale", "add --avg"),
     ("train_one", "--ind --avg", "--ind"),
     ("train_one", "--MulStu", "ONE's gate needs a shared trunk"),
@@ -54,7 +48,6 @@ REFUSED = [
     ("train", "--model vgg16 --dataset imagenet", "made for images of 32x32"),
     ("train_kd", "--T_model vgg16 --dataset imagenet", "--T_model: vgg16 is made for images of 32x32"),
     ("train_GL", "--gpu_id 0,1", "one number, not 0,1: .* torchrun --standalone --nproc_per_node=2 .* without"),
-    ("train_GL", "--gpu_id gpu", "invalid int value: 'gpu'"),
     ("train", "--decoder fast --dataset DIGITS", "fast is for the large images of .*, not for DIGITS"),
     ("train_GL", "--aggregation others --num_branches 2", "others needs two peers.*--no_leader"),
     ("train", "--train_size 9 --dataset DIGITS", "--train_size must lie between the 10 classes and the 1437 .*not 9"),
@@ -62,7 +55,6 @@ REFUSED = [
     ("train_kd", "--dataset DIGITS", "no checkpoint at DIGITS/resnet110"),
     ("train", "--version a/b", "not a path"),
     ("train", "--resume nowhere --dataset DIGITS", "no checkpoint at nowhere"),
-    ("train_OKDPH", "--omega 1.5", "must be at most 1"),
     *((script, "--models resnet8 resnet14", "unrecognized arguments: --models resnet8 resnet14")
       for script in ("train", "train_kd", "train_GL", "train_FFL", "train_PCL", "train_OKDPH")),
     ("train_one", "--models resnet8 resnet14 --ind", "--models: branches share the trunk of one network"),
@@ -114,17 +106,14 @@ def shell(line, cwd, **environment):
                           env=os.environ | {"python": sys.executable, "root": str(ROOT)} | environment)
 
 
-def test_a_training_without_standard_error(tmp_path):
-    """2>&-. It trains, and no file of the run becomes file 2, which libraries write messages to."""
+def test_without_standard_error(tmp_path):
+    """2>&-. No file of the run becomes file 2, which libraries write messages to. A mistake is silent."""
     code = "import os, utils, train; utils.command(train.main); os.write(2, b'a message')"
     done = shell(f'PYTHONPATH=$root $python -c "{code}" --model resnet8 --dataset DIGITS --batch_size 32 --device cpu '
                  "--num_epochs 1 --train_size 64 2>&-", tmp_path)
     assert done.returncode == 0 and "done: best epoch 1" in done.stdout
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 7 and not any(b"a message" in path.read_bytes() for path in files)
-
-
-def test_a_mistake_without_standard_error(tmp_path):
     done = shell("$python $root/report.py nowhere 2>&-", tmp_path)
     assert done.returncode == 2 and done.stdout == done.stderr == ""
 

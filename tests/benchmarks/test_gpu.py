@@ -27,12 +27,6 @@ def test_on_a_cpu(script, tmp_path):
     assert sorted(cost.MEASURED.glob("*")) == before
 
 
-def test_the_times_of_a_process():
-    """What gpu.py reads from the table of step.py."""
-    (times,) = gpu.steps("--device cpu --model resnet8 --batch_size 8 --rounds 1")
-    assert times.keys() == {"OKDDip", "OKDDip, plain"} and min(times.values()) > 0
-
-
 @pytest.mark.parametrize(("flags", "said"), [
     pytest.param([], "PyTorch finds no GPU here: --device cpu --quick tries the same code without one",
                  marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")),

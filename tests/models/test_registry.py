@@ -44,17 +44,14 @@ def test_options_of_other_networks_are_refused(name, options, message):
             group(name, 10, **({} if group is models.create_model else {"num_branches": 2}), **options)
 
 
-def test_dropout_acts_in_training_only():
-    classifier, x = models.OKDDip("vgg16", 10, 2, dropout=0.5).heads[1].classifier, torch.randn(4, 512)
+def test_no_dropout_by_default():
+    """With it, it acts after both hidden layers, in training only."""
+    without, x = models.create_model("vgg16", 10).train().head.classifier, torch.randn(4, 512)
+    assert without(x).equal(without(x))
+    classifier = models.OKDDip("vgg16", 10, 2, dropout=0.5).heads[1].classifier
     assert [m.p for m in classifier.modules() if isinstance(m, nn.Dropout)] == [0.5, 0.5]
     assert not classifier(x).equal(classifier(x))
     assert classifier.eval()(x).equal(classifier(x))
-
-
-def test_no_dropout_by_default():
-    classifier = models.create_model("vgg16", 10).train().head.classifier
-    x = torch.randn(4, 512)
-    assert classifier(x).equal(classifier(x))
 
 
 # --- BatchNorm
