@@ -15,7 +15,9 @@ from types import ModuleType as _ModuleType
 
 _HERE = _Path(__file__).resolve().parent
 _NAMES = {path.stem for path in _HERE.glob("*.py")} | {path.parent.name for path in _HERE.glob("*/__init__.py")}
-_OURS: dict = {}  # the modules of this project that have been imported
+# The modules of this project that have been imported, also by an earlier torch.hub.load.
+_OURS = {name.partition(".")[2]: module for name, module in list(_sys.modules.items())
+         if name.startswith("okddip_hub.") and _HERE in _Path(module.__file__).parents}
 
 
 def _take() -> dict:

@@ -86,6 +86,7 @@ def write_result(text: str) -> None:
     """Write a script's result to standard output. If that is closed (>&-, | head), exit with code 1."""
     if sys.stdout is None:
         sys.exit(1)
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes that it cannot encode
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

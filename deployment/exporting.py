@@ -10,6 +10,7 @@ import data_loader
 from deployment import formats
 from deployment.reading import SavedModel
 from models import Network, in_file, plain_network
+from models.architecture import with_versions
 from runtime.errors import UserError, first_words
 from runtime.files import save
 from training.folder import belongs_to_run
@@ -72,7 +73,7 @@ def write_checked(path: Path, network: nn.Module, metadata: dict, logits: Callab
     """
     copy = plain_network(network.name, len(metadata["classes"]))  # its weights are contiguous, not channels_last
     own = network.network if isinstance(network, formats.Named) else network
-    copy.load_state_dict(own.own_state_dict() if isinstance(own, Network) else own.state_dict())
+    copy.load_state_dict(with_versions(own.own_state_dict() if isinstance(own, Network) else own.state_dict(), copy))
     named = network.name if in_file(network.name) else None
     differences = []
 

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from loading.augmentation import Normalise, preparation
 from loading.images import upright_rgb
 from models import Network, in_file, plain_network
+from models.architecture import with_versions
 from models.imagenet import NETWORKS as LARGE
 from runtime.checkpoints import load_checkpoint, serialise
 from runtime.errors import UserError, first_words
@@ -108,7 +109,7 @@ def rebuild(weights: dict[str, Tensor], metadata: dict, model: str | None = None
         raise UserError(f"these are the weights of {name}, which a Python file makes: name the file to import, "
                         "PATH/FILE.py:NAME, with --model, or with definition= of torch.hub.load")
     network = plain_network(name, len(metadata["classes"]))
-    network.load_state_dict(weights)
+    network.load_state_dict(with_versions(weights, network))
     return network
 
 
@@ -136,7 +137,8 @@ def read_pth(path: Path, model: str | None = None) -> tuple[nn.Module, dict]:
 
 def write_safetensors(network: nn.Module, metadata: dict) -> bytes:
     """The weights, and the metadata as strings."""
-    return with_digest(safetensors.torch.save(network.state_dict(), as_strings(metadata | NO_DIGEST)))
+    weights = {name: value.clone() for name, value in network.state_dict().items()}  # it refuses tied weights
+    return with_digest(safetensors.torch.save(weights, as_strings(metadata | NO_DIGEST)))
 
 
 def read_safetensors(path: Path, model: str | None = None) -> tuple[nn.Module, dict]:
@@ -272,7 +274,7 @@ class Named(nn.Module):
 
 def preprocess(size: int, mean: Sequence[float], std: Sequence[float], image: Image.Image) -> Tensor:
     """A Pillow image of any size and mode -> float32 [1, 3, size, size], prepared as test images are."""
-    pixels = np.array(upright_rgb(image.copy()))
+    pixels = np.array(upright_rgb(image.copy(), image))
     return Normalise(mean, std, torch.device("cpu"))(preparation(size)(pixels))
 
 

@@ -29,12 +29,14 @@ def is_image(path: str) -> bool:
     ending = os.path.splitext(path)[1].lower()
     if ending:
         return ending in endings()
+    if not os.path.isfile(path):  # a link that leads nowhere, a pipe: it is named when it is read
+        return True
     try:
         with Image.open(path):
             return True
     except UnidentifiedImageError:
         return False
-    except OSError:  # a link that leads nowhere: it is named when it is read
+    except OSError:  # named when it is read, too
         return True
 
 

@@ -74,13 +74,16 @@ def read(path: bytes) -> Image.Image:
         raise UserError(f"{name} {problem}: {reason}") from error
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode, in 8-bit RGB and not rotated. ValueError if the range of its pixels is unknown."""
+def upright_rgb(image: Image.Image, opened: Image.Image | None = None) -> Image.Image:
+    """An image of any mode, in 8-bit RGB and not rotated. ValueError if the range of its pixels is unknown.
+
+    opened: what it is a copy of. Pillow does not copy the format.
+    """
     ImageOps.exif_transpose(image, in_place=True)  # cameras store the rotation and do not rotate the pixels
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range, save it with 8 bits")
     if image.mode.startswith("I"):  # grey with more than 8 bits: convert would clip it
-        image = eight_bits(image)
+        image = eight_bits(image, opened or image)
     if image.mode != "RGB":
         return image.convert("RGB")
     image.load()  # not convert, which copies an RGB image
@@ -93,15 +96,15 @@ def missing(path: str | os.PathLike) -> str:
     return f"{path} {link}does not exist"
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
+def eight_bits(image: Image.Image, opened: Image.Image) -> Image.Image:
     """Grey with 12 or 16 bits -> the upper 8. ValueError if the pixels have 32 bits or a sign: their range is unknown.
 
     Mode "I" has 32 bits, but for PNG files (in older Pillow) and PPM files its values are 0 to 65535. Pillow scales
     12 bits to 16, except in TIFF files.
     """
-    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+    if image.mode == "I" and opened.format not in ("PNG", "PPM"):
         raise ValueError("its pixels are integers of 32 bits or with a sign, of unknown range, save it with 8 bits")
-    twelve = getattr(image, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE) == (12,)
+    twelve = getattr(opened, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE) == (12,)
     return Image.fromarray((np.asarray(image) // (16 if twelve else 256)).astype(np.uint8))
 
 

@@ -1,6 +1,7 @@
 """How a family of networks is described, and the plain network: a trunk and a head."""
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -57,6 +58,13 @@ def count_batches(module: nn.Module, batches: int) -> None:
     counters = [m.num_batches_tracked for m in module.modules() if isinstance(m, BatchNorm)]
     if counters:  # none with --sync_bn: its modules count by themselves
         torch._foreach_add_(counters, batches)
+
+
+def with_versions(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The weights with the versions of the layers of ``network``: torchvision's MNASNet loads no others."""
+    weights = OrderedDict(weights)
+    weights._metadata = network.state_dict()._metadata
+    return weights
 
 
 class Head(nn.Module):

@@ -2,11 +2,13 @@
 
 import inspect
 import operator
+import random
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import fx, nn
 
@@ -56,9 +58,9 @@ def outline(network: nn.Module, place: str, classifier: str) -> fx.Graph:
     """The graph of a network, in its mode. Arguments of forward besides the images keep their defaults."""
     others = [p for p in inspect.signature(network.forward).parameters.values()][1:]
     defaults = {p.name: p.default for p in others if p.default is not inspect.Parameter.empty}
-    before, buffers = torch.get_rng_state(), {name: buffer.clone() for name, buffer in network.named_buffers()}
+    before, buffers = drawn(), {name: buffer.clone() for name, buffer in network.named_buffers()}
     graph = Outline(opened(place, classifier)).trace(network, concrete_args=defaults or None)
-    if not torch.equal(before, torch.get_rng_state()):  # they would be drawn here once, and never again
+    if before != drawn():  # they would be drawn here once, and never again
         raise ValueError("its code draws random numbers, which a traced graph would keep")
     after = dict(network.named_buffers())
     if not all(after[name].allclose(value, rtol=0, atol=0, equal_nan=True) for name, value in buffers.items()):
@@ -71,6 +73,12 @@ def outline(network: nn.Module, place: str, classifier: str) -> fx.Graph:
             graph.erase_node(check)
         graph.erase_node(node)
     return graph
+
+
+def drawn() -> tuple:
+    """The states of the generators of PyTorch, Python and NumPy."""
+    _, keys, place, *_ = np.random.get_state()
+    return torch.get_rng_state().tolist(), random.getstate(), keys.tolist(), place
 
 
 def cut(network: nn.Module, place: str, classifier: str) -> Cut:
@@ -144,6 +152,11 @@ def names(graph: fx.Graph) -> set[str]:
     return {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
 
 
+def in_use(name: str, used: set[str]) -> bool:
+    """Whether a graph that uses these needs the submodule: all of it, or some of its weights."""
+    return any(part == name or part.startswith(f"{name}.") for part in used)
+
+
 def weights(network: nn.Module, used: set[str]) -> set[str]:
     """The names of the weights and buffers in what is used. A tensor with several names has the first of them."""
     tensors, first = network.state_dict(keep_vars=True), {}
@@ -156,15 +169,16 @@ def weights(network: nn.Module, used: set[str]) -> set[str]:
 def tried(network: nn.Module, function: Callable, training: bool = False):
     """The value of ``function()`` without gradients. Modes, buffers and random numbers stay as they are."""
     modes = {module: module.training for module in network.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    buffers = [(module._buffers, name, buffer, buffer.clone()) for module in modes
+               for name, buffer in module._buffers.items() if buffer is not None]
     network.train(training)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             return function()
     finally:
         with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for of_module, name, buffer, before in buffers:
+                of_module[name] = buffer.copy_(before)
         for module, mode in modes.items():
             module.training = mode
 

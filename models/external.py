@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .architecture import Architecture, Head
-from .cut import Cut, cut, first, origin, pieces, tried
+from .architecture import Architecture, Head, with_versions
+from .cut import Cut, cut, first, in_use, origin, pieces, tried
 from .sources import in_library, maker, own_size, read, title, weights_of
 
 OPTIONS = ("classifier", "branch_at", "pretrained", "init", "image_size")
@@ -73,6 +73,9 @@ class Source:
         if not isinstance(network, nn.Module):
             raise ValueError(f"{self.name} returns {type(network).__name__}, not an nn.Module: it must return the "
                              "network")
+        if any(isinstance(p, nn.parameter.UninitializedParameter) for p in network.parameters()):
+            raise ValueError(f"{self.name} has lazy layers, whose weights would be the same in each student: give its "
+                             "layers their sizes")
         who = self.origin if isinstance(self.origin, str) else id(self.origin)
         own = [module for module in network.modules() if any(True for _ in module.parameters(recurse=False))]
         if any(BUILT.get(module) == who for module in own):
@@ -174,7 +177,7 @@ def load_but_classifier(network: nn.Module, weights: dict[str, Tensor], classifi
     for problem, keys in {"missing": missing, "unknown": unknown, "of another shape": shapes}.items():
         if keys:
             raise ValueError(f"{misfit}: {len(keys)} are {problem}, the first is {keys[0]}")
-    network.load_state_dict(weights, strict=False)
+    network.load_state_dict(with_versions(weights, network), strict=False)
     return left_out
 
 
@@ -215,7 +218,7 @@ class Whole(Head):
         classifier = self.network.get_submodule(self.classifier)
         hook = classifier.register_forward_pre_hook(lambda _, *inputs: h.append(first(*inputs)), with_kwargs=True)
         try:
-            z = self.network(images)
+            z = self.network(images.clone())  # other students take the same images, and it may change them in place
         finally:
             hook.remove()
         if not isinstance(z, Tensor):
@@ -235,6 +238,7 @@ class Half(nn.Module):
     """
 
     side: int  # in ``Cut``
+    in_place: bool  # whether it gets a copy of its input, because it may change it in place
 
     def __init__(self, source: Source, place: str, num_classes: int | None = None):
         super().__init__()
@@ -247,22 +251,34 @@ class Half(nn.Module):
         if self.side == 0:
             self.new_weights = []  # none of the trunk's: its classifier is thrown away
             self.compare(cuts[False])
+        else:
+            self.in_place = self.changes_its_input(cuts[False])
         of_trunk, of_tail = (cuts[True][side].used | cuts[False][side].used for side in (0, 1))
         for name in pieces(self.network, place, source.find_classifier(self.network)):
             # Both may use a part without weights. What no code uses is the tail's, because it is exported, too.
-            if name not in of_trunk if self.side == 0 else name in of_trunk - of_tail:
+            if not in_use(name, of_trunk) if self.side == 0 else in_use(name, of_trunk) and not in_use(name, of_tail):
                 parent, _, child = name.rpartition(".")
                 delattr(self.network.get_submodule(parent), child)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return self.code[self.training](self.network, x)
+        return self.code[self.training](self.network, x.clone() if self.in_place else x)
+
+    def images(self) -> Tensor:
+        size = self.source.image_size
+        return torch.linspace(-1, 1, 3 * 3 * size * size).view(3, 3, size, size)
+
+    def changes_its_input(self, halves: Cut) -> bool:
+        """Whether the tail changes x in place, which is also the input of the other tails."""
+        x = tried(self.network, lambda: halves.trunk.code(self.network, self.images()))
+        before = x.clone()
+        tried(self.network, lambda: halves.tail.code(self.network, x))
+        return not torch.equal(x, before)
 
     def compare(self, halves: Cut) -> None:
         """ValueError if the cut network gives other logits than the network."""
-        images = torch.linspace(-1, 1, 3 * 3 * self.source.image_size**2)
-        images = images.view(3, 3, self.source.image_size, self.source.image_size)
-        expected = tried(self.network, lambda: self.network(images))
-        _, z = tried(self.network, lambda: halves.tail.code(self.network, halves.trunk.code(self.network, images)))
+        expected = tried(self.network, lambda: self.network(self.images()))
+        _, z = tried(self.network, lambda: halves.tail.code(self.network,
+                                                            halves.trunk.code(self.network, self.images())))
         if not torch.allclose(z, expected, equal_nan=True):
             raise ValueError(f"--branch_at: {self.source.name} gives other logits if it is cut at {self.place}: "
                              "network-based groups (--MulStu) need no cut")
@@ -281,7 +297,7 @@ class Half(nn.Module):
 class Trunk(Half):
     """What comes before the cut."""
 
-    side = 0
+    side, in_place = 0, True  # other students may take the same images, which are quickly copied
 
 
 class Tail(Half, Head):

@@ -122,7 +122,9 @@ def weights_of(name: str) -> dict[str, Tensor]:
     try:
         if source == "timm":
             return import_timm(name).create_model(own, pretrained=True).state_dict()
-        return default_weights(own).get_state_dict(progress=False, check_hash=True)
+        default_weights(own)
+        with torch.random.fork_rng(devices=[]):
+            return torchvision.models.get_model(own, weights="DEFAULT", progress=False).state_dict()
     except ValueError:
         raise
     except Exception as error:  # of the network, the server or the file: timm and torchvision raise many kinds

@@ -246,6 +246,7 @@ class Named(Net):
     def __init__(self, num_classes):
         super().__init__(num_classes)
         import torch
+        self.tied = self.fc
         self.register_buffer("mean", torch.zeros(1, 3, 1, 1))
         self.size = 1
 
@@ -262,8 +263,8 @@ class Branching(Net):
 def test_a_network_may_have_attributes_named_like_the_metadata(folder):
     (folder / "net.py").write_text(CONFLICT)
     train.main(["--model", "net.py:Named", *FLAGS])
-    evaluate.main(["DIGITS/net-Named", "--export", "named.pth"])
-    network = hubconf.okddip("named.pth", "net.py:Named")
+    evaluate.main(["DIGITS/net-Named", "--export", "named.safetensors"])
+    network = hubconf.okddip("named.safetensors", "net.py:Named")
     assert network.size == 32 and len(network.mean) == 3 and network.network.size == 1
     assert torch.equal(network(torch.ones(1, 3, 32, 32)), network.network(torch.ones(1, 3, 32, 32)))
 

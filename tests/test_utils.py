@@ -118,6 +118,11 @@ def test_without_standard_error(tmp_path):
     assert done.returncode == 2 and done.stdout == done.stderr == ""
 
 
+def test_names_that_standard_output_cannot_encode():
+    done = shell("$python -c 'import utils; utils.write_result(chr(0xdce9))'", ROOT, PYTHONIOENCODING="utf-8:strict")
+    assert done.returncode == 0 and done.stdout == r"\udce9"
+
+
 def test_python_without_docstrings(tmp_path):
     """PYTHONOPTIMIZE=2: no script needs its own docstring. report.py is the quickest; all use this parser."""
     done = shell("$python $root/report.py --help", tmp_path, PYTHONOPTIMIZE="2", PYTHONDONTWRITEBYTECODE="1")

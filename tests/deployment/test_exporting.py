@@ -32,6 +32,7 @@ def test_what_is_printed_and_written(runs, tmp_path, capsys):
 
 @pytest.mark.parametrize(("name", "options", "size", "ending"), [
     ("vgg16", {"dropout": 0.5}, 32, ".safetensors"), ("densenetd40k12", {"efficient": True}, 32, ".pth"),
+    ("torchvision:mnasnet0_5", {}, 32, ".safetensors"),  # its layers have versions
     ("resnet8", {}, 224, ".onnx"), ("resnet18", {}, 224, ".pth"), ("resnet18", {}, 32, ".safetensors"),
     pytest.param("vgg16", {"dropout": 0.5}, 32, ".onnx", marks=pytest.mark.slow),
     pytest.param("densenetd40k12", {"efficient": True}, 32, ".onnx", marks=pytest.mark.slow)])

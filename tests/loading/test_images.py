@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from deployment.formats import preprocess
+from loading.folders import image_files
 from loading.images import DamagedFiles, attempt, each, read, read_fast
 from runtime.errors import UserError
 
@@ -94,7 +96,10 @@ DEEP = {  # file -> its content: LEVELS
 def test_more_than_8_bits_of_grey_are_scaled(tmp_path, name):
     """Little and big end first, 12 bits, and mode "I" with 16 bits."""
     (tmp_path / name).write_bytes(DEEP[name])
-    assert np.array(read(os.fsencode(tmp_path / name)))[0].tolist() == [[level // 256] * 3 for level in LEVELS]
+    pixels = np.array(read(os.fsencode(tmp_path / name)))
+    assert pixels[0].tolist() == [[level // 256] * 3 for level in LEVELS]
+    x = preprocess(2, [0] * 3, [1] * 3, Image.open(tmp_path / name))  # of a Pillow image, as .preprocess does it
+    assert x.equal(preprocess(2, [0] * 3, [1] * 3, Image.fromarray(pixels)))
 
 
 def test_16_bit_png_files_are_scaled_in_older_pillow_too(tmp_path, monkeypatch):
@@ -134,8 +139,10 @@ def test_a_missing_file_is_not_called_damaged(tmp_path, reader):
 def test_what_is_no_file_is_named_and_not_read(tmp_path):
     """Reading a named pipe waits until somebody writes into it."""
     os.mkfifo(tmp_path / "x.jpg")
+    os.mkfifo(tmp_path / "no_ending")
     (tmp_path / "y.jpg").symlink_to("/dev/zero")
-    for name in ("x.jpg", "y.jpg"):
+    assert len(image_files(tmp_path)[0]) == 3
+    for name in ("x.jpg", "y.jpg", "no_ending"):
         with pytest.raises(UserError, match=f"{name} does not decode as an image: it is not a file, but a pipe"):
             read(os.fsencode(tmp_path / name))
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import random
 import sys
 from functools import partial
 from unittest.mock import Mock
@@ -161,6 +162,9 @@ BAD = {  # a network, its options, the error
                  "returns a tuple: it must return the logits"),
     "random": (partial(Net, lambda n, a: z(n, a) if n.training and torch.rand(()) < 0.5 else n.fc(h(a + n.b(a)))),
                {"branch_at": "b"}, "because its code .* draws random numbers"),
+    "python_random": (partial(Net, lambda n, a: n.fc(h(n.b(a if random.random() < 0.5 else -a)))), {"branch_at": "b"},
+                      "because its code .* draws random numbers"),
+    "lazy": (lambda num_classes: nn.LazyLinear(num_classes), {}, "<lambda> has lazy layers"),
     "counts": (partial(Net, lambda n, a: z(n, a) / n.count.add_(1)), {"branch_at": "b"},
                "cannot be traced .*: its code changes a buffer"),
     "recounts": (partial(Net, lambda n, a: setattr(n, "count", n.count + 1) or z(n, a) / n.count), {"branch_at": "b"},
@@ -255,6 +259,33 @@ def test_pretrained_weights_are_the_librarys_but_for_a_classifier_of_other_class
         assert network.head.new_weights == new
         for key, value in network.own_state_dict().items():
             assert key in new or torch.equal(value, theirs.state_dict()[key])
+
+
+class InPlace(nn.Module):
+    """Changes the images, and the values at the cut. Uses the weight of a part that it does not call."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stem, self.place, self.fc = nn.Conv2d(3, 4, 3), nn.Embedding(4, 1), nn.Linear(4, num_classes)
+        self.last = nn.Sequential(nn.SiLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, x):
+        return self.fc(self.last(self.stem(x.sub_(0.5)) + self.place.weight[..., None]))
+
+
+@pytest.mark.parametrize("options", [{"branch_at": "last"}, {"network_based": True}])
+def test_a_student_does_not_change_the_input_of_the_others(options):
+    group, images = models.Branches(InPlace, 5, 3, **options), torch.randn(2, 3, 8, 8)
+    kept = images.clone()
+    z = torch.stack([group.student(i).eval()(images.clone()) for i in range(3)], 1)
+    torch.testing.assert_close(group.eval()(images), z)
+    group.train()(images).sum().backward()
+    assert images.equal(kept)
+
+
+def test_the_check_of_a_network_changes_none_of_its_buffers():
+    counting = partial(Net, lambda n, a: setattr(n, "count", n.count + 1) or z(n, a))
+    assert models.create_model(counting, 10).head.network.count == 1
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
