@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         print("\none run at a time, of runs that no earlier script makes")
         print(compare.table(("", f"hours on one {found['machine']['name']}"), *rows))
     name = re.sub(r"\W+", "-", found["machine"]["name"].lower())
-    if path := args.out or (None if args.quick else cost.MEASURED / f"{name}.json"):
+    if rates and (path := args.out or (None if args.quick else cost.MEASURED / f"{name}.json")):
         path.parent.mkdir(parents=True, exist_ok=True)
         save({path: as_json(found)})
         print(f"\nwritten: {path}")

@@ -24,7 +24,8 @@ def on_cpu(value: object) -> object:
         return value.cpu()
     if isinstance(value, dict):
         moved = copy.copy(value)  # keeps the metadata of a state_dict
-        moved.update((key, on_cpu(part)) for key, part in value.items())
+        for key, part in value.items():  # not update: a Counter would count them
+            moved[key] = on_cpu(part)
         return moved
     return type(value)(map(on_cpu, value)) if isinstance(value, list | tuple) else value
 

@@ -28,7 +28,7 @@ for size in ${SIZES:-10000x60}; do
         more=$(SEEDS=${seeds:-0 1 2 3 4} && runs $with_five_seeds && SEEDS=${seeds:-0 1 2} &&
             runs $with_three_seeds $okdph) || exit
     fi
-    lines="$lines$more
+    lines="$lines$(SEEDS=${seeds:-0 1 2} && with_teachers "$more")
 "
 done
 execute "${lines%?}"

@@ -14,6 +14,7 @@ flock 9  # released when the last process that has inherited it ends
 # stop NUMBER: after a signal, end xargs, so that nothing more starts, pass the signal on, and wait until the trainings
 # have saved their step.
 stop() {
+    trap '' HUP  # a closed terminal may send it twice
     until kill -s TERM -- "-$!" 2> /dev/null || ! kill -s 0 "$!" 2> /dev/null; do :; done
     exec 9>&-
     flock "$notes/running" true || :

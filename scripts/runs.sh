@@ -26,6 +26,10 @@ CDPATH='' cd -- "$(dirname "$0")/.." > /dev/null  # relative paths begin at the 
 SEEDS=${SEEDS:-0 1 2} DATA_DIR=${DATA_DIR:-./Data} T_MODEL=${T_MODEL:-resnet110}
 # Each length has its own folder. Otherwise a full training would continue a short trial, at its low learning rate.
 SAVE_DIR=${SAVE_DIR:-./runs/paper${EPOCHS:+_${EPOCHS}_epochs}}
+case $SAVE_DIR$DATA_DIR in
+    *"
+"*) fail "SAVE_DIR and DATA_DIR must not contain a line break" ;;
+esac
 [ "${DRY_RUN:=}" != 0 ] || DRY_RUN=
 unset branches recipe teacher_seed vgg_dropout
 
@@ -68,30 +72,33 @@ with_flags() {
 line() {
     version=seed$seed network=" --model $model"
     case $command in *" --T_model "*)
-        command="$command$(quote --T_model_path "$SAVE_DIR/$dataset/${T_MODEL}_seed${teacher_seed:-$seed}")" ;;
+        folder=$(printf %s "$T_MODEL" | sed 's/[^+]*\///g;s/\.py:/-/g;s/:/-/g')  # as the training names it
+        command="$command$(quote --T_model_path "$SAVE_DIR/$dataset/${folder}_seed${teacher_seed:-$seed}")" ;;
     esac
     case $has in *ramp_up*) command="$command${LENGTH:+ --length $LENGTH}" ;; esac
     case "$model $command" in  # in the authors' code, branches of a VGG always have dropout
         *" --MulStu"*) ;;
         vgg1[69]" train_GL.py"* | vgg1[69]" train_one.py"*) command="$command --dropout ${vgg_dropout:-0.5}" ;;
     esac
-    case ${branches:-4}$has$command in
+    case $has/${branches:-4}/$command in
         *" --models "*) network= ;;  # it names a network for each student
-        4*) ;;
-        *group*) network=" --num_branches $branches$network" version=m${branches}_$version ;;
+        group*/4/*) ;;
+        group*) network=" --num_branches $branches$network" version=m${branches}_$version ;;
     esac
     what="--dataset $dataset${EPOCHS:+ --num_epochs $EPOCHS}${recipe:-} --seed $seed --version $version"
     where=$(quote --data_dir "$DATA_DIR" --save_dir "$SAVE_DIR")
     printf '%s\n' "python $command$network $what$where --resume auto$more_flags"
 }
 
+# with_teachers LINES: print the command lines, before them those of their teachers
+with_teachers() {
+    case $1 in *" --T_model "*) (SEEDS=${teacher_seed:-$SEEDS} MODELS=$T_MODEL && runs baseline) ;; esac
+    printf '%s\n' "$1"
+}
+
 # execute LINES: print or run the command lines, those of the teachers first, each of them once
 execute() {
-    case $1 in *" --T_model "*)
-        set -- "$(SEEDS=${teacher_seed:-$SEEDS} MODELS=$T_MODEL && runs baseline)
-$1" ;;
-    esac
-    lines=$(printf '%s\n' "$1" | awk '!seen[$0]++')
+    lines=$(with_teachers "$1" | awk '!seen[$0]++')
     [ -n "$lines" ] || fail "no run: a variable that lists them (SEEDS, MODELS, DATASETS, METHODS, BRANCHES) is blank"
     if [ -n "$DRY_RUN" ]; then
         printf '%s\n' "$lines"

@@ -37,7 +37,7 @@ if [ -n "$DRY_RUN" ]; then
     squeue() { :; }
     sbatch() { { echo "sbatch$(quote "$@")" && cat; } >&3 && echo JOB; }
 else
-    { mkdir -p -- "$folder/slurm" && folder=$(cd -- "$folder" && pwd -P); } || fail "$folder/slurm cannot be made"
+    { mkdir -p -- "$folder/slurm" && folder=$(CDPATH='' cd -- "$folder" && pwd -P); } || fail "$folder/slurm cannot be made"
 fi
 output=$(printf %s "$folder/slurm" | sed 's/%/%%/g')/%A_%a.out
 name=okddip-$(printf %s "$folder" | cksum | cut -d ' ' -f 1)
@@ -79,7 +79,7 @@ earlier=$(printf '%s\n' "$queued" | sort -u | tr -d ' \n')
 after=${earlier:+afterany$earlier}
 lines() { printf '%s\n' "$left" | sed "$@"; }
 students=$(lines -n '/ --T_model_path /p')
-teacher="/^python train.py --model $(lines -n 's/.* --T_model \([^ ]*\) .*/\1/p' | sed 1q) /"
+teacher="\\|^python train.py --model $(lines -n 's/.* --T_model \([^ ]*\) .*/\1/p' | sed 1q) |"
 first=$(lines -n "${teacher}p" && lines "${teacher}d;/ --T_model_path /d") teachers=$(lines -n "${teacher}p" | wc -l)
 if [ -n "$first" ]; then
     submit "$first" runs "$after"

@@ -38,7 +38,7 @@ class Net(nn.Module):
 """
 ADAMW = ["--optimizer", "adamw", "--cosine", "--warmup", "1", "--label_smoothing", "0.1"]
 RUNS = {  # script, flags -> the run's folder
-    "baseline": ("train", ["--model", "net.py:Net"], "net-Net"),
+    "baseline": ("train", ["--model", "net.py:Net", "--warmup", "1", "--schedule", "2"], "net-Net"),
     "branches": ("train_GL", ["--model", "net.py:Net", "--branch_at", "last", *ADAMW], "OKDDip/net-Net"),
     "networks": ("train_GL", ["--model", "net.py:Net", "--MulStu"], "OKDDip-N/net-Net"),
     "96": ("train_one", ["--model", "net.py:Net", "--branch_at", "last", "--image_size", "96", "--num_workers", "0"],

@@ -31,6 +31,9 @@ def load_to_resume(path: Path, args: argparse.Namespace, method: str, folder: Pa
     missing = [name for name, kind in PARTS.items() if not isinstance(checkpoint.get(name), kind)]
     if missing:
         raise UserError(f"{path} cannot be resumed: it has no {', '.join(missing)}")
+    for part in (checkpoint["scheduler"], *checkpoint["scheduler"].get("_schedulers", ())):
+        for key in [key for key in part.get("milestones", ()) if isinstance(key, tuple)]:
+            del part["milestones"][key]  # older code wrote these pairs beside the milestones
     flags, recorded = {"method": method, **vars(args)}, checkpoint["flags"]
     recorded = recorded | {"method": recorded["method"] or "baseline"}  # "" in files of older code
     unknown = gone(recorded, flags)

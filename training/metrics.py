@@ -59,7 +59,7 @@ class RunningSums:
 
     def reset(self) -> None:
         """Start a new epoch, and its clock."""
-        self.images, self.steps, self.sums = 0, 0, {}
+        self.images, self.earlier_images, self.steps, self.sums = 0, 0, 0, {}
         self.earlier_seconds, self.start = 0.0, time.perf_counter()
 
     def add(self, images: int, **sums: Tensor) -> None:
@@ -97,7 +97,7 @@ class RunningSums:
         """Continue an epoch. The first process takes the sums of all processes, the others start from 0."""
         own = processes.is_main()
         self.steps, self.earlier_seconds, self.start = state["steps"], state["seconds"], time.perf_counter()
-        self.images = state["images"] if own else 0
+        self.images = self.earlier_images = state["images"] if own else 0
         self.sums = {{"hits": "correct"}.get(name, name): value.to(self.device) * own  # "hits": by older code
                      for name, value in state["sums"].items()}
 

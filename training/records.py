@@ -123,7 +123,7 @@ class Progress:
         if step % self.log_every or step == self.steps:
             return  # the sums are on the device: reading them is a host sync
         means = self.stepper.means()
-        images = sums.images * processes.world_size()
+        images = sums.earlier_images + (sums.images - sums.earlier_images) * processes.world_size()
         loss, accuracy = means["terms"]["total"], 100 * means["correct"][self.shown][0]
         text = f"loss {loss:.4f}  top-1 {accuracy:.2f} %  {images / sums.seconds:.0f} images/s"
         if not self.bar.disable:

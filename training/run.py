@@ -142,7 +142,10 @@ class Run:
 
 # --- signals ----------------------------------------------------------------------------------------------------------
 
-REPEAT = 5  # seconds; torchrun forwards signals, so within this time a second one counts as the first
+# Seconds in which a second signal counts as the first: torchrun forwards signals, and a shell that ends with its
+# terminal sends SIGHUP as the terminal does.
+REPEAT = 5
+HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has no SIGHUP
 
 
 class Interrupted(Exception):
@@ -165,8 +168,7 @@ class Signals:
         self.agreed = processes.greatest(0)
 
     def __enter__(self) -> "Signals":
-        hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has no SIGHUP
-        numbers = {signal.SIGINT, signal.SIGTERM} | ({hangup} if signal.getsignal(hangup) != signal.SIG_IGN else set())
+        numbers = {signal.SIGINT, signal.SIGTERM} | ({HANGUP} if signal.getsignal(HANGUP) != signal.SIG_IGN else set())
         if threading.current_thread() is threading.main_thread():  # Python allows signal handlers in no other thread
             self.old = {number: signal.signal(number, self.note) for number in numbers}
         return self
@@ -179,7 +181,8 @@ class Signals:
 
     def note(self, number: int, frame: object) -> None:
         """The signal handler."""
-        if self.number and time.monotonic() - self.since >= (REPEAT if processes.world_size() > 1 else 0):
+        repeat = REPEAT if processes.world_size() > 1 or number == HANGUP != signal.SIGTERM else 0
+        if self.number and time.monotonic() - self.since >= repeat:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         if not self.number:

@@ -138,6 +138,7 @@ def test_lengths_do_not_share_a_folder():
 @pytest.mark.parametrize(("script", "variables", "said"), [
     ("table1", {"SEEDS": " ", "DRY_RUN": "1"}, "no run: .*SEEDS"), ("study", {"SEEDS": " "}, "no run: .*SEEDS"),
     ("cifar100", {"SEEDS": " "}, "no run: .*SEEDS"), ("figure3", {"BRANCHES": " ", "DRY_RUN": "1"}, ".*BRANCHES"),
+    ("table5", {"SAVE_DIR": "a\nb"}, "SAVE_DIR and DATA_DIR must not contain a line break"),
     ("study", {"METHODS": "OKDip"}, "unknown method OKDip: known are baseline, KD")])
 def test_a_mistake_is_one_line(shell, script, variables, said):
     done = shell(script, **variables)
@@ -184,6 +185,21 @@ def test_groups_of_different_networks():
     assert found == [("train_KDCL.py", "resnet8+vgg16"), ("train_one.py", "resnet8+resnet14")]
     (_, *flags), = dry_run("table2", METHODS="OKDDip", SEEDS="0", MODELS="vgg_mine.py:Net")  # not one of ours
     assert "vgg_mine.py:Net" in flags and "--dropout" not in flags
+
+
+def test_a_teacher_has_the_folder_in_which_it_was_trained():
+    """Also one from a Python file, and one for each size of the study."""
+    small = {"METHODS": "KD", "SEEDS": "0", "DATASETS": "CIFAR10", "T_MODEL": "nets/small.py:Net"}
+    (_, student), sizes = dry_run("table6", **small), dry_run("cifar100", SIZES="9x4 8x2", METHODS="KD", SEEDS="0")
+    assert flag(student, "--T_model_path") == "runs/CIFAR10/small-Net_seed0"
+    assert {flag(c, "--T_model_path") for c in sizes[2:]} == {
+        f"{flag(c, '--save_dir')}/folder/resnet110_seed0" for c in sizes[:2]} and len(sizes) == 4
+
+
+def test_only_groups_have_a_size():
+    assert not any("--num_branches" in c for c in dry_run("later", SAVE_DIR="/group/a", METHODS="KD", SEEDS="0"))
+    groups = dry_run("figure3", BRANCHES="4 40", METHODS="ONE", SEEDS="0")
+    assert [flag(c, "--num_branches") for c in groups] == [None, "40"]
 
 
 def test_no_clone_has_line_ends_of_windows(tmp_path):

@@ -108,6 +108,11 @@ def test_jobs_of_a_folder_wait_for_earlier_ones(submit, tools):
     assert value(elsewhere, "--job-name") != value(other, "--job-name")
 
 
+def test_students_wait_for_a_teacher_from_a_file(submit):
+    _, students = submit("table6.sh", METHODS="KD", SEEDS="0", DATASETS="CIFAR10", T_MODEL="nets/small.py:Net")
+    assert value(students, "--dependency") == "afterok:1_0"
+
+
 def finish(line, method="", more="", epochs=40):
     """Make files as a run of the study leaves them. more: flags at the end of its command."""
     command = shlex.split(line + more)[1:]

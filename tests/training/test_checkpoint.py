@@ -3,6 +3,7 @@
 import json
 import random
 from argparse import Namespace
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -148,6 +149,8 @@ def test_what_may_change(tmp_path):
     older = saved(tmp_path, method="", **dict.fromkeys(OLD_NAMES, {"a": 1}), **dict.fromkeys(OLD_NAMES.values()))
     found = asked(older, tmp_path, "baseline", num_epochs=3)
     assert found["unchangeable"] == found["sums"] == {"a": 1}
+    older = saved(tmp_path, scheduler={"_schedulers": [{}, {"milestones": Counter([1, (1, 1)])}]})
+    assert asked(older, tmp_path, num_epochs=3)["scheduler"] == {"_schedulers": [{}, {"milestones": {1: 1}}]}
 
 
 def test_complete_is_only_what_has_ended(tmp_path):
