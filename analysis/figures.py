@@ -84,6 +84,12 @@ def figures_of(runs: pd.DataFrame) -> Iterable[tuple[str, str, Figure | None]]:
                          "standard deviation."), group_size(groups)
 
 
+def with_sizes(groups: list[pd.DataFrame]) -> list[str]:
+    """The label of each group, with its number of students unless that is 4."""
+    return [label + (f", {size_of(g)} students" if size_of(g) != 4 else "")
+            for g, label in zip(groups, labels_of(groups), strict=True)]
+
+
 def styles_of(methods: Iterable[str]) -> list[tuple]:
     """Colour, line and marker for each of these groups. Two groups of the same method get different ones."""
     others, places = itertools.count(len(METHODS)), {}
@@ -118,7 +124,7 @@ def learning_curves(groups: list[pd.DataFrame]) -> Figure:
     columns = math.ceil(len(groups) / rows)
     figure = Figure(figsize=(2.1 * columns + 0.6, 2.0 * rows + 0.8))
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    for ax, g, label in zip(axes.flat, groups, labels_of(groups), strict=False):
+    for ax, g, label in zip(axes.flat, groups, with_sizes(groups), strict=False):
         draw_group(ax, g)
         ax.set_title(f"{label}, {records.plural(len(g), 'seed')}")
     for ax in axes.flat[len(groups):]:
@@ -185,7 +191,7 @@ def diversity(groups: list[pd.DataFrame]) -> Figure | None:
     panels, rows = 2 + any(attending), math.ceil(len(groups) / 4)
     figure = Figure(figsize=(3.1 * panels, 2.8 + 0.2 * rows))
     axes = figure.subplots(1, panels)
-    styles, labels = styles_of(flags_of(g)["method"] for g in groups), labels_of(groups)
+    styles, labels = styles_of(flags_of(g)["method"] for g in groups), with_sizes(groups)
     for g, label, with_attention, (colour, line, marker) in zip(groups, labels, attending, styles, strict=True):
         for ax, name in zip(axes, ("dist", "attention_self")[:1 + with_attention], strict=False):
             band(ax, curve(g, name).mean(0, keepdims=True), colour, line, label, marker)

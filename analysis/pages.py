@@ -33,7 +33,7 @@ NOT_THE_RECIPE = """The published CIFAR numbers have another recipe, so the diff
 ABOUT_DIFFERENCES = """Each method minus the one that it is compared with, paired by seed, over the seeds that both
 have. Differences of errors are in percentage points. A difference is significant if its 95 % confidence interval
 (Student's t) does not contain 0. A test takes two common seeds. p: paired t-test, two-sided. Holm's correction is
-applied within each table."""
+applied within each table, so a test that stands in two tables has two corrected p values."""
 ABOUT_ATTENTION = """The weight of a peer for itself (alpha_aa), averaged over the peers and the test images. If it is
 1, the target of a peer is its own output."""
 
@@ -64,7 +64,7 @@ def sections(runs: pd.DataFrame, published: dict) -> list[dict]:
         flags = flags_of(same_recipe)
         recipe = {name: flags[name] for name in RECIPE}
         recipe |= {name: flags[name] for name, usual in OTHER_RECIPE.items() if flags[name] != usual}
-        found.append({"recipe": recipe, "is_the_papers": recipe == recipe | published["recipe"], "tables": tables,
+        found.append({"recipe": recipe, "is_the_papers": recipe == published["recipe"], "tables": tables,
                       "differences": tables_of_differences(same_recipe), "attention": attention_tables(same_recipe)})
     return found
 

@@ -238,12 +238,16 @@ def mean_and_deviation(values: pd.Series) -> list[float | None]:
 
 
 def labels_of(groups: list[pd.DataFrame]) -> list[str]:
-    """A label for each group: its method, and the flags in which it differs from other groups of this method."""
-    labels = []
+    """A label for each group: its method, and the flags in which it differs from other groups of this method.
+
+    Dropout is a part of the recipe, and differs between methods in the tables of VGGs.
+    """
+    labels, dropouts = [], {flags_of(group).get("dropout") for group in groups}
     for flags in map(flags_of, groups):
         same_method = [other for other in map(flags_of, groups) if other["method"] == flags["method"]]
         differing = sorted(name for name in flags.keys() - {"model", "num_branches"}
-                           if any(other.get(name) != flags[name] for other in same_method))
+                           if any(other.get(name) != flags[name] for other in same_method)
+                           or name == "dropout" and flags[name] and len(dropouts) > 1)
         text = ", ".join(f"{name} {flags[name]}" for name in differing)
         labels.append(title_of(flags["method"]) + (f" ({text})" if text else ""))
     return labels

@@ -3,6 +3,7 @@
 import re
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,24 +93,45 @@ class SavedModel(NamedTuple):
         return autocast(device, self.flags.amp)
 
 
-def load_teacher(name: str, num_classes: int, path: str | Path, size: int | None = None) -> nn.Module:
+class Renormalised(nn.Module):
+    """A network for images that were normalised by another mean and std than its own."""
+
+    def __init__(self, network: nn.Module, mean: Sequence, std: Sequence, of_images: tuple[Sequence, Sequence]):
+        super().__init__()
+        self.network = network
+        mean, std, other_mean, other_std = (torch.tensor(c).view(3, 1, 1) for c in (mean, std, *of_images))
+        self.register_buffer("scale", other_std / std)
+        self.register_buffer("shift", (other_mean - mean) / std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(self.scale * images + self.shift)
+
+
+def load_teacher(name: str, num_classes: int, path: str | Path, data: data_loader.Loader | None = None) -> nn.Module:
     """The network that a file deploys: images [B, 3, H, W] -> logits [B, C]. path: as in ``read``.
 
-    It is in evaluation mode, and its weights need no gradients. UserError if the file cannot be read, if it deploys no
-    network, or if that is not the network ``name`` with ``num_classes`` classes, or, of a network from elsewhere, not
-    for images of this size.
+    It is in evaluation mode, and its weights need no gradients. data: the loader of the images. They are normalised
+    again if the file says that its network needs another mean and std. UserError if the file cannot be read, if it
+    deploys no network, or if that is not the network ``name`` with ``num_classes`` classes, or not for these classes,
+    or, of a network from elsewhere, not for images of this size.
     """
     saved = processes.main_first(lambda: read(path, T_model=name, model=name if models.in_file(name) else None))
     _, network = saved.deployed_network()
-    if models.is_external(name) and size not in (None, saved.size):
+    if data and models.is_external(name) and data.size != saved.size:
         raise UserError(f"{path} holds a network for images of {saved.size}x{saved.size}, and here they are "
-                        f"{size}x{size}: train with --image_size {saved.size}, or name another teacher")
+                        f"{data.size}x{data.size}: train with --image_size {saved.size}, or name another teacher")
     if network.name != name:
         raise UserError(f"{path} holds a {network.name}, not a {name}: use --T_model {network.name}, or name another "
                         "file with --T_model_path")
     if len(saved.classes) != num_classes:
         raise UserError(f"{path} holds a network for {len(saved.classes)} classes, and the data set has {num_classes}: "
                         "name a teacher of the same classes with --T_model_path")
+    if data and saved.named:
+        if pairs := [pair for pair in zip(saved.classes, data.classes, strict=True) if len(set(pair)) > 1]:
+            raise UserError(f"{path} holds a network for other classes, {pairs[0][0]} there, {pairs[0][1]} here: name "
+                            "a teacher of the same classes with --T_model_path")
+        if [*saved.mean, *saved.std] != [*data.mean, *data.std]:
+            network = Renormalised(network, saved.mean, saved.std, (data.mean, data.std))
     return network.eval().requires_grad_(False)
 
 

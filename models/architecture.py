@@ -49,8 +49,13 @@ class BatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.momentum is None:  # set by torch.optim.swa_utils.update_bn
+            return super().forward(x)
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
                             self.momentum, self.eps)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Any number of dimensions: the gate's has two."""
 
 
 def count_batches(module: nn.Module, batches: int) -> None:

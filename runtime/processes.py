@@ -122,12 +122,12 @@ def main_first(function: Callable[[], Result]) -> Result:
     return results[0] if results else function()
 
 
-def replicated(model: nn.Module, device: torch.device, sync_bn: bool = False) -> nn.Module:
+def replicated(model: nn.Module, device: torch.device, sync_bn: bool = False, all_used: bool = True) -> nn.Module:
     """The model for a training step: DistributedDataParallel if there are several processes, else the model itself.
 
     Buffers are not sent before each step, because BatchNorm does not use its statistics in training. ``share_buffers``
-    copies those of the first process, which also saves them, before each evaluation. Every parameter that requires a
-    gradient gets one in each step.
+    copies those of the first process, which also saves them, before each evaluation. all_used: every parameter that
+    requires a gradient gets one in each step.
     """
     if world_size() == 1:
         return model
@@ -137,7 +137,7 @@ def replicated(model: nn.Module, device: torch.device, sync_bn: bool = False) ->
     known = inspect.signature(ddp).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.14
     return ddp(model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True,
-               **{buffers: False})
+               find_unused_parameters=not all_used, **{buffers: False})
 
 
 def share_buffers(model: nn.Module) -> None:

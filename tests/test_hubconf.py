@@ -103,10 +103,11 @@ for method, views, flags in (("OKDDip", 0, {"branch_at": "2"}), ("OKDDip-N", 0, 
     if method in ("PCL", "OKDPH"):  # the deployed network, as docs/own_project.md says
         deployed = group.model.mean.student(0) if method == "PCL" else group.model.deploy() or group.model.hybrid
         assert deployed(x).allclose(group(x)[-1][:, 0] if method == "PCL" else group(x)[-1], atol=1e-5), method
-try:
-    torch.hub.load(sys.argv[1], "group", "OKDDip", student=make, branch="2", source="local")
-except ValueError as error:
-    print(error)
+for flags in ({"branch": "2"}, {"label_smoothing": 0.1}):
+    try:
+        torch.hub.load(sys.argv[1], "group", "OKDDip", student=make, source="local", **flags)
+    except ValueError as error:
+        print(error)
 assert not {"models", "methods", "training", "train_GL"} & sys.modules.keys()
 """
 
@@ -116,7 +117,9 @@ def test_a_group_for_a_loop_of_ones_own(tmp_path):
     (tmp_path / "loop.py").write_text(GROUPS)
     done = subprocess.run([sys.executable, "loop.py", ROOT], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("OKDDip has no flag branch; it has ")
+    unknown, of_the_loop = done.stdout.splitlines()
+    assert unknown.startswith("OKDDip has no flag branch; it has ")
+    assert of_the_loop == "label_smoothing is a flag of this project's training loop, not of OKDDip"
 
 
 def test_a_trained_network_prepares_images_of_any_size_and_mode():

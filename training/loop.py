@@ -193,7 +193,8 @@ class Stepper:
         self.model = method.model.to(device, memory_format=torch.channels_last)
         if method.teacher is not None:
             method.teacher.to(device, memory_format=torch.channels_last)
-        self.replica = processes.replicated(self.model, device, sync_bn)
+        foreign = any(hasattr(part, "new_weights") for part in self.model.modules())  # it may have unused weights
+        self.replica = processes.replicated(self.model, device, sync_bn, all_used=not foreign)
         self.device, self.compiled = device, compiled
         self.optimizer = make_optimizer(optimizer, self.model, lr, wd)
         self.scheduler = make_scheduler(self.optimizer, milestones, cosine, warmup)

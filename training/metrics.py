@@ -26,7 +26,7 @@ def topk_correct(logits: Tensor, labels: Tensor) -> Tensor:
     own = logits.gather(-1, labels.expand(-1, logits.shape[1], 1))
     earlier = torch.arange(C, device=logits.device) < labels  # [B, 1, C]
     at_or_after = torch.where(earlier, logits < own, logits <= own).sum(-1)  # [B, R]: classes, the label's included
-    return torch.stack([at_or_after > C - k for k in (1, 5)], -1)  # 0 if ``own`` is NaN
+    return torch.stack([at_or_after > max(C - k, 0) for k in (1, 5)], -1)  # 0 if ``own`` is NaN
 
 
 def in_rows(logits: dict[str, Tensor], outputs: Iterable[str]) -> Tensor:

@@ -102,6 +102,13 @@ def test_ensembles_and_diversity_are_compared_too(tmp_path, tables):
         assert statistics(line) == by_the_formula(own, other) and line["result"] == result
 
 
+def test_dropout_that_differs_between_methods_is_named(tmp_path, tables):
+    for method, dropout in (("Ind", 0.5), ("DML", 0.0), ("baseline", 0.0)):
+        write(tmp_path, method, IND, model="vgg16", dropout=dropout)
+    assert {(reference, *lines) for (_, reference), lines in tables(tmp_path).items()} == {
+        ("Ind (dropout 0.5)", "Baseline", "DML"), ("Baseline", "Ind (dropout 0.5)", "DML")}
+
+
 def test_two_single_networks_are_compared_once(tmp_path, tables):
     """Groups of each size are compared with both; the networks with each other only beside groups of four."""
     for method in ("baseline", "KD"):

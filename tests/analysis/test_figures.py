@@ -61,6 +61,7 @@ def test_the_numbers_of_curves_diversity_and_group_size(groups):
     assert np.concatenate(points(ax)) == pytest.approx(np.array([[3, 36.5], [4, 35.5]]))  # the best epoch of each
     assert figures.group_size([groups["OKDDip", 4], groups["ONE", 4]]) is None
     assert figures.diversity([groups["baseline", 4]]) is None
+    assert figures.learning_curves([groups["OKDDip", 3]]).axes[0].get_title() == "OKDDip-B, 3 students, 2 seeds"
 
 
 @pytest.mark.parametrize("panels", [1, 3, 5])

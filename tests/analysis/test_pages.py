@@ -123,6 +123,8 @@ def test_every_other_recipe_is_another_section(tmp_path, printed):
     assert text.count("### Table 2") == text.count("### Differences of the last epoch's error") == 5
     for once in ("have another recipe", "300 epochs; batches of 128; learning", "within each table", "train.py --seed"):
         assert text.count(once) == 1, once
+    made_up.run(tmp_path / "smooth", "ONE", 0, epochs, milestones=[150, 225], label_smoothing=0.1)
+    assert "have another recipe" in printed(tmp_path / "smooth")
 
 
 def test_students_of_a_mixed_group_have_names(tmp_path, printed):

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from argparse import Namespace
 
 import pytest
 import torch
@@ -121,6 +122,20 @@ def test_a_bad_teacher_is_named(content, said, tmp_path):
     torch.save(content(), tmp_path / "teacher.pth")
     with pytest.raises(UserError, match=said):
         load_teacher("resnet8", 10, tmp_path / "teacher.pth")
+
+
+def test_a_teacher_gets_images_as_it_was_trained_with(runs):
+    saved, pixels = read(runs / "resnet8"), torch.rand(3, 3, 32, 32)
+    data = Namespace(classes=saved.classes, mean=[0.2, 0.3, 0.4], std=[0.5, 0.6, 0.7], size=32)
+    own, here = ((pixels - torch.tensor(of.mean)[:, None, None]) / torch.tensor(of.std)[:, None, None]
+                 for of in (saved, data))
+    with torch.no_grad():
+        expected = saved.logits(own, "")
+        assert load_teacher("resnet8", 10, runs / "resnet8", data)(here).allclose(expected, atol=1e-4)
+        assert load_teacher("resnet8", 10, runs / "resnet8", saved)(own).equal(expected)
+    data.classes = [*data.classes[:9], "nine"]
+    with pytest.raises(UserError, match="holds a network for other classes, 9 there, nine here"):
+        load_teacher("resnet8", 10, runs / "resnet8", data)
 
 
 def test_a_run_of_another_network_is_no_teacher(runs):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from network_data import random_images
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 import models
 from models.architecture import BatchNorm, count_batches
@@ -69,4 +70,8 @@ def test_batch_norm_is_pytorchs(shape):
         theirs.train(training)
         assert ours(x).equal(theirs(x))
     count_batches(ours, 3)
+    assert all(value.equal(ours.state_dict()[name]) for name, value in theirs.state_dict().items())
+    batches = torch.randn(2, *shape)
+    for norm in (ours, theirs):
+        update_bn(batches, nn.Sequential(norm))
     assert all(value.equal(ours.state_dict()[name]) for name, value in theirs.state_dict().items())

@@ -26,17 +26,30 @@ from training.loop import Stepper
 from training.metrics import evaluate, in_rows
 
 CPU = torch.device("cpu")
+
+
+class Unused(torch.nn.Module):
+    """A network from elsewhere with weights that it does not use."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.unused, self.fc = torch.nn.Linear(2, 2), torch.nn.Linear(3 * 32 * 32, num_classes)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+
 SLOW = ("KD", "FFL", "OKDDip-detach_targets")
 METHODS = {"OKDDip": {}, "OKDDip-detach_targets": {"detach_targets": True}, "ONE": {"num_branches": 3}, "KD": {},
            "FFL": {}, "PCL": {}, "KDCL": {"target": "general", "val_size": 23},
-           "OKDPH-dirichlet": {"hybrid": "dirichlet", "interval": "5_batch"},
+           "Ind": {"model": Unused, "MulStu": True}, "OKDPH-dirichlet": {"hybrid": "dirichlet", "interval": "5_batch"},
            "OKDPH-hybrid_gradient": {"hybrid_gradient": True}}
 
 
 def make(name):
     """A method on resnet8 in float64, the same in every process."""
     torch.manual_seed(0)
-    method = compare.method(name, 10, model="resnet8", **METHODS[name])
+    method = compare.method(name, 10, **{"model": "resnet8", **METHODS[name]})
     method.model.double()
     if name == "KD":
         method.teacher = models.create_model("resnet14", 10).double().eval().requires_grad_(False)
