@@ -96,8 +96,9 @@ def test_only_students_of_a_failed_teacher_do_not_start(shell, stand_in, tmp_pat
 
 
 def take_signals():
-    """Take SIGINT again. Background processes of a shell script ignore it, and so do their children, such as tests."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    """Take SIGINT and SIGHUP again. Background processes of a shell script ignore the first, those of nohup the second,
+    and so do their children, such as tests."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
 
