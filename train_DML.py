@@ -7,7 +7,7 @@
 Each network's target is the mean of the others' logits, or the logits of each of them. The loss is ``losses.dml_loss``.
 
 Measured, test error of the last epoch in the older study (results/), mean of the networks: 37.92 ± 2.76 % (3 seeds).
-With --detach_targets: 32.62 ± 0.72 % (3 seeds). Without it the networks of that study converge slowly.
+With --detach_targets: 32.62 ± 0.72 % (3 seeds).
 """
 
 import utils
