@@ -93,8 +93,8 @@ def test_it_is_trained_resumed_and_evaluated(case, folder, monkeypatch, capsys):
     assert ("imports" in said) == ("net.py" in str(flags)) and (str(folder / "net.py") in said) == ("imports" in said)
 
 
-@pytest.mark.parametrize("case", slow("networks", "PCL", "timm", of=["branches", "OKDPH", "torchvision", "96",
-                                                                     "networks", "PCL", "timm"]))
+@pytest.mark.parametrize("case", slow("networks", "PCL", "timm", "torchvision", of=[
+    "branches", "OKDPH", "96", "networks", "PCL", "timm", "torchvision"]))
 def test_an_export_is_the_original_network(case, folder, monkeypatch, capsys):
     script, flags, place = RUNS[case]
     run_until_the_end(script, [*flags, *FLAGS], monkeypatch)
