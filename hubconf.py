@@ -85,7 +85,8 @@ def group(method: str = "OKDDip", student="resnet32", num_students: int = 4, num
         if unknown:
             raise ValueError(f"{method} has no flag {unknown[0]}; it has {', '.join(vars(args))}")
         _, of_the_loop = _methods.find("baseline")
-        if useless := [name for name in flags if name in of_the_loop and name not in _models.registry.OPTIONS]:
+        used = (*_models.registry.OPTIONS, "seed")  # the seed: by OKDPH's mixing weights
+        if useless := [name for name in flags if name in of_the_loop and name not in used]:
             raise ValueError(f"{useless[0]} is a flag of this project's training loop, not of {method}")
         args.model, args.num_branches = student, num_students
         vars(args).update(flags)
