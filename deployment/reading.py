@@ -16,7 +16,7 @@ import models
 from deployment import formats
 from runtime import processes
 from runtime.checkpoints import load_checkpoint
-from runtime.device import autocast, set_precision
+from runtime.device import autocast, place, set_precision
 from runtime.errors import UserError, first_words
 from training.checkpoint import NOT_STARTED
 from training.method import Method, SingleNetwork
@@ -86,7 +86,7 @@ class SavedModel(NamedTuple):
     def move(self, device: torch.device) -> None:
         """Move the model to ``device``, and compute there with the precision of the run."""
         set_precision(self.flags.tf32)
-        self.method.model.to(device, memory_format=torch.channels_last)
+        place(self.method.model, device)
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context in which the run evaluated its networks: half precision with --amp."""

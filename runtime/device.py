@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
+from torch import nn
 
 from runtime.errors import UserError
 from runtime.rank import world_size
@@ -48,6 +49,14 @@ def set_precision(tf32: bool) -> None:
     """Keep float32 exact unless TF32 is asked for. Let cuDNN choose its fastest algorithm."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = True
+
+
+def place(module: nn.Module, device: torch.device) -> None:
+    """Move a module to ``device``, its 2-dimensional convolutions in channels_last. ``.to`` refuses those of Conv3d."""
+    module.to(device)
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:

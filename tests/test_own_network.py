@@ -29,11 +29,13 @@ class Net(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.mix = nn.Conv3d(1, 1, (3, 1, 1), padding=(1, 0, 0))
         self.last = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
         self.fc = nn.Linear(16, num_classes)
 
     def forward(self, x):
-        x = self.last(self.stem(x)).mean((2, 3))
+        x = self.mix(self.stem(x).unsqueeze(1)).squeeze(1)
+        x = self.last(x).mean((2, 3))
         return self.fc(F.dropout(x, 0.2, self.training))
 """
 ADAMW = ["--optimizer", "adamw", "--cosine", "--warmup", "1", "--label_smoothing", "0.1"]
@@ -154,7 +156,7 @@ def test_a_file_that_has_changed_or_gone(folder, capsys):
 
 @pytest.mark.parametrize(("flags", "sentence"), [
     (["--model", "net.py:Net"],
-     "branches need a place where net.py:Net is cut: --branch_at stem.1 or last or last.0 or fc$"),
+     "branches need a place where net.py:Net is cut: --branch_at stem.1 or mix or last or last.0 or fc$"),
     (["--model", "net.py:Net", "--branch_at", "layer4"], "net.py:Net has no submodule 'layer4'"),
     (["--model", "none.py:Net"], "there is no file none.py"), (["--model", "timm:none"], "timm has no network 'none'"),
     (["--model", "torchvision:vit_b_16", "--MulStu"], "does not take images of 32x32 .*: choose another --image_size"),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import models
 from data_loader import dataloader
 from runtime import processes
-from runtime.device import autocast, environment
+from runtime.device import autocast, environment, place
 from runtime.errors import UserError
 from runtime.files import without_nan
 from training.checkpoint import NOT_STARTED, Checkpoints
@@ -190,9 +190,10 @@ class Stepper:
     def __init__(self, method: Method, lr: float, wd: float, milestones: list[int], device: torch.device,
                  amp: str = "off", compiled: bool = False, sync_bn: bool = False, optimizer: str = "sgd",
                  cosine: int = 0, warmup: int = 0, label_smoothing: float = 0.0, num_classes: int = 0):
-        self.model = method.model.to(device, memory_format=torch.channels_last)
+        self.model = method.model
+        place(self.model, device)
         if method.teacher is not None:
-            method.teacher.to(device, memory_format=torch.channels_last)
+            place(method.teacher, device)
         foreign = any(hasattr(part, "new_weights") for part in self.model.modules())  # it may have unused weights
         self.replica = processes.replicated(self.model, device, sync_bn, all_used=not foreign)
         self.device, self.compiled = device, compiled
