@@ -87,7 +87,8 @@ def write_checked(path: Path, network: nn.Module, metadata: dict, logits: Callab
 
     write, _ = formats.format_of(path)
     try:
-        content = write(copy.eval(), metadata)
+        copy.eval()
+        content = write(copy, metadata)
     except UserError:
         raise
     except Exception as error:  # of the exporters, for networks that they do not support

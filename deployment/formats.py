@@ -308,7 +308,8 @@ def load(path: str | Path, model: str | None = None) -> nn.Module:
         reason = f"{type(error).__name__}, {first_words(error)}"
         raise UserError(f"{path} is damaged, or is not a file that --export wrote with these versions: {reason}"
                         ) from error
-    return network.eval()
+    network.eval()
+    return network
 
 
 def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:

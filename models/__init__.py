@@ -1,7 +1,7 @@
 """Networks, each a trunk and a head; groups of them; and how a group combines its students' logits into targets."""
 
 from .aggregation import AGGREGATIONS
-from .architecture import Network, count_batches
+from .architecture import Network, count_batches, synchronise
 from .branches import CLILR, ONE, Branches, OKDDip
 from .external import default_size
 from .ffl import FFL
@@ -14,4 +14,4 @@ from .sources import file_of, in_file, is_external, normalisation
 
 __all__ = ["AGGREGATIONS", "CLILR", "FFL", "KDCL", "NETWORKS", "OKDPH", "ONE", "PCL", "TARGETS", "Branches", "Network",
            "OKDDip", "count_batches", "create_model", "default_size", "file_of", "find_each", "in_file", "is_external",
-           "load_official_state_dict", "normalisation", "plain_network", "without_prefixes"]
+           "load_official_state_dict", "normalisation", "plain_network", "synchronise", "without_prefixes"]

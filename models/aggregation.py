@@ -7,6 +7,11 @@ from torch.nn import functional as F
 from .architecture import BatchNorm
 
 
+def projected(width: int) -> int:
+    """The rows of W_L and W_E: D/8, as in the authors' code, and one for fewer than 8 features."""
+    return max(width // 8, 1)
+
+
 class Attention(nn.Module):
     """alpha_ab = softmax_b((W_L h_a) . (W_E h_b)), the weight of peer b in the target of peer a (paper, section 3.2).
 
@@ -18,8 +23,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.W_L = nn.Linear(width, width // 8, bias=False)
-        self.W_E = nn.Linear(width, width // 8, bias=False)
+        self.W_L = nn.Linear(width, projected(width), bias=False)
+        self.W_E = nn.Linear(width, projected(width), bias=False)
 
     def scores(self, h: Tensor) -> Tensor:
         """h [B, p, D] -> (W_L h_a) . (W_E h_b) [B, p, p]."""
@@ -56,7 +61,7 @@ class SymmetricAttention(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.W_L = nn.Linear(width, width // 8, bias=False)
+        self.W_L = nn.Linear(width, projected(width), bias=False)
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
         L = self.W_L(h)

@@ -1,6 +1,7 @@
 """How a family of networks is described, and the plain network: a trunk and a head."""
 
 import re
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -63,6 +64,21 @@ def count_batches(module: nn.Module, batches: int) -> None:
     counters = [m.num_batches_tracked for m in module.modules() if isinstance(m, BatchNorm)]
     if counters:  # none with --sync_bn: its modules count by themselves
         torch._foreach_add_(counters, batches)
+
+
+def synchronise(model: nn.Module) -> nn.Module:
+    """The model with BatchNorm over the images of all processes (torch.nn.SyncBatchNorm).
+
+    ValueError if a layer computes more than BatchNorm, which would be lost. timm converts its own, with an activation.
+    """
+    timm = sys.modules.get("timm.layers")
+    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNorm, *((timm.BatchNormAct2d,) if timm else ()))
+    for module in model.modules():
+        if (isinstance(module, nn.modules.batchnorm._BatchNorm)
+                and type(module).forward not in [kind.forward for kind in kinds]):
+            raise ValueError(f"--sync_bn: {type(module).__name__} is not PyTorch's BatchNorm, and may compute more: "
+                             "leave out --sync_bn")
+    return (timm or nn.SyncBatchNorm).convert_sync_batchnorm(model)
 
 
 def with_versions(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

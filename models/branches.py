@@ -54,15 +54,15 @@ class Branches(nn.Module):
     def measure_widths(self, size: int) -> tuple[int | None, int]:
         """-> the channels of the trunk's output (None if it is not a feature map), and D, the size of h.
 
-        Attention, gate and fusion need them. One image passes the first student in evaluation mode, so no statistic
-        and no random number changes.
+        Attention, gate and fusion need them. Two images pass the first student in evaluation mode, so no statistic
+        and no random number changes. Images are square: a map that is not has its channels last.
         """
         student = self.student(0).eval()
         with torch.no_grad():
-            x = student.trunk(torch.zeros(1, 3, size, size))
+            x = student.trunk(torch.zeros(2, 3, size, size))
             h, _ = student.head(x)
         student.train()
-        return x.shape[1] if x.dim() == 4 else None, h.shape[1]
+        return x.shape[1] if x.dim() == 4 and x.shape[2] == x.shape[3] else None, h.shape[1]
 
     def add_aggregation(self) -> None:
         """Subclasses create the modules that combine the students here. ``Branches`` has none."""

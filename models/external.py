@@ -30,7 +30,7 @@ def architecture(name: str | Callable, shared_trunk: bool = False, classifier: s
     name: see above, or a function or class that makes the network when it is called with ``num_classes=C``.
     shared_trunk: branches will share the trunk, so ``branch_at`` must name the submodule where the head begins.
     pretrained: start from the library's own weights. init: a file with the weights to start from, under the network's
-    own names. Of both, the classifier is new if it has another number of classes.
+    own names. Of both, the classifier is new if it is missing or has another number of classes.
     image_size: S. ValueError if the network cannot be used; building its parts raises ValueError, too.
     """
     source = Source(name, classifier, pretrained, init, image_size)
@@ -135,7 +135,10 @@ class Source:
         if not place or place not in dict(network.named_modules()):
             raise ValueError(f"--branch_at: {self.name} has no submodule {place!r}: {self.places()}")
         try:
-            cuts = {mode: cut(network.train(mode), place, classifier) for mode in (False, True)}
+            cuts = {}
+            for mode in (False, True):
+                network.train(mode)
+                cuts[mode] = cut(network, place, classifier)
         except ValueError as error:
             raise ValueError(f"--branch_at: {self.name} cannot be cut at {place}, because {error}: "
                              f"{self.places()}") from error
@@ -161,14 +164,14 @@ class Source:
 
 
 def load_but_classifier(network: nn.Module, weights: dict[str, Tensor], classifier: str, misfit: str) -> list[str]:
-    """Load weights. -> the names of those that are left out: a classifier's, if it has another shape.
+    """Load weights. -> the names of those that are left out: a classifier's, if it has another shape or is missing.
 
     ValueError, which begins with ``misfit``, if anything else does not fit.
     """
     own = network.state_dict()
     of_classifier = [key for key in own if key.startswith(f"{classifier}.")]
     left_out = []
-    if any(key in weights and weights[key].shape != own[key].shape for key in of_classifier):
+    if any(key not in weights or weights[key].shape != own[key].shape for key in of_classifier):
         left_out = of_classifier  # all of them: new weights and an old bias would not belong together
         weights = {key: value for key, value in weights.items() if key not in left_out}
     missing = [key for key in own if key not in weights and key not in left_out]
@@ -252,13 +255,12 @@ class Half(nn.Module):
             self.new_weights = []  # none of the trunk's: its classifier is thrown away
             self.compare(cuts[False])
         else:
-            self.in_place = self.changes_its_input(cuts[False])
+            self.in_place = any(self.changes_its_input(halves, mode) for mode, halves in cuts.items())
         of_trunk, of_tail = (cuts[True][side].used | cuts[False][side].used for side in (0, 1))
         for name in pieces(self.network, place, source.find_classifier(self.network)):
             # Both may use a part without weights. What no code uses is the tail's, because it is exported, too.
             if not in_use(name, of_trunk) if self.side == 0 else in_use(name, of_trunk) and not in_use(name, of_tail):
-                parent, _, child = name.rpartition(".")
-                delattr(self.network.get_submodule(parent), child)
+                self.remove(name)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return self.code[self.training](self.network, x.clone() if self.in_place else x)
@@ -267,18 +269,28 @@ class Half(nn.Module):
         size = self.source.image_size
         return torch.linspace(-1, 1, 3 * 3 * size * size).view(3, 3, size, size)
 
-    def changes_its_input(self, halves: Cut) -> bool:
+    def remove(self, name: str) -> None:
+        """Remove a submodule, weight or buffer. A stand-in keeps its name: the network's own ``train`` may use it."""
+        parent, _, child = name.rpartition(".")
+        parent = self.network.get_submodule(parent)
+        setattr(parent, child, nn.Identity() if child in parent._modules else None)
+
+    def changes_its_input(self, halves: Cut, training: bool) -> bool:
         """Whether the tail changes x in place, which is also the input of the other tails."""
-        x = tried(self.network, lambda: halves.trunk.code(self.network, self.images()))
-        before = x.clone()
-        tried(self.network, lambda: halves.tail.code(self.network, x))
-        return not torch.equal(x, before)
+        x = tried(self.network, lambda: halves.trunk.code(self.network, self.images()), training)
+        changes = x._version
+        tried(self.network, lambda: halves.tail.code(self.network, x), training)
+        return x._version != changes
 
     def compare(self, halves: Cut) -> None:
         """ValueError if the cut network gives other logits than the network."""
         expected = tried(self.network, lambda: self.network(self.images()))
-        _, z = tried(self.network, lambda: halves.tail.code(self.network,
-                                                            halves.trunk.code(self.network, self.images())))
+        x = tried(self.network, lambda: halves.trunk.code(self.network, self.images()))
+        if not isinstance(x, Tensor):
+            raise ValueError(f"--branch_at: {self.source.name} cannot be cut at {self.place}, because a "
+                             f"{type(x).__name__} crosses the cut, not one tensor: network-based groups (--MulStu) "
+                             "need no cut")
+        _, z = tried(self.network, lambda: halves.tail.code(self.network, x))
         if not torch.allclose(z, expected, equal_nan=True):
             raise ValueError(f"--branch_at: {self.source.name} gives other logits if it is cut at {self.place}: "
                              "network-based groups (--MulStu) need no cut")

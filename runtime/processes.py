@@ -122,7 +122,7 @@ def main_first(function: Callable[[], Result]) -> Result:
     return results[0] if results else function()
 
 
-def replicated(model: nn.Module, device: torch.device, sync_bn: bool = False, all_used: bool = True) -> nn.Module:
+def replicated(model: nn.Module, device: torch.device, all_used: bool = True) -> nn.Module:
     """The model for a training step: DistributedDataParallel if there are several processes, else the model itself.
 
     Buffers are not sent before each step, because BatchNorm does not use its statistics in training. ``share_buffers``
@@ -131,8 +131,6 @@ def replicated(model: nn.Module, device: torch.device, sync_bn: bool = False, al
     """
     if world_size() == 1:
         return model
-    if sync_bn:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     ddp = nn.parallel.DistributedDataParallel
     known = inspect.signature(ddp).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.14

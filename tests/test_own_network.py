@@ -223,6 +223,37 @@ def test_the_log_names_the_weights_that_are_new(folder, monkeypatch):
     assert (folder / "DIGITS" / "net-Net" / "train.log").read_text().count("the weights start from") == 1
 
 
+SMALL = """
+import math
+
+import torch
+from torch import nn
+
+
+class Small(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Conv2d(3, 4, 8, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(4, num_classes))
+        self.register_buffer("mask", torch.tensor([-math.inf]))
+        self.register_buffer("empty", torch.ones(0))
+"""
+
+
+def test_few_features_unusual_buffers_and_equal_students(folder):
+    """Four features, fewer than the eight of one row of W_L. Constants that are not finite are no divergence."""
+    (folder / "small.py").write_text(SMALL)
+    torch.save(models.plain_network("small.py:Small", 10).state_dict(), "start.pth")
+    flags = ["--model", "small.py:Small", "--MulStu", *FLAGS, "--num_epochs", "1"]
+    train_GL.main([*flags, "--init", "start.pth"])
+    run = folder / "DIGITS" / "OKDDip-N" / "small-Small"
+    assert "warning: all students start with the same weights" in (run / "train.log").read_text()
+    assert json.loads((run / "metrics.jsonl").read_text())["dist"] == 0
+    train_GL.main([*flags, "--overwrite"])
+    assert "warning" not in (run / "train.log").read_text()
+    weights = torch.load(run / "last.pth", weights_only=True)["state_dict"]
+    assert weights["aggregation.W_L.weight"].shape == (1, 4) and weights["aggregation.W_L.weight"].abs().sum() > 0
+
+
 def test_a_file_may_be_named_like_one_of_our_networks(folder):
     (folder / "net.py").rename("vgg_mine.py")
     train.main(["--model", "vgg_mine.py:Net", *FLAGS, "--num_epochs", "1", "--image_size", "64"])

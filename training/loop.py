@@ -131,6 +131,9 @@ def log_header(run: Run, stepper: "Stepper", train_loader, test_loader, paramete
         new = dict.fromkeys(name for part in stepper.model.modules() for name in getattr(part, "new_weights", ()))
         log.info(f"the weights start from those of {args.init or args.model}"
                  + (f", but for new ones: {', '.join(new)}" if new else ""))
+        if isinstance(stepper.model, models.Branches) and not new and stepper.method.views(args) == 1:
+            log.warning("warning: all students start with the same weights and take the same images, so they may stay "
+                        "equal: start from a file without the classifier's weights, and each student draws its own")
     if train_loader.held_out is not None:
         log.info(f"{train_loader.held_out.num_images} held-out images choose the best epoch")
     if run.history or stepper.sums.steps:
@@ -191,11 +194,16 @@ class Stepper:
                  amp: str = "off", compiled: bool = False, sync_bn: bool = False, optimizer: str = "sgd",
                  cosine: int = 0, warmup: int = 0, label_smoothing: float = 0.0, num_classes: int = 0):
         self.model = method.model
+        if sync_bn and processes.world_size() > 1:
+            try:
+                models.synchronise(self.model)
+            except ValueError as error:
+                raise UserError(str(error), found_by_all=True) from error
         place(self.model, device)
         if method.teacher is not None:
             place(method.teacher, device)
         foreign = any(hasattr(part, "new_weights") for part in self.model.modules())  # it may have unused weights
-        self.replica = processes.replicated(self.model, device, sync_bn, all_used=not foreign)
+        self.replica = processes.replicated(self.model, device, all_used=not foreign)
         self.device, self.compiled = device, compiled
         self.optimizer = make_optimizer(optimizer, self.model, lr, wd)
         self.scheduler = make_scheduler(self.optimizer, milestones, cosine, warmup)
@@ -282,7 +290,8 @@ class Stepper:
         models.count_batches(self.model, self.uncounted)
         self.uncounted = 0
         momenta = [t for state in self.optimizer.state.values() for t in state.values() if t is not None]
-        numbers = [t for t in (*self.model.state_dict().values(), *momenta) if t.is_floating_point()]
+        statistics = [t for name, t in self.model.named_buffers() if name.endswith(("running_mean", "running_var"))]
+        numbers = [t for t in (*self.model.parameters(), *statistics, *momenta) if t.is_floating_point() and t.numel()]
         finite = torch.stack(torch._foreach_norm(numbers, math.inf)).isfinite().all()
         if processes.greatest(int(not finite))():
             raise self.diverged("a weight", "the last checkpoint and this one")

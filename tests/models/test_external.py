@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 import models
@@ -111,7 +112,7 @@ class Net(nn.Module):
     def __init__(self, code, num_classes):
         super().__init__()
         self.a, self.b, self.fc = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Linear(3, num_classes)
-        self.code, self.pick = code, Pick()
+        self.code, self.pick, self.pair = code, Pick(), Pair()
         self.register_buffer("count", torch.ones(()))
 
     def forward(self, x):
@@ -121,6 +122,11 @@ class Net(nn.Module):
 class Pick(nn.Module):
     def forward(self, pair):
         return pair[0]
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
 
 
 def h(x):
@@ -160,6 +166,8 @@ BAD = {  # a network, its options, the error
                  "returns a tuple in training: it must return the logits"),
     "pair_cut": (partial(Net, lambda n, a: (z(n, a), a)), {"branch_at": "b"},
                  "returns a tuple: it must return the logits"),
+    "pair_crosses": (partial(Net, lambda n, a: n.fc(h(n.pick(n.pair(a))))), {"branch_at": "pick"},
+                     "cannot be cut at pick, because a tuple crosses the cut, not one tensor"),
     "random": (partial(Net, lambda n, a: z(n, a) if n.training and torch.rand(()) < 0.5 else n.fc(h(a + n.b(a)))),
                {"branch_at": "b"}, "because its code .* draws random numbers"),
     "python_random": (partial(Net, lambda n, a: n.fc(h(n.b(a if random.random() < 0.5 else -a)))), {"branch_at": "b"},
@@ -202,12 +210,19 @@ def test_a_network_that_cannot_be_used_says_why(own, case):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("group", "place", "sentence"), [
-    (models.FFL, "last", "FFL fuses the last feature maps of the branches, which .*:CNN does not give"),
-    (models.ONE, "fc", "ONE's gate pools a feature map .*, which .*:CNN does not have at the cut")])
-def test_groups_that_need_feature_maps(own, group, place, sentence):
+def channels_last(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 5, 3, 2, 1), torchvision.ops.Permute([0, 2, 3, 1]), nn.Linear(5, 6),
+                         torchvision.ops.Permute([0, 3, 1, 2]), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(6, num_classes))
+
+
+@pytest.mark.parametrize(("group", "network", "place", "sentence"), [
+    (models.FFL, "own:CNN", "last", "FFL fuses the last feature maps of the branches, which .*:CNN does not give"),
+    (models.ONE, "own:CNN", "fc", "ONE's gate pools a feature map .*, which .*:CNN does not have at the cut"),
+    (models.ONE, channels_last, "2", "ONE's gate pools a feature map .*, which channels_last does not have at")])
+def test_groups_that_need_feature_maps(own, group, network, place, sentence):
     with pytest.raises(ValueError, match=sentence):
-        group(own("own:CNN"), 10, 2, branch_at=place)
+        group(network if callable(network) else own(network), 10, 2, branch_at=place)
 
 
 @pytest.mark.parametrize(("source", "said"), [
@@ -248,8 +263,6 @@ def test_weights_that_cannot_be_downloaded_are_one_line(name, monkeypatch, tmp_p
 
 
 def test_pretrained_weights_are_the_librarys_but_for_a_classifier_of_other_classes(monkeypatch):
-    import torchvision
-
     theirs = torchvision.models.mobilenet_v3_small()
     weights = torchvision.models.MobileNet_V3_Small_Weights
     monkeypatch.setattr(weights, "get_state_dict", lambda self, **options: theirs.state_dict())
@@ -273,9 +286,16 @@ class InPlace(nn.Module):
         return self.fc(self.last(self.stem(x.sub_(0.5)) + self.place.weight[..., None]))
 
 
-@pytest.mark.parametrize("options", [{"branch_at": "last"}, {"network_based": True}])
-def test_a_student_does_not_change_the_input_of_the_others(options):
-    group, images = models.Branches(InPlace, 5, 3, **options), torch.randn(2, 3, 8, 8)
+def in_place_dropout(num_classes):
+    """It changes its input in training only."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Sequential(nn.Dropout(0.5, inplace=True), nn.Linear(4, num_classes)))
+
+
+@pytest.mark.parametrize(("network", "options"), [
+    (InPlace, {"branch_at": "last"}), (InPlace, {"network_based": True}), (in_place_dropout, {"branch_at": "3"})])
+def test_a_student_does_not_change_the_input_of_the_others(network, options):
+    group, images = models.Branches(network, 5, 3, **options), torch.randn(2, 3, 8, 8)
     kept = images.clone()
     z = torch.stack([group.student(i).eval()(images.clone()) for i in range(3)], 1)
     torch.testing.assert_close(group.eval()(images), z)
@@ -288,12 +308,61 @@ def test_the_check_of_a_network_changes_none_of_its_buffers():
     assert models.create_model(counting, 10).head.network.count == 1
 
 
+class Frozen(nn.Module):
+    """Its stem stays in evaluation mode; ``train`` returns nothing. A single image loses its first dimension."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8))
+        self.last, self.fc = nn.Sequential(nn.Conv2d(8, 4, 3, 2, 1), nn.BatchNorm2d(4)), nn.Linear(4, num_classes)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.stem.eval()
+
+    def forward(self, x):
+        return self.fc(self.last(self.stem(x)).mean((2, 3)).squeeze())
+
+
+@pytest.mark.parametrize("at", [None, "last"])
+def test_a_network_may_have_a_train_of_its_own(at):
+    network = models.OKDDip(Frozen, 10, 3, network_based=at is None, branch_at=at).student(0)
+    network.train()
+    of_stem, of_last = network.trunk if at else network.head, network.head
+    assert of_last.network.last[1].training and not of_stem.network.stem[1].training
+    assert network.own_state_dict().keys() == Frozen(10).state_dict().keys()
+
+
+def test_synchronised_batchnorm_computes_what_the_layer_has_computed():
+    """Names and logits stay; timm's layers keep their activations. On CPUs it runs in evaluation mode only."""
+    for make in (lambda: models.ONE("resnet8", 10, 3), lambda: models.create_model("timm:mobilenetv3_small_050", 10)):
+        model, images = make(), torch.randn(4, 3, 32, 32)
+        model(images)  # statistics that differ from 0 and 1
+        before, logits = list(model.state_dict()), model.eval()(images)
+        converted = models.synchronise(model)
+        kinds = {type(m).__name__ for m in converted.modules() if "Norm" in type(m).__name__}
+        assert all(kind.startswith("SyncBatchNorm") for kind in kinds) and list(converted.state_dict()) == before
+        torch.testing.assert_close(converted(images), logits)
+        counters = [value.clone() for key, value in converted.state_dict().items() if "num_batches" in key]
+        models.count_batches(converted, 3)  # they count for themselves
+        assert counters == [value for key, value in converted.state_dict().items() if "num_batches" in key]
+
+    class Own(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    with pytest.raises(ValueError, match="--sync_bn: Own is not PyTorch's BatchNorm, and may compute more"):
+        models.synchronise(nn.Sequential(nn.BatchNorm2d(3), Own(3)))
+
+
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
 def test_init_starts_every_student_from_the_file(own, tmp_path, ending):
     from safetensors.torch import save_file
 
     name, file = own("own:CNN"), str(tmp_path / f"weights.{ending}")
     start = models.create_model(name, 7).own_state_dict()
+    if ending == "pth":  # the weights of a network without its classifier
+        start = {key: value for key, value in start.items() if not key.startswith("fc.")}
     save_file(start, file) if ending == "safetensors" else torch.save({"state_dict": start}, file)
     group = models.Branches(name, 10, 3, branch_at="last", init=file)
     for i in range(3):

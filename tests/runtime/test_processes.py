@@ -242,14 +242,3 @@ def test_torchrun(flags, tmp_path):
     assert printed[-2].strip() == f"traceback : {said}"  # torchrun's summary ends with it, and with a frame
 
 
-def test_sync_bn_keeps_the_names_of_weights(monkeypatch):
-    """On GPUs every BatchNorm is converted; the state dict keeps its names."""
-    model = models.ONE("resnet8", 10, 3)
-    names = list(model.state_dict())
-    be_one_of(monkeypatch, group(2)[0])
-    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda model, **options: model)
-    converted = processes.replicated(model, CPU, sync_bn=True)
-    kinds = {type(m).__name__ for m in converted.modules() if "Norm" in type(m).__name__}
-    assert kinds == {"SyncBatchNorm"} and list(converted.state_dict()) == names
-    models.count_batches(converted, 3)  # they count for themselves
-    assert not any(v for k, v in converted.state_dict().items() if k.endswith("num_batches_tracked"))
