@@ -10,6 +10,8 @@ Every network of ``models.NETWORKS`` is an entry point.
 
 import sys as _sys
 from contextlib import contextmanager as _contextmanager
+from contextlib import redirect_stderr as _redirect_stderr
+from io import StringIO as _StringIO
 from pathlib import Path as _Path
 from types import ModuleType as _ModuleType
 
@@ -73,27 +75,48 @@ def okddip(file: str, definition: str | None = None):
 def group(method: str = "OKDDip", student="resnet32", num_students: int = 4, num_classes: int = 10, **flags):
     """A group of students and its loss, for your own training loop (docs/own_project.md).
 
-    method: a name in methods.py. student: the name of a network as in --model, or a function or class that makes a
-    network if it is called with ``num_classes=C``. flags: those of the method's script, without dashes: MulStu,
-    branch_at, image_size, temperature, ...
+    method: a name in METHODS of methods.py. student: the name of a network as in --model, or a function or class that
+    makes a network if it is called with ``num_classes=C``; a list of them if the students are different networks.
+    flags: those of the method's script, without dashes: MulStu, branch_at, image_size, temperature, ... They choose
+    the method's variants, too.
 
     -> a module. Its ``forward`` is that of the method's model; ``loss(images, labels, weight)`` returns the terms.
+    ValueError if the method, or a flag or its value, does not exist.
     """
     with _own_modules():
-        Kind, args = _methods.find(method)
-        unknown = [name for name in flags if name not in args]
+        if method not in _methods.METHODS:
+            raise ValueError(f"unknown method {method!r}; known are {', '.join(_methods.METHODS)}")
+        _, args = _parsed(method, {})
+        unknown = [name for name in flags if name not in args or name == "models"]
         if unknown:
-            raise ValueError(f"{method} has no flag {unknown[0]}; it has {', '.join(vars(args))}")
+            raise ValueError(f"{method} has no flag {unknown[0]}; it has {', '.join(vars(args).keys() - {'models'})}")
         _, of_the_loop = _methods.find("baseline")
         used = (*_models.registry.OPTIONS, "seed")  # the seed: by OKDPH's mixing weights
-        if useless := [name for name in flags if name in of_the_loop and name not in used]:
-            raise ValueError(f"{useless[0]} is a flag of this project's training loop, not of {method}")
+        useless = {*vars(of_the_loop), "start_consistency", "length", "choose_E"}.difference(used).intersection(flags)
+        if useless:
+            raise ValueError(f"{useless.pop()} is a flag of this project's training loop, not of {method}")
+        Kind, args = _parsed(method, {"num_branches": num_students} | flags)
         args.model, args.num_branches = student, num_students
         vars(args).update(flags)
         if getattr(args, "T_model", None) or getattr(args, "target", "") == "general":
             raise ValueError("a teacher and KDCL's general target need the scripts: train_kd.py, train_GL.py, "
                              "train_KDCL.py")
         return _GroupInALoop(Kind(args, num_classes))
+
+
+def _parsed(method: str, flags: dict) -> tuple:
+    """What ``methods.find`` returns for flags. ValueError if the method's script refuses them."""
+    words = ["--batch_size", str(2**31 - 1)]  # enough for any number of processes
+    for name, value in flags.items():
+        if value is not None and value is not False:
+            values = [] if value is True else value if isinstance(value, list | tuple) else [value]
+            words += [f"--{name}", *map(str, values)]
+    said = _StringIO()
+    try:
+        with _redirect_stderr(said):
+            return _methods.find(method, words)
+    except SystemExit as error:
+        raise ValueError(said.getvalue().removeprefix("error: ").strip() or "a flag has a wrong value") from error
 
 
 def okddip_resnet20():

@@ -10,6 +10,7 @@ the end: the order of the table is that of methods and colours in tables and fig
 import importlib
 import re
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from runtime.errors import UserError
@@ -78,8 +79,8 @@ def position(name: str) -> tuple[int, str]:
     return (list(METHODS).index(name) if name in METHODS else len(METHODS), name)
 
 
-def find(name: str) -> tuple[type, object]:
-    """-> the class of a method, and the default values of its script's flags. name: with or without variants.
+def find(name: str, words: Sequence[str] = ()) -> tuple[type, object]:
+    """-> the class of a method, and the flags of its script: ``words``, and defaults. name: with or without variants.
 
     UserError if the table has no such method.
     """
@@ -88,7 +89,7 @@ def find(name: str) -> tuple[type, object]:
         raise UserError(f"unknown method {name!r}: add its script to METHODS in methods.py; "
                         f"known are {', '.join(FAMILIES)}")
     module = importlib.import_module(entry.module)
-    return getattr(module, entry.definition.partition(".")[2]), module.parse_args(entry.flags.split())
+    return getattr(module, entry.definition.partition(".")[2]), module.parse_args([*entry.flags.split(), *words])
 
 
 if __name__ == "__main__":

@@ -104,9 +104,13 @@ for method, views, flags in (("OKDDip", 0, {"branch_at": "2"}), ("OKDDip-N", 0, 
     if method in ("PCL", "OKDPH"):  # the deployed network, as docs/own_project.md says
         deployed = group.model.mean.student(0) if method == "PCL" else group.model.deploy() or group.model.hybrid
         assert deployed(x).allclose(group(x)[-1][:, 0] if method == "PCL" else group(x)[-1], atol=1e-5), method
-for flags in ({"branch": "2"}, {"label_smoothing": 0.1}):
+group = torch.hub.load(sys.argv[1], "group", "DML", student=[make, "resnet8"], num_students=2, source="local")
+assert group(torch.randn(2, 3, 32, 32)).shape == (2, 2, 10)
+for method, flags in (("OKDDip", {"branch": "2"}), ("OKDDip", {"label_smoothing": 0.1}), ("OKDDip", {"length": 3}),
+                      ("OKDDip-others", {}), ("ONE", {"MulStu": True}), ("OKDPH", {"interval": "1_epochs"}),
+                      ("OKDDip", {"num_students": 1})):
     try:
-        torch.hub.load(sys.argv[1], "group", "OKDDip", student=make, source="local", **flags)
+        torch.hub.load(sys.argv[1], "group", method, student=make, source="local", **flags)
     except ValueError as error:
         print(error)
 assert not {"models", "methods", "training", "train_GL"} & sys.modules.keys()
@@ -118,9 +122,15 @@ def test_a_group_for_a_loop_of_ones_own(tmp_path):
     (tmp_path / "loop.py").write_text(GROUPS)
     done = subprocess.run([sys.executable, "loop.py", ROOT], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    unknown, of_the_loop = done.stdout.splitlines()
-    assert unknown.startswith("OKDDip has no flag branch; it has ")
-    assert of_the_loop == "label_smoothing is a flag of this project's training loop, not of OKDDip"
+    assert not done.stderr
+    flag, *of_the_loop, method, MulStu, interval, students = done.stdout.splitlines()
+    assert flag.startswith("OKDDip has no flag branch; it has ")
+    assert of_the_loop == [f"{name} is a flag of this project's training loop, not of OKDDip"
+                           for name in ("label_smoothing", "length")]
+    assert method.startswith("unknown method 'OKDDip-others'; known are baseline, ")
+    assert MulStu.startswith("argument --MulStu: ONE's gate needs a shared trunk")
+    assert interval.startswith("argument --interval: invalid choice: '1_epochs'")
+    assert students.startswith("argument --num_branches: must be at least 2, not 1")
 
 
 def test_a_trained_network_prepares_images_of_any_size_and_mode():
