@@ -60,34 +60,37 @@ runs() {
     done
 }
 
-# with_flags NAME FLAG...: print what a method has (a group, a ramp-up), its training script and its flags
+# with_flags NAME FLAG...: print what a method has (a group, a ramp-up), its training script with its flags, and | FLAG...
 with_flags() {
     command=$("$python" methods.py --has "${1%+KD}") || exit 2
     case $1 in KD | *+KD) teacher=$(quote --T_model "$T_MODEL") ;; *) teacher= ;; esac
     shift
-    printf '%s\n' "$command${*:+ $*}$teacher"
+    case " $*" in *" --T_model"*) fail "a teacher is named with +KD and T_MODEL: leave out --T_model in METHODS" ;; esac
+    printf '%s\n' "$command$teacher | $*"
 }
 
-# line: print the command line of one run
+# line: print the command line of one run. The flags in METHODS come after all others, so they win.
 line() {
+    more=$(printf %s " ${command##* |}" | sed 's/ *$//;s/^  */ /') command=${command% |*}
     version=seed$seed network=" --model $model"
+    size=$(printf %s "$more" | sed -n 's/.* --num_branches \([0-9]*\).*/\1/p') students=${size:-${branches:-4}}
     case $command in *" --T_model "*)
         folder=$(printf %s "$T_MODEL" | sed 's/[^+]*\///g;s/\.py:/-/g;s/:/-/g')  # as the training names it
         command="$command$(quote --T_model_path "$SAVE_DIR/$dataset/${folder}_seed${teacher_seed:-$seed}")" ;;
     esac
     case $has in *ramp_up*) command="$command${LENGTH:+ --length $LENGTH}" ;; esac
-    case "$model $command" in  # in the authors' code, branches of a VGG always have dropout
+    case "$model $command$more" in  # in the authors' code, branches of a VGG always have dropout
         *" --MulStu"*) ;;
         vgg1[69]" train_GL.py"* | vgg1[69]" train_one.py"*) command="$command --dropout ${vgg_dropout:-0.5}" ;;
     esac
-    case $has/${branches:-4}/$command in
-        *" --models "*) network= ;;  # it names a network for each student
-        group*/4/*) ;;
-        group*) network=" --num_branches $branches$network" version=m${branches}_$version ;;
+    case $more in *" --models "*) network= has=- ;; esac  # it names a network for each student
+    case $has/$students in
+        group*/4) ;;
+        group*) version=m${students}_$version && [ -n "$size" ] || network=" --num_branches $students$network" ;;
     esac
     what="--dataset $dataset${EPOCHS:+ --num_epochs $EPOCHS}${recipe:-} --seed $seed --version $version"
     where=$(quote --data_dir "$DATA_DIR" --save_dir "$SAVE_DIR")
-    printf '%s\n' "python $command$network $what$where --resume auto$more_flags"
+    printf '%s\n' "python $command$network $what$where --resume auto$more$more_flags"
 }
 
 # with_teachers LINES: print the command lines, before them those of their teachers

@@ -139,6 +139,7 @@ def test_lengths_do_not_share_a_folder():
     ("table1", {"SEEDS": " ", "DRY_RUN": "1"}, "no run: .*SEEDS"), ("study", {"SEEDS": " "}, "no run: .*SEEDS"),
     ("cifar100", {"SEEDS": " "}, "no run: .*SEEDS"), ("figure3", {"BRANCHES": " ", "DRY_RUN": "1"}, ".*BRANCHES"),
     ("table5", {"SAVE_DIR": "a\nb"}, "SAVE_DIR and DATA_DIR must not contain a line break"),
+    ("study", {"METHODS": "KD:--T_model:x"}, "a teacher is named with .KD and T_MODEL: leave out --T_model"),
     ("study", {"METHODS": "OKDip"}, "unknown method OKDip: known are baseline, KD")])
 def test_a_mistake_is_one_line(shell, script, variables, said):
     done = shell(script, **variables)
@@ -196,9 +197,22 @@ def test_a_teacher_has_the_folder_in_which_it_was_trained():
         f"{flag(c, '--save_dir')}/folder/resnet110_seed0" for c in sizes[:2]} and len(sizes) == 4
 
 
+@pytest.mark.parametrize(("script", "method", "name", "value"), [
+    ("cifar100", "OKDDip:--amp:off", "amp", "off"), ("study", "OKDDip:--length:60", "length", 60),
+    ("later", "OKDPH:--num_branches:2", "num_branches", 2), ("later", "OKDPH:--gamma:0.1", "gamma", 0.1),
+    ("table2", "ONE:--dropout:0.2", "dropout", 0.2)])
+def test_flags_of_a_method_win(script, method, name, value):
+    """Against those of the script. A group of another size has another folder."""
+    (file, *flags), *_ = dry_run(script, METHODS=method, SEEDS="0", MODELS="vgg16", SAVE_DIR="/4/runs")
+    args = vars(importlib.import_module(file.removesuffix(".py")).parse_args(flags))
+    students = {"later": 3}.get(script, 4) if name != "num_branches" else value
+    assert args[name] == value and args["num_branches"] == students
+    assert args["version"] == ("seed0" if students == 4 else f"m{students}_seed0")
+
+
 def test_only_groups_have_a_size():
     assert not any("--num_branches" in c for c in dry_run("later", SAVE_DIR="/group/a", METHODS="KD", SEEDS="0"))
-    groups = dry_run("figure3", BRANCHES="4 40", METHODS="ONE", SEEDS="0")
+    groups = dry_run("figure3", BRANCHES="4 40", METHODS="OKDDip+KD", SEEDS="0", SAVE_DIR="/4/a")[1:]
     assert [flag(c, "--num_branches") for c in groups] == [None, "40"]
 
 
