@@ -20,7 +20,8 @@ class Entry(NamedTuple):
     """definition: module and class. flags: those that choose the method in its script. title: in tables and figures.
 
     group: it trains several networks, so its script has --num_branches. ramp_up: its group loss has a ramp-up
-    (``Method.has_ramp_up``; Ind has no group loss).
+    (``Method.has_ramp_up``; Ind has no group loss). revision: raised when the method's mathematics change. A run
+    that an older revision began is not continued, and its records are not mixed with those of newer ones.
     """
 
     definition: str
@@ -28,6 +29,7 @@ class Entry(NamedTuple):
     title: str = ""
     group: bool = True
     ramp_up: bool = False
+    revision: int = 1
 
     @property
     def module(self) -> str:
@@ -55,9 +57,10 @@ METHODS = {  # the name of a run's folder -> entry
     "OKDDip-N": Entry("train_GL.OKDDip", "--MulStu", ramp_up=True),
     "OKDDip": Entry("train_GL.OKDDip", title="OKDDip-B", ramp_up=True),
     "FFL": Entry("train_FFL.FFL", ramp_up=True),
-    "PCL": Entry("train_PCL.PCL", ramp_up=True),
+    "PCL": Entry("train_PCL.PCL", ramp_up=True, revision=2),  # 1: the trunk saw all views in one batch
     "KDCL": Entry("train_KDCL.KDCL", title="KDCL (mean)"),
-    "OKDPH": Entry("train_OKDPH.OKDPH"),
+    # 1: the hybrid's loss had m times its gradient, and an epoch was measured after its fusion
+    "OKDPH": Entry("train_OKDPH.OKDPH", revision=2),
 }
 
 
@@ -67,6 +70,11 @@ def family(name: str) -> str:
 
 
 FAMILIES = {family(name): METHODS.get(family(name), entry) for name, entry in METHODS.items()}
+
+
+def revision(name: str) -> int:
+    """The revision of a method, with or without variants; 1 of one that is not in the table."""
+    return FAMILIES[family(name)].revision if family(name) in FAMILIES else 1
 
 
 def title_of(name: str) -> str:

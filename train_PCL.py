@@ -35,7 +35,6 @@ class PCL(Group):
     """m peers, their ensemble, and the mean peers, the first of which is deployed."""
 
     has_ramp_up = True
-    revision = 2  # 1: the trunk saw all views in one batch
 
     def __init__(self, args, num_classes: int):
         super().__init__(args, models.PCL(args.model, num_classes, args.num_branches, **utils.network_options(args)),

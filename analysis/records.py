@@ -22,7 +22,7 @@ OTHER_RECIPE = {name: LATER_FLAGS[name] for name in ("image_size", "optimizer", 
                                                      "pretrained", "init")}
 TYPES = {"num_epochs": int, "seed": int, "batch_size": int, "lr": int | float, "wd": int | float, "val_size": int,
          "train_size": int, "milestones": list, "classes": list, "model": str, "method": str, "dataset": str,
-         "command": str, "environment": dict}
+         "command": str, "environment": dict, "starts": list}
 # Flags that may differ within a group: the seed, paths, how a run was started, and what follows from other flags.
 # choose_E may differ because report.py finds the best epoch itself, for each table anew.
 MAY_DIFFER = (FREE_FLAGS - {"num_epochs"}) | {
@@ -91,7 +91,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[RecordedRun], list[str]]:
 def read_run(folder: Path) -> RecordedRun:
     """UserError if the folder holds no finished run, or if its records are damaged."""
     try:
-        flags = LATER_FLAGS | json.loads((folder / "parameters.json").read_text())
+        flags = LATER_FLAGS | {"revision": 1} | json.loads((folder / "parameters.json").read_text())
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         history = [with_attention_self(record) for record in json.loads("[" + ",\n".join(lines) + "]")]
         check_flags(flags)
@@ -190,7 +190,8 @@ def row_of(run: RecordedRun) -> dict:
     students_by_name: the errors of different networks (--models), whose mean says little. Empty for equal networks.
     """
     flags = {name: value for name, value in run.flags.items() if name not in MAY_DIFFER}
-    flags["processes"] = run.flags["environment"].get("processes", 1)
+    processes = {start["environment"].get("processes", 1) for start in run.flags["starts"] or [run.flags]}
+    flags["processes"] = processes.pop() if len(processes) == 1 else sorted(processes)
     last = run.history[-1]
     row = {"group": json.dumps([flags, compared_metrics(last)], sort_keys=True),
            "folder": str(run.folder), "flags": flags, "history": run.history,
@@ -240,14 +241,16 @@ def mean_and_deviation(values: pd.Series) -> list[float | None]:
 def labels_of(groups: list[pd.DataFrame]) -> list[str]:
     """A label for each group: its method, and the flags in which it differs from other groups of this method.
 
-    Dropout is a part of the recipe, and differs between methods in the tables of VGGs.
+    Dropout, which VGGs have, and the number of processes, each with its own BatchNorm statistics, may differ between
+    methods that are compared.
     """
-    labels, dropouts = [], {flags_of(group).get("dropout") for group in groups}
+    labels, usual = [], {"dropout": 0, "processes": 1}
     for flags in map(flags_of, groups):
         same_method = [other for other in map(flags_of, groups) if other["method"] == flags["method"]]
         differing = sorted(name for name in flags.keys() - {"model", "num_branches"}
                            if any(other.get(name) != flags[name] for other in same_method)
-                           or name == "dropout" and flags[name] and len(dropouts) > 1)
+                           or name in usual and flags[name] != usual[name]
+                           and any(flags_of(group).get(name) != flags[name] for group in groups))
         text = ", ".join(f"{name} {flags[name]}" for name in differing)
         labels.append(title_of(flags["method"]) + (f" ({text})" if text else ""))
     return labels

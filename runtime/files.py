@@ -31,7 +31,8 @@ def save(files: dict[Path, bytes], check: Callable[[Path], None] = lambda place:
             os.replace(place, path)
         for folder in {path.parent for path in files} if os.name == "posix" else ():  # Windows cannot open folders
             descriptor = os.open(folder, os.O_RDONLY)
-            os.fsync(descriptor)  # so that the renames survive a power failure
+            with suppress(OSError):  # some file systems cannot sync folders
+                os.fsync(descriptor)  # so that the renames survive a power failure
             os.close(descriptor)
     except OSError as error:
         raise UserError(f"{', '.join(map(str, files))} cannot be written ({error.strerror or error}): {way_out}"

@@ -20,13 +20,18 @@ lines=$(while [ $# != 0 ] && [ "$1" != -- ]; do shift; done && shift $(($# > 0))
     DRY_RUN=1 sh "$scripts/$script" "$@") || exit 2
 . "$scripts/runs.sh"
 flags=$(for word; do [ "$word" != -- ] || break && quote "$word"; done)
-eval "folder=$(printf '%s\n' "$lines" | sed -n '1{s/ --resume auto.*//;s/.* --save_dir //;p;}')"
-# A run is finished if its last start had the same command line and has reached the last epoch. A path with quotation
-# marks is written differently there; such a run is submitted, and ends at once.
-finished=$(find "$folder" -name summary.json 2> /dev/null | while IFS= read -r summary; do
-    awk '/^  "last": / { last = 1 } last && /^    "epoch": / { reached = $2 + 0; last = 0 }
-        /^  "num_epochs": / { wanted = $2 + 0 }
-        sub(/^  "command": "/, "python ") && reached == wanted { sub(/( --gpu_id [0-9]+)?",?$/, ""); print }
+eval "set -- $(printf '%s\n' "$lines" | sed 's/ --resume auto.*//;s/.* --save_dir //' | sort -u | tr '\n' ' ')"
+folder=$1
+# A run is finished if its last start had the same command line and has reached the last epoch, and if it lies where
+# that start put it: <dataset>/<run> or <method>/<run>. A path with quotation marks is written differently there; such a
+# run is submitted, and ends at once.
+finished=$(find "$@" -name summary.json 2> /dev/null | while IFS= read -r summary; do
+    awk -F '"' '/^  "last": / { last = 1 } last && /^    "epoch": / { reached = substr($3, 2) + 0; last = 0 }
+        /^  "num_epochs": / { wanted = substr($3, 2) + 0 } /^  "dataset": / { place = $4 }
+        /^  "method": / && $4 != "baseline" { place = $4 }
+        { n = split(FILENAME, parts, "/") }
+        sub(/^  "command": "/, "python ") && reached == wanted && parts[n - 2] == place {
+            sub(/( --gpu_id [0-9]+)?",?$/, ""); print }
         ' "$summary" "${summary%/*}/parameters.json" 2> /dev/null || :
 done)
 left=$(printf '%s\n' "$lines" | grep -vxF "$finished") ||

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from methods import revision
 from runtime import processes
 from runtime.checkpoints import load_checkpoint, serialise
 from runtime.errors import Complete, UserError
@@ -42,6 +43,9 @@ def load_to_resume(path: Path, args: argparse.Namespace, method: str, folder: Pa
                         "anew, with --overwrite or another --version")
     if different := changed(recorded, flags):
         raise UserError(f"{path} was started with other flags ({'; '.join(different)}): resume with the same flags")
+    if checkpoint["unchangeable"].get("revision", 1) != revision(method):
+        raise UserError(f"{folder} was begun by older code, whose {method} computed something else (CHANGELOG.md): "
+                        "train it anew, with --overwrite or another --version")
     done, planned = len(checkpoint["history"]), recorded["num_epochs"]
     if args.num_epochs < planned:
         raise UserError(f"--num_epochs of {folder} was {planned}: it can be raised, not lowered")

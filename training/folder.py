@@ -9,6 +9,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+from methods import revision
 from runtime.errors import UserError, warn
 from runtime.files import temporary_name
 
@@ -33,7 +34,7 @@ LATER_FLAGS = {"train_size": 0, "detach_targets": False, "models": None, "decode
                "warmup": 0, "label_smoothing": 0.0, "branch_at": None, "classifier": None, "pretrained": False,
                "init": None}
 # The entries of parameters.json that are no flags.
-NO_FLAGS = {"method", "milestones", "classes", "mean", "std", "weights", "command", "environment", "starts"}
+NO_FLAGS = {"method", "revision", "milestones", "classes", "mean", "std", "weights", "command", "environment", "starts"}
 
 
 def gone(recorded: dict, flags: dict) -> list[str]:
@@ -125,6 +126,11 @@ def finished_run(args: argparse.Namespace, script: str) -> Path | None:
             recorded = json.loads((folder / "parameters.json").read_text())
             command, *_ = shlex.split(str(recorded["command"]))
             flags = {name: value for name, value in recorded.items() if name not in NO_FLAGS}
+            own = run_path(args, recorded["method"], args.model, args.version)
+            if args.resume == "auto" and own != folder:
+                continue  # it was moved: this run begins anew
+            if recorded.get("revision", 1) != revision(recorded["method"]):
+                continue
             if (Path(command).stem == script and finished_epochs(folder) == flags["num_epochs"] == args.num_epochs
                     and (folder / "last.pth").exists() and not gone(flags, vars(args))
                     and not changed(flags, vars(args))):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import models
 from data_loader import dataloader
+from methods import revision
 from runtime import processes
 from runtime.device import autocast, environment, place
 from runtime.errors import UserError
@@ -52,8 +53,13 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> None:
     """
     args, history = run.args, run.history
     milestones = [] if args.cosine else args.schedule or default_milestones(run.unchangeable["num_epochs"])
-    run.check_unchanged(method.revision, **data_identity(train_loader, test_loader), **method.unchangeable(),
+    run.check_unchanged(**data_identity(train_loader, test_loader), **method.unchangeable(),
                         **{f"content of {name}": sha256 for name, (_, sha256) in run.files.items()})
+    last = run.checkpoint or {"sums": {"steps": 0}}
+    if last["sums"]["steps"] and last.get("steps_per_epoch", len(train_loader)) != len(train_loader):
+        raise UserError(f"{run.folder} was stopped inside an epoch of {last['steps_per_epoch']} steps, and with "
+                        f"{processes.world_size()} processes it has {len(train_loader)}: resume it with as many "
+                        "processes as before", found_by_all=True)
     cosine = run.unchangeable["num_epochs"] if args.cosine else 0
     stepper = Stepper(method, args.lr, args.wd, milestones, run.device, args.amp, args.compile, args.sync_bn,
                       args.optimizer, cosine, args.warmup, args.label_smoothing, train_loader.num_classes)
@@ -111,11 +117,11 @@ def describe(run: Run, stepper: "Stepper", train_loader, milestones: list[int]) 
              "environment": environment(run.device)}
     data = {"classes": train_loader.classes, "mean": train_loader.mean, "std": train_loader.std}
     starts = [*last["starts"], start]
-    parameters = {**vars(run.args), "method": run.method, "milestones": milestones, **data,
-                  "weights": sum(p.numel() for p in stepper.model.parameters()), "command": start["command"],
+    parameters = {**vars(run.args), "method": run.method, "revision": revision(run.method), "milestones": milestones,
+                  **data, "weights": sum(p.numel() for p in stepper.model.parameters()), "command": start["command"],
                   "environment": start["environment"], "starts": starts}
     return parameters, {"unchangeable": run.unchangeable, "flags": {"method": run.method, **vars(run.args)}, **data,
-                        "files": run.files, "starts": starts}
+                        "files": run.files, "starts": starts, "steps_per_epoch": len(train_loader)}
 
 
 def log_header(run: Run, stepper: "Stepper", train_loader, test_loader, parameters: dict) -> None:

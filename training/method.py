@@ -20,7 +20,6 @@ class Method:
         ``predict`` return the logits of each, {name: logits [B, C]}.
     best: the output whose top-1 accuracy chooses the best epoch (or MEAN).
     has_ramp_up: whether w(e), the weight of the group loss, rises over the first epochs; else it is always 1.
-    revision: raised when a method's mathematics change. A run that an older revision began is not continued.
     args: the flags. None for an exported network.
     """
 
@@ -30,7 +29,6 @@ class Method:
     outputs: dict[str, str]
     best: str
     has_ramp_up: bool = False
-    revision: int = 1
 
     @classmethod
     def name(cls, args: Namespace) -> str:

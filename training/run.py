@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import models
+from methods import revision
 from models.imagenet import NETWORKS as LARGE
 from runtime import processes
 from runtime.device import pick_device, seed_everything, set_precision
@@ -39,7 +40,8 @@ class Run:
         self.lock: Lock | None = None
         self.checkpoint = processes.on_main(lambda: self.load(resumed)) if resumed else None
         self.history: list[dict] = self.checkpoint["history"] if self.checkpoint else []
-        self.unchangeable = self.checkpoint["unchangeable"] if self.checkpoint else {"num_epochs": args.num_epochs}
+        self.unchangeable = self.checkpoint["unchangeable"] if self.checkpoint else {
+            "num_epochs": args.num_epochs, "revision": revision(method)}
         set_precision(args.tf32)
         seed_everything(args.seed)
 
@@ -100,14 +102,8 @@ class Run:
             self.lock = Lock(self.folder)
         return load_to_resume(path, self.args, self.method, self.folder)
 
-    def check_unchanged(self, revision: int, **values: object) -> None:
-        """Record what must be the same whenever the run is resumed. UserError if a value differs from the record.
-
-        revision: of the method. A run that an older one began is not continued.
-        """
-        if self.unchangeable.setdefault("revision", 1 if self.checkpoint else revision) != revision:
-            raise UserError(f"{self.folder} was begun by older code, whose {self.method} computed something else "
-                            "(CHANGELOG.md): train it anew, with --overwrite or another --version", found_by_all=True)
+    def check_unchanged(self, **values: object) -> None:
+        """Record what must be the same whenever the run is resumed. UserError if a value differs from the record."""
         for name, value in values.items():
             recorded = self.unchangeable.setdefault(name, value)
             if recorded != value:

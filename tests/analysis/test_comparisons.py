@@ -102,6 +102,13 @@ def test_ensembles_and_diversity_are_compared_too(tmp_path, tables):
         assert statistics(line) == by_the_formula(own, other) and line["result"] == result
 
 
+def test_the_number_of_processes_is_named_if_it_differs(tmp_path, tables):
+    """Each has its own BatchNorm statistics."""
+    for method, processes in (("Ind", 1), ("DML", 4)):
+        write(tmp_path, method, IND, environment={"processes": processes})
+    assert {(reference, *lines) for (_, reference), lines in tables(tmp_path).items()} == {("Ind", "DML (processes 4)")}
+
+
 def test_dropout_that_differs_between_methods_is_named(tmp_path, tables):
     for method, dropout in (("Ind", 0.5), ("DML", 0.0), ("baseline", 0.0)):
         write(tmp_path, method, IND, model="vgg16", dropout=dropout)

@@ -90,7 +90,8 @@ def groups_in(folder):
 
 @pytest.mark.parametrize("flag, value", [("length", 2.0), ("num_epochs", 3), ("dropout", 0.5), ("amp", "bf16"),
                                          ("num_branches", 5), ("std", [0.3] * 3),
-                                         ("environment", {"processes": 8})])
+                                         ("environment", {"processes": 8}), ("revision", 2),
+                                         ("starts", [{"environment": {"processes": n}} for n in (2, 1)])])
 def test_other_flags_make_another_group(tmp_path, flag, value):
     for seed in (0, 1):
         made_up.run(tmp_path, "ONE", seed, [30.0, 20.0])
@@ -125,7 +126,8 @@ def test_flags_that_do_not_change_a_result_may_differ_within_a_group(tmp_path, f
     made_up.run(tmp_path, "ONE", 0, [30.0, 20.0])
     folder = made_up.run(tmp_path, "ONE", 1, [30.0, 20.0])
     flags = json.loads((folder / "parameters.json").read_text())
-    (folder / "parameters.json").write_text(json.dumps({**flags, flag: "something else"}))
+    other = "something else" if flag != "starts" else [{"environment": {}}] * 2
+    (folder / "parameters.json").write_text(json.dumps({**flags, flag: other}))
     assert [seeds for _, seeds in groups_in(tmp_path)[0]] == [[0, 1]]
 
 

@@ -114,15 +114,17 @@ def test_students_wait_for_a_teacher_from_a_file(submit):
 
 
 def finish(line, method="", more="", epochs=40):
-    """Make files as a run of the study leaves them. more: flags at the end of its command."""
+    """Make files as a run of the study leaves them; -> its folder. more: flags at the end of its command."""
     command = shlex.split(line + more)[1:]
     given = dict(zip(command, command[1:], strict=False))
     folder = Path(given["--save_dir"], given["--dataset"], method, f"{given['--model']}_{given['--version']}")
     folder.mkdir(parents=True, exist_ok=True)
     starts = [{"command": "train.py --a earlier"}, {"command": shlex.join(command)}]
+    about = {"num_epochs": 40, "dataset": given["--dataset"], "method": method or "baseline"}
     for name, content in (("summary", {"best": {"epoch": 34}, "last": {"epoch": epochs, "lr": 0.1}}),
-                          ("parameters", {"num_epochs": 40, "command": shlex.join(command), "starts": starts})):
+                          ("parameters", {**about, "command": shlex.join(command), "starts": starts})):
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2))
+    return folder
 
 
 def test_finished_runs_are_not_submitted(submit, shell, tools):
@@ -133,9 +135,20 @@ def test_finished_runs_are_not_submitted(submit, shell, tools):
     first, students = submit("study.sh", **some)
     assert value(first, "--array") == value(students, "--array") == "0-0" and value(students, "--dependency") is None
     finish(baseline, more=" --gpu_id 3")  # without SLURM
-    finish(student, "KD")
+    of_student = finish(student, "KD").parent
+    aside = of_student.rename(of_student.with_name("KD_old"))  # it is trained anew
+    assert len(submit("study.sh", **some)) == 1
+    aside.rename(of_student)
     done = shell("slurm", "study.sh", PATH=f"{tools}:{os.environ['PATH']}", **some)
     assert done.returncode == 0 and done.stdout == "all runs of study.sh are finished: nothing to submit\n"
+
+
+def test_each_size_of_the_study_has_a_folder(submit, shell):
+    sizes = {"SIZES": "9x40 8x40", "METHODS": "baseline", "SEEDS": "0"}
+    name = value(*submit("cifar100.sh", **sizes), "--job-name")
+    finish(shell("cifar100", DRY_RUN="1", **sizes).stdout.splitlines()[1])
+    (left,) = submit("cifar100.sh", **sizes | {"SIZES": "8x40 9x40"})
+    assert value(left, "--array") == "0-0" and value(left, "--job-name") == name
 
 
 def test_dry_run_prints_the_jobs(shell, tmp_path):

@@ -130,12 +130,15 @@ def test_other_flags_or_another_script(finished):
         assert recognised([*command, *more]) is None
     assert recognised([*command, "--version", "seed1", "--resume", str(folder)]) == folder
     assert recognised(command, script="train_FFL") is None
+    moved = folder.parent.rename(folder.parent.with_name("OKDDip_old")) / folder.name
+    assert recognised(command) is None and recognised([*command, "--resume", str(moved)]) == moved
 
 
 @pytest.mark.parametrize("change", [
     lambda folder: rewrite(folder, "summary.json", last={"epoch": 3}),
     lambda folder: rewrite(folder, "parameters.json", num_epochs=5),  # it was raised, and the training stopped
     lambda folder: rewrite(folder, "parameters.json", lr=0.3),
+    lambda folder: rewrite(folder, "parameters.json", revision=0),
     lambda folder: rewrite(folder, "parameters.json", hybrid_copy=True),  # a flag that is gone
     lambda folder: rewrite(folder, "parameters.json", command=None),
     *(lambda folder, name=name, text=text: (folder / name).write_text(text)

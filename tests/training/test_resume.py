@@ -270,3 +270,15 @@ def test_a_folder_that_vanishes_is_named(baseline, monkeypatch):
     monkeypatch.setattr(loop, "evaluate", lambda *batch: (shutil.rmtree(folder), measure(*batch))[1])
     with pytest.raises(UserError, match="cannot be written .No such file or directory"):
         train.main([*argv, "1"])
+
+
+def test_an_epoch_that_was_begun_keeps_its_batches(baseline):
+    """Whether a small last batch joins the one before depends on the number of processes."""
+    argv, folder = baseline
+    train.main([*argv, "1"])
+    checkpoint = load(folder)
+    del checkpoint["digest"]
+    checkpoint["sums"]["steps"] = 1
+    (folder / "last.pth").write_bytes(checkpoints.serialise(checkpoint | {"steps_per_epoch": 4}))
+    with pytest.raises(UserError, match="stopped inside an epoch of 4 steps, and with 1 processes it has 3: resume it"):
+        train.main([*argv, "2", "--resume", "auto"])
