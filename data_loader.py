@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from loading.augmentation import DECODERS, Normalise, preparation
-from loading.data import Data, Split, divide, is_large
+from loading.data import Data, Split, divide, fewer_if_large, is_large
 from loading.folders import class_folders
 from loading.loaders import Cached, Loader, Streamed
 from runtime import processes
@@ -97,14 +97,16 @@ def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root
     normalisation: mean and std instead of the data set's.
     UserError if the data cannot be read or a size does not fit.
 
-    If there are several processes, the first one reads the data before the others, because it may download them.
+    If there are several processes, the first one reads the data before the others, because it may download them. It
+    alone measures their mean and std.
     """
     device = torch.device(device)
+    data = processes.main_first(
+        lambda: read_data(data_name, root, cache, num_workers, decoder, val_size, image_size=image_size))
+    # They are measured on all training images: they do not depend on train_size and val_size.
+    data = data.normalised(*(normalisation or processes.on_main(lambda: data.mean_and_std(num_workers))))
 
     def load() -> tuple[Loader, Loader]:
-        # Mean and std are measured on all training images: they do not depend on train_size and val_size.
-        data = read_data(data_name, root, cache, num_workers, decoder, val_size, image_size=image_size)
-        data = data.normalised(*normalisation) if normalisation else data.measured(num_workers)
         train, held_out = divide(data, train_size, val_size, seed)
         smallest = min(len(split.labels) for split in (data.test, held_out) if split)
         check_batch_size(data_name, batch_size, len(train.labels), smallest)
@@ -183,15 +185,14 @@ def check_batch_size(data_name: str, batch_size: int, num_train: int, num_evalua
 
 def evaluation_batch(batch_size: int, data: Data, device: torch.device) -> int:
     """The batch size of an evaluation. GPUs have room for more; on CPUs larger batches were slower."""
-    least = processes.world_size() * (256 if is_large(data.size) else 1024) if device.type == "cuda" else 1
-    return max(batch_size, least)
+    least = fewer_if_large(256, data.size) if is_large(data.size) else 1024
+    return max(batch_size, processes.world_size() * least) if device.type == "cuda" else batch_size
 
 
 def normalisation(data_name: str, num_workers: int = 8, root: str = "./Data") -> tuple[tuple, tuple]:
     """-> mean and std as in ``dataloader``: the data set's constants, or measured on its training images."""
     data = DATASETS[data_name]
-    data = data if data.mean else data.load(root).measured(num_workers)
-    return data.mean, data.std
+    return (data if data.mean else data.load(root)).mean_and_std(num_workers)
 
 
 def sample_images(data_name: str, root: str, count: int, size: int | None = None) -> Tensor | None:

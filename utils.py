@@ -33,9 +33,13 @@ def command(main: Callable[[], None]) -> None:
     except OSError as error:
         fail("a file or folder has a name too long for this file system: choose shorter ones (--version, --save_dir, "
              "--data_dir)" if error.errno == errno.ENAMETOOLONG else error)
-    except RuntimeError as error:
-        if any(sign in str(error) for sign in ("out of memory", "not enough memory", "can't allocate memory")):
-            fail(f"there is not enough memory ({first_words(error)}): try a smaller --batch_size")
+    except (RuntimeError, MemoryError) as error:
+        signs = ("out of memory", "not enough memory", "can't allocate memory")
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in signs):
+            fail(f"there is not enough memory ({first_words(error)}): try a smaller --batch_size or --cache off")
+        if "shared memory" in str(error) or "DataLoader worker" in str(error):
+            fail(f"a process that reads images has ended ({first_words(error)}): try fewer --num_workers, or give them "
+                 "more shared memory (docker run --ipc=host)")
         if world_size() == 1:
             raise
         from runtime.processes import another_process_ended

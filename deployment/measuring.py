@@ -50,8 +50,7 @@ def check_classes(saved: SavedModel, classes: list[str]) -> None:
     if len(classes) != len(saved.classes):
         raise UserError(f"{saved.path} has {len(saved.classes)} classes, but {data} has {len(classes)}: name the data "
                         "that it was trained on with --dataset and --data_dir")
-    different = [f"{a} there, {b} here" for a, b in zip(saved.classes, classes, strict=True) if a != b]
-    if saved.named and different:
+    if different := [f"{a} there, {b} here" for a, b in saved.other_classes(classes)]:
         raise UserError(f"{saved.path} was trained on other classes than those of {data} "
                         f"({'; '.join(different[:5])}): name its own data with --dataset and --data_dir")
 

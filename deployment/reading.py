@@ -44,6 +44,14 @@ class SavedModel(NamedTuple):
     epoch: int | None = None
     named: bool = True
 
+    def other_classes(self, classes: list[str]) -> list[tuple[str, str]]:
+        """The pairs of names, the model's and that in ``classes``, that differ.
+
+        If the model does not name its classes, any names fit, but not its numbers in another order.
+        """
+        different = [pair for pair in zip(self.classes, classes, strict=True) if pair[0] != pair[1]]
+        return different if self.named or set(self.classes) == set(classes) else []
+
     @property
     def external(self) -> bool:
         """True if PyTorch cannot access the weights (.onnx and .pt2 files). Such a model runs on the CPU."""
@@ -126,11 +134,12 @@ def load_teacher(name: str, num_classes: int, path: str | Path, data: data_loade
     if len(saved.classes) != num_classes:
         raise UserError(f"{path} holds a network for {len(saved.classes)} classes, and the data set has {num_classes}: "
                         "name a teacher of the same classes with --T_model_path")
-    if data and saved.named:
-        if pairs := [pair for pair in zip(saved.classes, data.classes, strict=True) if len(set(pair)) > 1]:
+    if data:
+        if pairs := saved.other_classes(data.classes):
             raise UserError(f"{path} holds a network for other classes, {pairs[0][0]} there, {pairs[0][1]} here: name "
                             "a teacher of the same classes with --T_model_path")
-        if [*saved.mean, *saved.std] != [*data.mean, *data.std]:
+        of_file = saved.named or saved.flags.method == "exported"  # else mean and std are assumed ones
+        if of_file and [*saved.mean, *saved.std] != [*data.mean, *data.std]:
             network = Renormalised(network, saved.mean, saved.std, (data.mean, data.std))
     return network.eval().requires_grad_(False)
 

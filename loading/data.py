@@ -84,8 +84,8 @@ class Data(NamedTuple):
         train, held_out, test = each(in_memory, (self.train, self.held_out, self.test))
         return self._replace(train=train, held_out=held_out, test=test)
 
-    def measured(self, num_workers: int) -> "Data":
-        """The same with a mean and a std of the training images, to four decimals, if it has none yet.
+    def mean_and_std(self, num_workers: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Those that it has, or else those of the training images, to four decimals.
 
         They are computed from the counts of the 256 levels, so rounding errors do not accumulate.
         """
@@ -93,12 +93,12 @@ class Data(NamedTuple):
             return np.stack([np.bincount(block[..., c].reshape(-1), minlength=256) for c in range(3)])
 
         if self.mean:
-            return self
+            return self.mean, self.std
         counts = sum(map_blocks(count, self.train, self.size, num_workers))
         levels, share = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)  # [256], [3, 256]
         mean = share @ levels  # [3]
         std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1)).clip(1 / 255)  # not 0 for a constant channel
-        return self.normalised(mean.round(4).tolist(), std.round(4).tolist())
+        return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())
 
     def warn_if_constant(self, name: str) -> None:
         """Warn if each image of a split has a single colour."""
@@ -110,7 +110,7 @@ class Data(NamedTuple):
 
 def map_blocks(function: Callable[[np.ndarray], np.ndarray], split: Split, size: int,
                num_workers: int) -> list[np.ndarray]:
-    """Apply ``function`` to each block of up to 256 images, uint8 [256, size, size, 3], in ``num_workers`` threads.
+    """Apply ``function`` to each block of images, uint8 [B, size, size, 3], in ``num_workers`` threads.
 
     Files are decoded block by block, so the images need not fit into memory. DamagedFiles names all files that do not
     decode.
@@ -119,8 +119,14 @@ def map_blocks(function: Callable[[np.ndarray], np.ndarray], split: Split, size:
         return function(np.stack(each(lambda image: decode(image, size), block)))
 
     with ThreadPoolExecutor(max(1, usable_workers(num_workers))) as pool:
-        blocks = np.split(split.images, range(256, len(split.images), 256))
+        at_once = fewer_if_large(256, size)
+        blocks = np.split(split.images, range(at_once, len(split.images), at_once))
         return each(Future.result, [pool.submit(work, block) for block in blocks])
+
+
+def fewer_if_large(images: int, size: int) -> int:
+    """How many images of size x size take the memory of ``images`` images of 224x224; at least one, not more."""
+    return max(1, min(images, images * 224**2 // size**2))
 
 
 def constant(images: np.ndarray, size: int) -> bool:

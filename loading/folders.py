@@ -36,7 +36,7 @@ def is_image(path: str) -> bool:
             return True
     except UnidentifiedImageError:
         return False
-    except OSError:  # named when it is read, too
+    except Exception:  # of Pillow's readers; it is named when it is read
         return True
 
 
@@ -112,7 +112,11 @@ def class_folders(name: str, test_names: tuple[str, str], root: str | os.PathLik
 
 def test_folders(root: str | os.PathLike, test_names: tuple[str, str]) -> tuple[Path | None, Path]:
     """-> the folder of the held-out images, if there is one, and that of the test images."""
-    there = [folder for folder in (Path(root, "val"), Path(root, "test")) if folder.is_dir()]
+    both = Path(root, "val"), Path(root, "test")
+    for folder in both:
+        if folder.is_symlink() and not folder.exists():  # the other one would take its place
+            raise UserError(missing(folder))
+    there = [folder for folder in both if folder.is_dir()]
     used = [folder for folder in there if class_names(folder)]
     for folder in there:
         if used and folder not in used:

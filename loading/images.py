@@ -79,15 +79,14 @@ def upright_rgb(image: Image.Image, opened: Image.Image | None = None) -> Image.
 
     opened: what it is a copy of. Pillow does not copy the format.
     """
-    ImageOps.exif_transpose(image, in_place=True)  # cameras store the rotation and do not rotate the pixels
+    image.load()
+    with suppress(Exception):  # metadata may be broken in many ways; image viewers ignore it, too
+        ImageOps.exif_transpose(image, in_place=True)  # cameras store the rotation and do not rotate the pixels
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range, save it with 8 bits")
     if image.mode.startswith("I"):  # grey with more than 8 bits: convert would clip it
         image = eight_bits(image, opened or image)
-    if image.mode != "RGB":
-        return image.convert("RGB")
-    image.load()  # not convert, which copies an RGB image
-    return image
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy an RGB image
 
 
 def missing(path: str | os.PathLike) -> str:

@@ -95,10 +95,11 @@ def test_damaged_files_of_all_splits_are_named_in_one_error(image_folder, monkey
     assert len(read) == len(set(read)) == 607
 
 
-@pytest.mark.parametrize(("device", "large", "batch_size", "evaluated"), [
-    ("cpu", False, 128, 128), ("cuda", False, 128, 1024), ("cuda", True, 128, 256), ("cuda", False, 4000, 4000)])
-def test_gpus_evaluate_in_larger_batches(device, large, batch_size, evaluated):
-    data = random_data(3)._replace(size=224 if large else 32)
+@pytest.mark.parametrize(("device", "size", "batch_size", "evaluated"), [
+    ("cpu", 32, 128, 128), ("cuda", 32, 128, 1024), ("cuda", 224, 128, 256), ("cuda", 32, 4000, 4000),
+    ("cuda", 448, 4, 64), ("cuda", 2048, 4, 4)])  # as much memory as with 224
+def test_gpus_evaluate_in_larger_batches(device, size, batch_size, evaluated):
+    data = random_data(3)._replace(size=size)
     assert data_loader.evaluation_batch(batch_size, data, torch.device(device)) == evaluated
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, few_digits
@@ -181,8 +182,15 @@ def denied():
     raise PermissionError(13, "Permission denied", "runs/train.log")
 
 
+def raised(message):
+    raise RuntimeError(message)
+
+
 @pytest.mark.parametrize(("main", "said"), [
-    (lambda: torch.zeros(2**50), r"there is not enough memory \(.*: try a smaller --batch_size"),  # no machine has it
+    (lambda: torch.zeros(2**50), r"there is not enough memory \(.*: try a smaller --batch_size .*"),
+    (lambda: np.zeros(2**57), r"there is not enough memory \(.*--cache off"),
+    (lambda: raised("DataLoader worker (pid 7) is killed by signal: Bus error. Workers are out of shared memory."),
+     r"a process that reads images has ended \(DataLoader worker .*: try fewer --num_workers, .*"),
     (denied, r"\[Errno 13\] Permission denied: 'runs/train.log'")])
 def test_what_the_machine_refuses_is_one_line(main, said, capsys):
     with pytest.raises(SystemExit) as end:

@@ -124,7 +124,7 @@ def test_a_bad_teacher_is_named(content, said, tmp_path):
         load_teacher("resnet8", 10, tmp_path / "teacher.pth")
 
 
-def test_a_teacher_gets_images_as_it_was_trained_with(runs):
+def test_a_teacher_gets_images_as_it_was_trained_with(runs, tmp_path):
     saved, pixels = read(runs / "resnet8"), torch.rand(3, 3, 32, 32)
     data = Namespace(classes=saved.classes, mean=[0.2, 0.3, 0.4], std=[0.5, 0.6, 0.7], size=32)
     own, here = ((pixels - torch.tensor(of.mean)[:, None, None]) / torch.tensor(of.std)[:, None, None]
@@ -133,7 +133,14 @@ def test_a_teacher_gets_images_as_it_was_trained_with(runs):
         expected = saved.logits(own, "")
         assert load_teacher("resnet8", 10, runs / "resnet8", data)(here).allclose(expected, atol=1e-4)
         assert load_teacher("resnet8", 10, runs / "resnet8", saved)(own).equal(expected)
-    data.classes = [*data.classes[:9], "nine"]
+    evaluate.main([str(runs / "resnet8"), "--export", str(tmp_path / "t.safetensors")])
+    teacher = load_teacher("resnet8", 10, tmp_path / "t.safetensors", data)
+    with torch.no_grad():
+        assert teacher(here).allclose(expected, atol=1e-4)
+    data.classes = data.classes[::-1]  # the order of folders "0" to "10" is not that of numbers, either
+    with pytest.raises(UserError, match="holds a network for other classes, 0 there, 9 here"):
+        load_teacher("resnet8", 10, tmp_path / "t.safetensors", data)
+    data.classes = [*saved.classes[:9], "nine"]
     with pytest.raises(UserError, match="holds a network for other classes, 9 there, nine here"):
         load_teacher("resnet8", 10, runs / "resnet8", data)
 

@@ -17,9 +17,9 @@ def test_mean_and_deviation():
     """A constant channel gets the deviation of one level, so that it can be divided by it."""
     data = random_data(7)._replace(mean=(), std=())
     data.train.images[..., 1] = 51
-    found, images = data.measured(0), data.train.images / 255
-    assert found.mean == pytest.approx(images.mean((0, 1, 2)), abs=0.50001e-4)
-    assert found.std == (round(images[..., 0].std(), 4), 0.0039, round(images[..., 2].std(), 4))
+    (mean, std), images = data.mean_and_std(0), data.train.images / 255
+    assert mean == pytest.approx(images.mean((0, 1, 2)), abs=0.50001e-4)
+    assert std == (round(images[..., 0].std(), 4), 0.0039, round(images[..., 2].std(), 4))
 
 
 @pytest.mark.parametrize("name", ["folder", "imagenet"])

@@ -87,10 +87,10 @@ def test_files_that_are_no_images_by_their_names_are_left_out(tmp_path, name, ca
     assert capsys.readouterr().err == f"{warning}/test/b/deep/labels.csv\n"
 
 
-@pytest.mark.parametrize("name", ["x.png", "X.JPEG", "x.heic", "x.tif", "x.webp"])
+@pytest.mark.parametrize("name", ["x.png", "X.JPEG", "x.heic", "x.tif", "x.webp", "photo"])
 def test_a_file_that_should_be_an_image_must_be_one(tmp_path, name):
     root = in_classes(tmp_path, "1.png")
-    (root / "test" / "b" / name).write_text("no image")
+    (root / "test" / "b" / name).write_text("P1 no image")  # it begins as a PBM file
     with pytest.raises(UserError, match=f"^{root}/test/b/{name} does not decode as an image: "):
         dataloader("folder", 2, 0, root)
 
@@ -109,6 +109,15 @@ def test_empty_class_folders_are_named(tmp_path):
 
 
 BACK = "a folder above itself .*: remove the link"
+
+
+def test_a_link_in_place_of_the_test_images_must_lead_to_them(tmp_path):
+    """Else val/ would become the test images."""
+    root = in_classes(tmp_path, "1.png")
+    (root / "test").rename(root / "val")
+    (root / "test").symlink_to("/nowhere")
+    with pytest.raises(UserError, match=f"^{root}/test is a link to /nowhere, which does not exist"):
+        dataloader("folder", 2, 0, root)
 
 
 @pytest.mark.parametrize(("place", "target", "said"), [

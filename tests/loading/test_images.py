@@ -28,6 +28,8 @@ FILES = {  # name -> the mode and how it is saved; whether simplejpeg decodes it
     "transparent": ("RGBA", {"format": "PNG"}, False),
     "palette": ("P", {"format": "GIF"}, False),
     "WebP": ("RGB", {"format": "WEBP"}, False),
+    "broken metadata": ("RGB", {"format": "WEBP", "exif": b"no TIFF header"}, False),
+    "broken metadata of JPEG": ("RGB", {"format": "JPEG", "exif": b"Exif\0\0no TIFF", "dpi": (72, 72)}, False),
 }
 
 
