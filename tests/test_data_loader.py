@@ -16,6 +16,7 @@ from torchvision import datasets
 
 import data_loader
 from data_loader import Data, dataloader
+from loading.augmentation import augmentation_parameters
 from runtime.errors import UserError
 
 
@@ -93,6 +94,13 @@ def test_damaged_files_of_all_splits_are_named_in_one_error(image_folder, monkey
     assert message.startswith("13 image files or folders cannot be used: " + link) and message.endswith("; 3 more")
     assert message.count("does not decode as an image") == 9 and "\n" not in message
     assert len(read) == len(set(read)) == 607
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_the_seed_reaches_the_training_loader(image_folder, cache):
+    train, _ = dataloader("folder", 8, 0, image_folder(), seed=5, cache=cache)
+    for ours, own in zip(train.augmentation_parameters(), augmentation_parameters(40, 5, 0, True), strict=True):
+        assert ours.equal(own)
 
 
 @pytest.mark.parametrize(("device", "size", "batch_size", "evaluated"), [

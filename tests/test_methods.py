@@ -41,6 +41,17 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_the_loss_runs_the_model_that_it_is_given(name):
+    """With several processes it is the replica: only its forward pass shares gradients."""
+    method, asked = make(name, model="resnet8", num_branches=3), []
+    method.teacher = lambda images: torch.ones(4, C)
+    V = method.views(method.args)
+    views = torch.randn(4, 3, 32, 32) if V == 1 else torch.randn(4, V, 3, 32, 32)
+    method.loss(lambda images: asked.append(1) or method.model(images), views, LABELS, 1.0)
+    assert asked == [1]
+
+
 @pytest.mark.parametrize(("name", "flags", "network"), CASES)
 def test_one_step(name, flags, network):
     """Shapes, a finite loss, a gradient for every weight; what can be deployed is a plain network with its logits.

@@ -238,3 +238,31 @@ def test_the_recipe_reaches_the_optimizer(flags, expected, monkeypatch, tmp_path
     with pytest.raises(InterruptedError):
         train.main([*DATA, "--save_dir", str(tmp_path), "--lr", "0.05", "--wd", "0.01", *flags])
     assert made == [(0.05, 0.01, expected, 0, 0)]
+
+
+def test_pcl_counts_the_steps_of_the_whole_training(handed_over):
+    method, asked = handed_over(train_PCL, *RAMP)[0], []
+    method.model.update_mean = asked.append
+    method.after_step(8, 1)
+    assert asked == [8]
+
+
+def test_okdph_draws_r_from_dirichlet_1_by_seed_and_step(handed_over):
+    drawn = []
+    for seed in ("0", "1"):
+        method, _ = handed_over(train_OKDPH, *HYPER, "--hybrid", "dirichlet", "--seed", seed)
+        for step in range(1, 2001):
+            method.before_step(step, 2)
+            drawn.append(method.model.r.clone())
+    assert not drawn[0].allclose(drawn[2000])
+    assert torch.stack(drawn).square().mean().item() == pytest.approx(1 / 6, rel=0.05)  # m = 3: 2 / (m (m + 1))
+
+
+def test_pretrained_networks_get_images_as_their_weights_need_them(monkeypatch, tmp_path):
+    seen, name = [], "torchvision:mobilenet_v3_small"
+    monkeypatch.setattr(loop, "fit", lambda method, train_loader, test_loader, run: seen.extend((train_loader,
+                                                                                                 test_loader)))
+    monkeypatch.setattr("models.external.weights_of", lambda name: models.plain_network(name, 1000).state_dict())
+    flags = ["--dataset", "DIGITS", "--device", "cpu", "--image_size", "64", "--save_dir", str(tmp_path)]
+    train.main([*flags, "--model", name, "--pretrained"])
+    assert {(loader.mean, loader.std) for loader in seen} == {((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}

@@ -18,6 +18,8 @@ def test_crops_and_flips_are_uniform():
     _, top, left, flips = augmentation_parameters(9000, seed=0, epoch=0, flip=True)
     for corner in (top, left):
         assert np.bincount(corner.flatten().numpy(), minlength=9) == pytest.approx([1000] * 9, abs=150)
+    places = np.bincount((9 * top + left).flatten().numpy(), minlength=81)  # each row with each column
+    assert places == pytest.approx([9000 / 81] * 81, abs=60)
     assert flips.float().mean().item() == pytest.approx(0.5, abs=0.03)
 
 

@@ -47,6 +47,8 @@ def test_random_weights_are_new_in_training_and_their_mean_in_evaluation():
     before = torch.get_rng_state()
     assert (module.eval()(h, z) == 1 / 3).all() and torch.get_rng_state().equal(before)
     assert (weights("mean")[-1] == 1 / 3).all()
+    alpha = module.train()(torch.zeros(4000, 3, 48), None)  # the softmax of normal numbers: log(a / b) ~ N(0, 2)
+    assert (alpha[..., 0] / alpha[..., 1]).log().std().item() == pytest.approx(2**0.5, rel=0.05)
 
 
 def test_entropy_weights():

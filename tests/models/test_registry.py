@@ -5,9 +5,20 @@ import torch
 from network_data import random_images
 from torch import nn
 from torch.optim.swa_utils import update_bn
+from torchvision.models.resnet import Bottleneck
 
 import models
+from models import resnet
 from models.architecture import BatchNorm, count_batches
+
+
+@pytest.mark.parametrize("widen", [1, 8])
+def test_a_bottleneck_computes_what_torchvisions_does(widen):
+    ours = resnet.Bottleneck(16, 8, 2, widen).double()
+    theirs = Bottleneck(16, 8, 2, resnet.shortcut(16, 32, 2), base_width=64 * widen, norm_layer=BatchNorm).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 16, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x))
 
 
 @pytest.mark.parametrize(("name", "classes", "count", "x_shape", "width"), [

@@ -8,11 +8,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from processes import be_one_of, group
 
 from runtime import checkpoints
 from runtime.device import seed_everything
 from runtime.errors import Complete, UserError
-from training.checkpoint import FORMAT, OLD_NAMES, Checkpoints, load_to_resume
+from training.checkpoint import FORMAT, OLD_NAMES, Checkpoints, load_to_resume, random_state
 from training.loop import Stepper
 from training.method import SingleNetwork
 
@@ -89,6 +90,17 @@ def test_the_random_numbers_go_on(tmp_path):
     seed_everything(6)
     expected = drawn()
     seed_everything(6)
+    again.restore(content)
+    assert drawn() == expected
+
+
+def test_each_process_goes_on_with_its_own_random_numbers(tmp_path, monkeypatch):
+    states, again = [], made_up(tmp_path)
+    for seed in (5, 6):
+        seed_everything(seed)
+        states.append(random_state(torch.device("cpu")))
+    content, expected = again.state() | {"random": states}, drawn()  # those of seed 6
+    be_one_of(monkeypatch, group(2)[1])
     again.restore(content)
     assert drawn() == expected
 

@@ -40,6 +40,16 @@ def test_default_milestones(num_epochs, milestones):
     assert default_milestones(num_epochs) == milestones
 
 
+def test_adamw_decays_by_its_flag():
+    """Without a gradient, p <- p (1 - lr wd)."""
+    model = torch.nn.Linear(1, 1)
+    optimizer, before = make_optimizer("adamw", model, 0.1, 0.5), model.weight.item()
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert model.weight.item() == pytest.approx(0.95 * before)
+
+
 def test_sgd_is_nesterov_with_decay_on_everything():
     """Against the update of Sutskever et al. as PyTorch states it: g += wd p; v = 0.9 v + g; p -= lr (g + 0.9 v)."""
     model = torch.nn.BatchNorm1d(3).double()
@@ -142,6 +152,13 @@ def test_divergence_after_an_epoch_is_of_that_epoch(steps, value):
         stepper.state_dict()
 
 
+def test_smoothed_labels_are_pytorchs():
+    z, labels = torch.randn(8, 10), torch.randint(10, (8,))
+    stepper = Stepper(make(), 0.1, 0, [9], CPU, label_smoothing=0.1, num_classes=10)
+    expected = torch.nn.functional.cross_entropy(z, labels, label_smoothing=0.1)
+    torch.testing.assert_close(torch.nn.functional.cross_entropy(z, stepper.smoothed(labels)), expected)
+
+
 # --- whole trainings
 
 
@@ -166,14 +183,14 @@ def test_the_course_of_a_training(baseline, monkeypatch):
     monkeypatch.setattr(Checkpoints, "best", lambda self: self.history[0])
     monkeypatch.setattr(Stepper, "step", note_step)
     monkeypatch.setattr(loop, "evaluate", lambda method, images, phase, *rest: (
-        course.append(phase), evaluated(method, images, phase, *rest))[1])
+        course.append((phase, images.num_images)), evaluated(method, images, phase, *rest))[1])
     monkeypatch.setattr(Method, "after_epoch", lambda self, held_out, *rest: course.append(held_out.num_images))
     monkeypatch.setattr(Method, "advice", lambda self, last: f"stop after epoch {last['epoch']}")
     monkeypatch.setattr(data_loader.Loader, "close", lambda self: closed.append(self.num_images))
     argv, folder = baseline
     train.main([*argv, "3", "--val_size", "4", "--save_steps", "2", "--save_every", "2", "--log_every", "2",
                 "--seed", "3"])
-    assert course == [True, True, True, 4, "val", "test"] * 3 and sorted(closed) == [4, 20, 24]
+    assert course == [True, True, True, 4, ("val", 4), ("test", 24)] * 3 and sorted(closed) == [4, 20, 24]
     assert saved == [(0, 2, False), (1, 0, True), (1, 2, False), (2, 0, False), (2, 2, False), (3, 0, False)]
     records, summary = load(folder)["history"], json.loads((folder / "summary.json").read_text())
     assert summary == {"chosen_by": "val_accTop1", "last": records[-1], "best": records[0]}
