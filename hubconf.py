@@ -89,15 +89,17 @@ def group(method: str = "OKDDip", student="resnet32", num_students: int = 4, num
         _, args = _parsed(method, {})
         unknown = [name for name in flags if name not in args or name == "models"]
         if unknown:
-            raise ValueError(f"{method} has no flag {unknown[0]}; it has {', '.join(vars(args).keys() - {'models'})}")
+            raise ValueError(f"{method} has no flag {unknown[0]}; it has "
+                             f"{', '.join(name for name in vars(args) if name != 'models')}")
         _, of_the_loop = _methods.find("baseline")
         used = (*_models.registry.OPTIONS, "seed")  # the seed: by OKDPH's mixing weights
-        useless = {*vars(of_the_loop), "start_consistency", "length", "choose_E"}.difference(used).intersection(flags)
-        if useless:
-            raise ValueError(f"{useless.pop()} is a flag of this project's training loop, not of {method}")
-        Kind, args = _parsed(method, {"num_branches": num_students} | flags)
-        args.model, args.num_branches = student, num_students
-        vars(args).update(flags)
+        others = {*vars(of_the_loop), "start_consistency", "length", "choose_E"}.difference(used)
+        if useless := [name for name in flags if name in others]:
+            raise ValueError(f"{useless[0]} is a flag of this project's training loop, not of {method}")
+        size = {"num_branches": num_students} if _methods.METHODS[method].group else {}
+        Kind, args = _parsed(method, size | flags)
+        args.model = student
+        vars(args).update({name: value for name, value in flags.items() if value is False})  # those of METHODS, too
         if getattr(args, "T_model", None) or getattr(args, "target", "") == "general":
             raise ValueError("a teacher and KDCL's general target need the scripts: train_kd.py, train_GL.py, "
                              "train_KDCL.py")

@@ -51,7 +51,6 @@ from training.outputs import LEADER, group_outputs
 class OKDPH(Group):
     """m networks and their hybrid, which is deployed."""
 
-
     def __init__(self, args, num_classes: int):
         super().__init__(args, models.OKDPH(args.model, num_classes, args.num_branches, args.hybrid_gradient,
                                             **utils.network_options(args)), deployed="hybrid")

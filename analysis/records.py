@@ -111,6 +111,8 @@ def check_flags(flags: dict) -> None:
     if not isinstance(names, list) or names and (len(names) != flags.get("num_branches")
                                                  or not all(isinstance(name, str) for name in names)):
         raise ValueError(f"models is {names!r}")
+    if not all(isinstance(start, dict) and isinstance(start.get("environment"), dict) for start in flags["starts"]):
+        raise ValueError(f"starts is {flags['starts']!r}")
     for name in (*DATA, *RECIPE, *TYPES):
         if not isinstance(flags[name], TYPES.get(name, object)):
             raise ValueError(f"{name} is {flags[name]!r}")

@@ -47,10 +47,12 @@ class SavedModel(NamedTuple):
     def other_classes(self, classes: list[str]) -> list[tuple[str, str]]:
         """The pairs of names, the model's and that in ``classes``, that differ.
 
-        If the model does not name its classes, any names fit, but not its numbers in another order.
+        If the model does not name its classes, any names fit. But if those in an exported file are numbers, the same
+        numbers in another order do not.
         """
         different = [pair for pair in zip(self.classes, classes, strict=True) if pair[0] != pair[1]]
-        return different if self.named or set(self.classes) == set(classes) else []
+        numbers = self.flags.method == "exported" and set(self.classes) == set(classes)
+        return different if self.named or numbers else []
 
     @property
     def external(self) -> bool:

@@ -55,14 +55,15 @@ class Branches(nn.Module):
         """-> the channels of the trunk's output (None if it is not a feature map), and D, the size of h.
 
         Attention, gate and fusion need them. Two images pass the first student in evaluation mode, so no statistic
-        and no random number changes. Images are square: a map that is not has its channels last.
+        and no random number changes. Images are square, so a map [B, S, S, D] has its channels last.
         """
         student = self.student(0).eval()
         with torch.no_grad():
             x = student.trunk(torch.zeros(2, 3, size, size))
             h, _ = student.head(x)
         student.train()
-        return x.shape[1] if x.dim() == 4 and x.shape[2] == x.shape[3] else None, h.shape[1]
+        is_map = x.dim() == 4 and not x.shape[1] == x.shape[2] != x.shape[3]
+        return x.shape[1] if is_map else None, h.shape[1]
 
     def add_aggregation(self) -> None:
         """Subclasses create the modules that combine the students here. ``Branches`` has none."""

@@ -278,6 +278,10 @@ class Half(nn.Module):
     def changes_its_input(self, halves: Cut, training: bool) -> bool:
         """Whether the tail changes x in place, which is also the input of the other tails."""
         x = tried(self.network, lambda: halves.trunk.code(self.network, self.images()), training)
+        if not isinstance(x, Tensor):
+            raise ValueError(f"--branch_at: {self.source.name} cannot be cut at {self.place}, because a "
+                             f"{type(x).__name__} crosses the cut, not one tensor: network-based groups (--MulStu) "
+                             "need no cut")
         changes = x._version
         tried(self.network, lambda: halves.tail.code(self.network, x), training)
         return x._version != changes
@@ -286,10 +290,6 @@ class Half(nn.Module):
         """ValueError if the cut network gives other logits than the network."""
         expected = tried(self.network, lambda: self.network(self.images()))
         x = tried(self.network, lambda: halves.trunk.code(self.network, self.images()))
-        if not isinstance(x, Tensor):
-            raise ValueError(f"--branch_at: {self.source.name} cannot be cut at {self.place}, because a "
-                             f"{type(x).__name__} crosses the cut, not one tensor: network-based groups (--MulStu) "
-                             "need no cut")
         _, z = tried(self.network, lambda: halves.tail.code(self.network, x))
         if not torch.allclose(z, expected, equal_nan=True):
             raise ValueError(f"--branch_at: {self.source.name} gives other logits if it is cut at {self.place}: "

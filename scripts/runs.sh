@@ -73,7 +73,7 @@ with_flags() {
 line() {
     more=$(printf %s " ${command##* |}" | sed 's/ *$//;s/^  */ /') command=${command% |*}
     version=seed$seed network=" --model $model"
-    size=$(printf %s "$more" | sed -n 's/.* --num_branches \([0-9]*\).*/\1/p') students=${size:-${branches:-4}}
+    size=$(printf %s "$more" | sed -n 's/.* --num_branches[ =]\([0-9]*\).*/\1/p') students=${size:-${branches:-4}}
     case $command in *" --T_model "*)
         folder=$(printf %s "$T_MODEL" | sed 's/[^+]*\///g;s/\.py:/-/g;s/:/-/g')  # as the training names it
         command="$command$(quote --T_model_path "$SAVE_DIR/$dataset/${folder}_seed${teacher_seed:-$seed}")" ;;

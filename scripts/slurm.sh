@@ -22,20 +22,11 @@ lines=$(while [ $# != 0 ] && [ "$1" != -- ]; do shift; done && shift $(($# > 0))
 flags=$(for word; do [ "$word" != -- ] || break && quote "$word"; done)
 eval "set -- $(printf '%s\n' "$lines" | sed 's/ --resume auto.*//;s/.* --save_dir //' | sort -u | tr '\n' ' ')"
 folder=$1
-# A run is finished if its last start had the same command line and has reached the last epoch, and if it lies where
-# that start put it: <dataset>/<run> or <method>/<run>. A path with quotation marks is written differently there; such a
-# run is submitted, and ends at once.
-finished=$(find "$@" -name summary.json 2> /dev/null | while IFS= read -r summary; do
-    awk -F '"' '/^  "last": / { last = 1 } last && /^    "epoch": / { reached = substr($3, 2) + 0; last = 0 }
-        /^  "num_epochs": / { wanted = substr($3, 2) + 0 } /^  "dataset": / { place = $4 }
-        /^  "method": / && $4 != "baseline" { place = $4 }
-        { n = split(FILENAME, parts, "/") }
-        sub(/^  "command": "/, "python ") && reached == wanted && parts[n - 2] == place {
-            sub(/( --gpu_id [0-9]+)?",?$/, ""); print }
-        ' "$summary" "${summary%/*}/parameters.json" 2> /dev/null || :
-done)
-left=$(printf '%s\n' "$lines" | grep -vxF "$finished") ||
-    { echo "all runs of $script are finished: nothing to submit" && exit; }
+left=$lines
+if [ -n "$(find "$@" -name summary.json 2> /dev/null | sed 1q)" ]; then
+    left=$(printf '%s\n' "$lines" | "$python" -m training.folder) || exit 2
+fi
+[ -n "$left" ] || { echo "all runs of $script are finished: nothing to submit" && exit; }
 case $folder in *\\*) fail "SLURM cannot write into $folder: choose a SAVE_DIR without a backslash" ;; esac
 if [ -n "$DRY_RUN" ]; then
     exec 3>&1

@@ -82,7 +82,8 @@ def make(num_classes):
 
 for method, views, flags in (("OKDDip", 0, {"branch_at": "2"}), ("OKDDip-N", 0, {"temperature": 1.0}),
                              ("PCL", 3, {"branch_at": "2"}), ("OKDPH", 4, {"hybrid": "dirichlet", "seed": 1}),
-                             ("DML", 0, {"detach_targets": True})):
+                             ("DML", 0, {"detach_targets": True}), ("baseline", 0, {}),
+                             ("CL-ILR", 0, {"branch_at": "2", "bpscale": False})):
     group = torch.hub.load(sys.argv[1], "group", method, student=make, num_students=3, num_classes=5, source="local",
                            **flags)
     optimizer = torch.optim.AdamW(group.parameters(), lr=0.01)

@@ -124,7 +124,7 @@ def test_a_run_of_older_code_is_not_continued(script, tmp_path):
         del checkpoint["digest"], checkpoint["unchangeable"]["revision"]
         path.write_bytes(serialise(checkpoint))
         for epochs in ("1", "2"):  # it is not complete either
-            with pytest.raises(UserError, match="begun by older code, whose (OKDPH|PCL) computed something else"):
+            with pytest.raises(UserError, match="begun with revision 1 of (OKDPH|PCL), which computed something"):
                 script.main([*flags, epochs, "--resume", "auto"])
 
 

@@ -43,9 +43,11 @@ def load_to_resume(path: Path, args: argparse.Namespace, method: str, folder: Pa
                         "anew, with --overwrite or another --version")
     if different := changed(recorded, flags):
         raise UserError(f"{path} was started with other flags ({'; '.join(different)}): resume with the same flags")
-    if checkpoint["unchangeable"].get("revision", 1) != revision(method):
-        raise UserError(f"{folder} was begun by older code, whose {method} computed something else (CHANGELOG.md): "
-                        "train it anew, with --overwrite or another --version")
+    begun = checkpoint["unchangeable"].get("revision", 1)
+    if begun != revision(method):
+        raise UserError(f"{folder} was begun with revision {begun} of {method}, which computed something else than "
+                        f"revision {revision(method)} (CHANGELOG.md): train it anew, with --overwrite or another "
+                        "--version")
     done, planned = len(checkpoint["history"]), recorded["num_epochs"]
     if args.num_epochs < planned:
         raise UserError(f"--num_epochs of {folder} was {planned}: it can be raised, not lowered")

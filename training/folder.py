@@ -2,11 +2,13 @@
 
 import argparse
 import errno
+import importlib
 import json
 import os
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 from methods import revision
@@ -174,3 +176,11 @@ class Lock:
 
     def release(self) -> None:
         self.file.close()
+
+
+if __name__ == "__main__":  # slurm.sh: print the command lines on standard input whose runs are not finished
+    for line in sys.stdin:
+        sys.argv[0], *words = shlex.split(line)[1:]
+        script = Path(sys.argv[0]).stem
+        if not finished_run(importlib.import_module(script).parse_args(words), script):
+            print(line, end="")

@@ -57,9 +57,9 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> None:
                         **{f"content of {name}": sha256 for name, (_, sha256) in run.files.items()})
     last = run.checkpoint or {"sums": {"steps": 0}}
     if last["sums"]["steps"] and last.get("steps_per_epoch", len(train_loader)) != len(train_loader):
-        raise UserError(f"{run.folder} was stopped inside an epoch of {last['steps_per_epoch']} steps, and with "
-                        f"{processes.world_size()} processes it has {len(train_loader)}: resume it with as many "
-                        "processes as before", found_by_all=True)
+        raise UserError(f"{run.folder} was stopped inside an epoch of {last['steps_per_epoch']} steps, which has "
+                        f"{len(train_loader)} with this number of processes: resume it with as many processes as "
+                        "before", found_by_all=True)
     cosine = run.unchangeable["num_epochs"] if args.cosine else 0
     stepper = Stepper(method, args.lr, args.wd, milestones, run.device, args.amp, args.compile, args.sync_bn,
                       args.optimizer, cosine, args.warmup, args.label_smoothing, train_loader.num_classes)
@@ -137,7 +137,8 @@ def log_header(run: Run, stepper: "Stepper", train_loader, test_loader, paramete
         new = dict.fromkeys(name for part in stepper.model.modules() for name in getattr(part, "new_weights", ()))
         log.info(f"the weights start from those of {args.init or args.model}"
                  + (f", but for new ones: {', '.join(new)}" if new else ""))
-        if isinstance(stepper.model, models.Branches) and not new and stepper.method.views(args) == 1:
+        equal = isinstance(stepper.model, models.Branches) and len(set(stepper.model.names)) == 1 and not new
+        if equal and stepper.method.views(args) == 1:
             log.warning("warning: all students start with the same weights and take the same images, so they may stay "
                         "equal: start from a file without the classifier's weights, and each student draws its own")
     if train_loader.held_out is not None:
@@ -296,8 +297,10 @@ class Stepper:
         models.count_batches(self.model, self.uncounted)
         self.uncounted = 0
         momenta = [t for state in self.optimizer.state.values() for t in state.values() if t is not None]
-        statistics = [t for name, t in self.model.named_buffers() if name.endswith(("running_mean", "running_var"))]
-        numbers = [t for t in (*self.model.parameters(), *statistics, *momenta) if t.is_floating_point() and t.numel()]
+        # A network from elsewhere may have other buffers, and constants in them that are not finite.
+        buffers = [t for name, t in self.model.named_buffers()
+                   if ".network." not in name or name.endswith(("running_mean", "running_var"))]
+        numbers = [t for t in (*self.model.parameters(), *buffers, *momenta) if t.is_floating_point() and t.numel()]
         finite = torch.stack(torch._foreach_norm(numbers, math.inf)).isfinite().all()
         if processes.greatest(int(not finite))():
             raise self.diverged("a weight", "the last checkpoint and this one")

@@ -240,5 +240,3 @@ def test_torchrun(flags, tmp_path):
     printed = done.stderr.splitlines()
     assert done.returncode != 0 and printed.count(said) == 1
     assert printed[-2].strip() == f"traceback : {said}"  # torchrun's summary ends with it, and with a frame
-
-

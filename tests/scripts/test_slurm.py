@@ -1,6 +1,7 @@
 """scripts/slurm.sh: what it hands to sbatch, and what a real SLURM makes of it (slow, and skipped without one)."""
 
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -115,28 +116,27 @@ def test_students_wait_for_a_teacher_from_a_file(submit):
 
 def finish(line, method="", more="", epochs=40):
     """Make files as a run of the study leaves them; -> its folder. more: flags at the end of its command."""
-    command = shlex.split(line + more)[1:]
-    given = dict(zip(command, command[1:], strict=False))
-    folder = Path(given["--save_dir"], given["--dataset"], method, f"{given['--model']}_{given['--version']}")
-    folder.mkdir(parents=True, exist_ok=True)
-    starts = [{"command": "train.py --a earlier"}, {"command": shlex.join(command)}]
-    about = {"num_epochs": 40, "dataset": given["--dataset"], "method": method or "baseline"}
-    for name, content in (("summary", {"best": {"epoch": 34}, "last": {"epoch": epochs, "lr": 0.1}}),
-                          ("parameters", {**about, "command": shlex.join(command), "starts": starts})):
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=2))
-    return folder
+    script, *words = shlex.split(line + more)[1:]
+    flags = vars(importlib.import_module(script.removesuffix(".py")).parse_args(words))
+    place = Path(flags["save_dir"], flags["dataset"], method, f"{flags['model']}_{flags['version']}")
+    place.mkdir(parents=True, exist_ok=True)
+    about = {"method": method or "baseline", "command": shlex.join([script, *words])}
+    (place / "parameters.json").write_text(json.dumps(flags | about))
+    (place / "summary.json").write_text(json.dumps({"last": {"epoch": epochs}}))
+    (place / "last.pth").touch()
+    return place
 
 
 def test_finished_runs_are_not_submitted(submit, shell, tools):
     some = {"METHODS": "baseline KD", "SEEDS": "0"}
     teacher, baseline, student = shell("study", DRY_RUN="1", **some).stdout.splitlines()
     finish(teacher)
-    finish(baseline, epochs=30)  # the last start raised the number of epochs
+    finish(baseline, epochs=30)
     first, students = submit("study.sh", **some)
     assert value(first, "--array") == value(students, "--array") == "0-0" and value(students, "--dependency") is None
     finish(baseline, more=" --gpu_id 3")  # without SLURM
     of_student = finish(student, "KD").parent
-    aside = of_student.rename(of_student.with_name("KD_old"))  # it is trained anew
+    aside = of_student.rename(of_student.with_name("KD_old"))  # runs that were moved are trained anew
     assert len(submit("study.sh", **some)) == 1
     aside.rename(of_student)
     done = shell("slurm", "study.sh", PATH=f"{tools}:{os.environ['PATH']}", **some)

@@ -280,5 +280,5 @@ def test_an_epoch_that_was_begun_keeps_its_batches(baseline):
     del checkpoint["digest"]
     checkpoint["sums"]["steps"] = 1
     (folder / "last.pth").write_bytes(checkpoints.serialise(checkpoint | {"steps_per_epoch": 4}))
-    with pytest.raises(UserError, match="stopped inside an epoch of 4 steps, and with 1 processes it has 3: resume it"):
+    with pytest.raises(UserError, match="stopped inside an epoch of 4 steps, which has 3 with this number"):
         train.main([*argv, "2", "--resume", "auto"])
