@@ -98,8 +98,9 @@ def group(method: str = "OKDDip", student="resnet32", num_students: int = 4, num
             raise ValueError(f"{useless[0]} is a flag of this project's training loop, not of {method}")
         size = {"num_branches": num_students} if _methods.METHODS[method].group else {}
         Kind, args = _parsed(method, size | flags)
+        if isinstance(student, list | tuple) and "models" not in args:
+            raise ValueError(f"the students of {method} are equal networks: name one")
         args.model = student
-        vars(args).update({name: value for name, value in flags.items() if value is False})  # those of METHODS, too
         if getattr(args, "T_model", None) or getattr(args, "target", "") == "general":
             raise ValueError("a teacher and KDCL's general target need the scripts: train_kd.py, train_GL.py, "
                              "train_KDCL.py")
@@ -108,7 +109,13 @@ def group(method: str = "OKDDip", student="resnet32", num_students: int = 4, num
 
 def _parsed(method: str, flags: dict) -> tuple:
     """What ``methods.find`` returns for flags. ValueError if the method's script refuses them."""
-    words = ["--batch_size", str(2**31 - 1)]  # enough for any number of processes
+    own = _methods.METHODS[method]
+    for name, other in _methods.METHODS.items():
+        of_other = [flag for flag in other.flags.split() if flags.get(flag[2:])]
+        if other.module == own.module and other.definition != own.definition and of_other:
+            raise ValueError(f"{of_other[0][2:]} makes {method} another method: ask for {name}")
+    words = [flag for flag in own.flags.split() if flags.get(flag[2:]) is not False]
+    words += ["--batch_size", str(2**31 - 1)]  # enough for any number of processes
     for name, value in flags.items():
         if value is not None and value is not False:
             values = [] if value is True else value if isinstance(value, list | tuple) else [value]

@@ -87,8 +87,10 @@ def position(name: str) -> tuple[int, str]:
     return (list(METHODS).index(name) if name in METHODS else len(METHODS), name)
 
 
-def find(name: str, words: Sequence[str] = ()) -> tuple[type, object]:
-    """-> the class of a method, and the flags of its script: ``words``, and defaults. name: with or without variants.
+def find(name: str, words: Sequence[str] | None = None) -> tuple[type, object]:
+    """-> the class of a method, and its script's flags: ``words`` (None: the method's own) and defaults.
+
+    name: with or without variants.
 
     UserError if the table has no such method.
     """
@@ -96,8 +98,8 @@ def find(name: str, words: Sequence[str] = ()) -> tuple[type, object]:
     if entry is None:
         raise UserError(f"unknown method {name!r}: add its script to METHODS in methods.py; "
                         f"known are {', '.join(FAMILIES)}")
-    module = importlib.import_module(entry.module)
-    return getattr(module, entry.definition.partition(".")[2]), module.parse_args([*entry.flags.split(), *words])
+    module, words = importlib.import_module(entry.module), entry.flags.split() if words is None else words
+    return getattr(module, entry.definition.partition(".")[2]), module.parse_args(words)
 
 
 if __name__ == "__main__":

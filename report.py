@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> None:
             save({args.figures / f"{name}.png": figure.image for name, figure in drawn.items()})
         if args.html:
             args.html.parent.mkdir(parents=True, exist_ok=True)
-            save({args.html: pages.html(pages.blocks(sections, published["source"], drawn.values())).encode()})
+            page = pages.html(pages.blocks(sections, published["source"], drawn.values()))
+            save({args.html: page.encode(errors="backslashreplace")})  # names of files may be no UTF-8
     if args.json:
         text = as_json({"sections": sections, "notes": notes + more_notes}).decode()
     else:

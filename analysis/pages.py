@@ -16,7 +16,7 @@ import pandas as pd
 from analysis import records
 from analysis.comparisons import DIGITS, MEASURES, in_a_row, summary, tables_of_differences
 from analysis.records import COLUMNS, DATA, OTHER_RECIPE, RECIPE, flags_of, mean_and_deviation, size_of, split, split_by
-from methods import position, title_of
+from methods import position, revision, title_of
 from training.outputs import LEADER, MEAN
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published.json"
@@ -80,14 +80,15 @@ def paper_table(name: str, layout: dict, runs: pd.DataFrame, usual: dict) -> dic
         for column, published in zip(layout["columns"], row["published"], strict=True):
             wanted = {flag: value for flag, value in {"num_branches": 4, **layout["where"], **row, **column}.items()
                       if flag not in ("name", "published", "others", "measured", "usual")}
-            matching = runs[[all(({"num_branches": 4} | flags).get(flag) == value for flag, value in wanted.items())
-                             for flags in runs["flags"]]]
+            matching = runs[[all(({"num_branches": 4, "num_classes": len(flags["classes"])} | flags).get(flag) == value
+                                 for flag, value in wanted.items()) for flags in runs["flags"]]]
             cells.append(cell(matching, published, "ensemble_" if column.get("measured") == "ensemble" else ""))
             for group in cells[-1]["groups"]:
                 flags = group["flags"]
                 branch_of_vgg = flags.get("MulStu") is False and flags["model"].startswith("vgg")
-                dropout = {"dropout": 0.5 if branch_of_vgg else 0.0}  # as in the authors' code
-                expected = usual | dropout | layout.get("usual", {}) | column.get("usual", {})
+                own = {"dropout": 0.5 if branch_of_vgg else 0.0,  # as in the authors' code
+                       "revision": revision(flags["method"])}
+                expected = usual | own | layout.get("usual", {}) | column.get("usual", {})
                 group["unusual"] = [flag for flag, value in expected.items() if flags.get(flag, value) != value]
         rows.append({"name": row["name"], "cells": cells, "others": row.get("others", [])})
     return {"name": name, "title": layout["title"], "note": layout.get("note", ""),
@@ -117,8 +118,15 @@ def cell(runs: pd.DataFrame, published: list | None, measured: str = "") -> dict
         "students_by_name": {name: mean_and_deviation(group["students_by_name"].map(lambda errors, n=name: errors[n]))
                              for name in group["students_by_name"].iloc[0]},
         "difference": best[0] - published[0] if published else None,
-        "command": f"python {group['command'].iloc[0]}", "runs": group["folder"].tolist()}
+        "command": command(group), "runs": group["folder"].tolist()}
         for group in split(runs)]}
+
+
+def command(group: pd.DataFrame) -> str:
+    """How the first run of a group was started."""
+    processes = flags_of(group)["processes"]
+    start = f"torchrun --nproc_per_node={processes}" if isinstance(processes, int) and processes > 1 else "python"
+    return f"{start} {group['command'].iloc[0]}"
 
 
 def attention_tables(runs: pd.DataFrame) -> list[dict]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from statistics import fmean, stdev
@@ -26,7 +27,7 @@ TYPES = {"num_epochs": int, "seed": int, "batch_size": int, "lr": int | float, "
 # Flags that may differ within a group: the seed, paths, how a run was started, and what follows from other flags.
 # choose_E may differ because report.py finds the best epoch itself, for each table anew.
 MAY_DIFFER = (FREE_FLAGS - {"num_epochs"}) | {
-    "seed", "command", "environment", "starts", "weights", "schedule", "choose_E"}
+    "seed", "command", "environment", "starts", "schedule", "choose_E"}
 # What the last epoch measured -> its column in the table: errors of outputs, and the diversity.
 COLUMNS = {LEADER: "leader", MEAN: "students", WHOLE: "ensemble", GATE: "gated_ensemble", FUSED: "fused_classifier",
            EMA_MEAN: "mean_peers", "dist": "diversity"}
@@ -73,14 +74,15 @@ def compared_metrics(record: dict) -> list[str]:
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[RecordedRun], list[str]]:
     """-> the finished runs in these folders and below them, and a sentence about each run that is left out."""
-    runs, notes = [], []
+    runs, notes, done = [], [], set()
     for path in paths:
-        folders = sorted({file.parent for name in ("parameters.json", "metrics.jsonl") for file in path.rglob(name)})
+        folders = sorted(folders_with_records(path, notes))
         if not folders:
             notes.append(f"{path} {'holds no run' if path.exists() else 'does not exist'}")
         for folder in folders:
-            if any(folder.samefile(run.folder) for run in runs):
+            if os.path.realpath(folder) in done:
                 continue
+            done.add(os.path.realpath(folder))
             try:
                 runs.append(read_run(folder))
             except UserError as error:
@@ -88,10 +90,23 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[RecordedRun], list[str]]:
     return runs, notes
 
 
+def folders_with_records(path: Path, notes: list[str]) -> list[Path]:
+    """The folders at ``path`` and below it that hold records, also behind links. notes: gets what cannot be read."""
+    found, seen = [], set()
+    walk = os.walk(path, followlinks=True, onerror=lambda e: notes.append(f"{e.filename} cannot be read: {e.strerror}"))
+    for folder, below, files in walk if path.is_dir() else ():
+        if os.path.realpath(folder) in seen:  # a link to a folder above itself
+            below.clear()
+        elif {"parameters.json", "metrics.jsonl"} & set(files):
+            found.append(Path(folder))
+        seen.add(os.path.realpath(folder))
+    return found
+
+
 def read_run(folder: Path) -> RecordedRun:
     """UserError if the folder holds no finished run, or if its records are damaged."""
     try:
-        flags = LATER_FLAGS | {"revision": 1} | json.loads((folder / "parameters.json").read_text())
+        flags = LATER_FLAGS | {"revision": 1, "files": {}} | json.loads((folder / "parameters.json").read_text())
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         history = [with_attention_self(record) for record in json.loads("[" + ",\n".join(lines) + "]")]
         check_flags(flags)

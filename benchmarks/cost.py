@@ -80,10 +80,15 @@ def operations(command: str) -> float:
 def operations_of(command: str) -> float:
     """The same, of a command without the flags that do not change it."""
     cls, args = parse(command)
+    names = [*(getattr(args, "models", None) or [args.model]), getattr(args, "T_model", None) or ""]
+    if elsewhere := [name for name in names if models.is_external(name)]:
+        raise UserError(f"the operations of {elsewhere[0]} are not counted: choose networks of this project")
     if args.dataset not in DATA:
         raise UserError(f"the number of images of {args.dataset} is not known here: choose DATASETS from "
                         f"{', '.join(DATA)}")
     images, test_images, classes, size = DATA[args.dataset]
+    images, size = (args.train_size or images) - args.val_size, args.image_size or size
+    test_images += args.val_size
     step, evaluation = per_image(cls, args, classes, size)
     return args.num_epochs * (images * step + test_images * evaluation)
 

@@ -108,7 +108,12 @@ def rebuild(weights: dict[str, Tensor], metadata: dict, model: str | None = None
     if in_file(name) and not model:
         raise UserError(f"these are the weights of {name}, which a Python file makes: name the file to import, "
                         "PATH/FILE.py:NAME, with --model, or with definition= of torch.hub.load")
-    network = plain_network(name, len(metadata["classes"]))
+    if model and not in_file(metadata["model"]):
+        raise UserError(f"these are the weights of {metadata['model']}: leave out {model}")
+    try:
+        network = plain_network(name, len(metadata["classes"]))
+    except ValueError as error:
+        raise UserError(str(error)) from error
     network.load_state_dict(with_versions(weights, network))
     return network
 

@@ -259,6 +259,9 @@ def read_exported(path: Path, model: str | None, method: str | None, given: dict
 # --- checkpoints of the authors' code, which do not name their method: their parameter names show it
 
 
+AUTHORS_DATA = {10: "CIFAR10", 100: "CIFAR100", 1000: "imagenet"}  # by the number of their classes
+
+
 def read_weights(path: Path, weights: dict[str, Tensor], model: str | None, method: str | None,
                  given: dict, right: str) -> SavedModel:
     """A checkpoint of the authors' code, or bare weights of a network of ``create_model``.
@@ -273,8 +276,9 @@ def read_weights(path: Path, weights: dict[str, Tensor], model: str | None, meth
         recognised, group = recognise(weights)
         method = method or recognised
         Kind, defaults = methods.find(method)
-        flags = Namespace(**vars(defaults) | {"model": model, "method": method, "dataset": "CIFAR10"} | group | given)
         num_classes = count_classes(weights)
+        data = AUTHORS_DATA.get(num_classes, "CIFAR10")
+        flags = Namespace(**vars(defaults) | {"model": model, "method": method, "dataset": data} | group | given)
         built = Kind(flags, num_classes)
         if any(key.startswith("trunk.") for key in weights):
             built.model.load_state_dict(weights)
@@ -286,6 +290,9 @@ def read_weights(path: Path, weights: dict[str, Tensor], model: str | None, meth
                             "name the run's folder or its best.pth") from error
         raise UserError(f"{path} does not hold the weights of a {model}, or of a group of them, under the authors' "
                         f"names ({first_words(error)}): name the right {right}") from error
+    if num_classes not in AUTHORS_DATA and "dataset" not in given and not right.endswith("--T_model"):
+        raise UserError(f"{path} holds a network for {num_classes} classes, and does not say how its images are "
+                        "normalised: name the data that it was trained on with --dataset and --data_dir")
     mean, std = data_loader.normalisation(flags.dataset, flags.num_workers, flags.data_dir)
     return SavedModel(path, built, flags, class_numbers(num_classes), mean, std,
                       data_loader.DATASETS[flags.dataset].size, named=False)

@@ -83,7 +83,7 @@ def make(num_classes):
 for method, views, flags in (("OKDDip", 0, {"branch_at": "2"}), ("OKDDip-N", 0, {"temperature": 1.0}),
                              ("PCL", 3, {"branch_at": "2"}), ("OKDPH", 4, {"hybrid": "dirichlet", "seed": 1}),
                              ("DML", 0, {"detach_targets": True}), ("baseline", 0, {}),
-                             ("CL-ILR", 0, {"branch_at": "2", "bpscale": False})):
+                             ("CL-ILR", 0, {"MulStu": True, "bpscale": False})):
     group = torch.hub.load(sys.argv[1], "group", method, student=make, num_students=3, num_classes=5, source="local",
                            **flags)
     optimizer = torch.optim.AdamW(group.parameters(), lr=0.01)
@@ -108,8 +108,8 @@ for method, views, flags in (("OKDDip", 0, {"branch_at": "2"}), ("OKDDip-N", 0, 
 group = torch.hub.load(sys.argv[1], "group", "DML", student=[make, "resnet8"], num_students=2, source="local")
 assert group(torch.randn(2, 3, 32, 32)).shape == (2, 2, 10)
 for method, flags in (("OKDDip", {"branch": "2"}), ("OKDDip", {"label_smoothing": 0.1}), ("OKDDip", {"length": 3}),
-                      ("OKDDip-others", {}), ("ONE", {"MulStu": True}), ("OKDPH", {"interval": "1_epochs"}),
-                      ("OKDDip", {"num_students": 1})):
+                      ("OKDDip-others", {}), ("ONE", {"avg": True}), ("ONE", {"MulStu": True}),
+                      ("OKDPH", {"interval": "1_epochs"}), ("OKDDip", {"num_students": 1})):
     try:
         torch.hub.load(sys.argv[1], "group", method, student=make, source="local", **flags)
     except ValueError as error:
@@ -124,11 +124,12 @@ def test_a_group_for_a_loop_of_ones_own(tmp_path):
     done = subprocess.run([sys.executable, "loop.py", ROOT], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
-    flag, *of_the_loop, method, MulStu, interval, students = done.stdout.splitlines()
+    flag, *of_the_loop, method, other, MulStu, interval, students = done.stdout.splitlines()
     assert flag.startswith("OKDDip has no flag branch; it has ")
     assert of_the_loop == [f"{name} is a flag of this project's training loop, not of OKDDip"
                            for name in ("label_smoothing", "length")]
     assert method.startswith("unknown method 'OKDDip-others'; known are baseline, ")
+    assert other == "avg makes ONE another method: ask for CL-ILR"
     assert MulStu.startswith("argument --MulStu: ONE's gate needs a shared trunk")
     assert interval.startswith("argument --interval: invalid choice: '1_epochs'")
     assert students.startswith("argument --num_branches: must be at least 2, not 1")

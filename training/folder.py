@@ -36,7 +36,8 @@ LATER_FLAGS = {"train_size": 0, "detach_targets": False, "models": None, "decode
                "warmup": 0, "label_smoothing": 0.0, "branch_at": None, "classifier": None, "pretrained": False,
                "init": None}
 # The entries of parameters.json that are no flags.
-NO_FLAGS = {"method", "revision", "milestones", "classes", "mean", "std", "weights", "command", "environment", "starts"}
+NO_FLAGS = {"method", "revision", "milestones", "classes", "mean", "std", "weights", "files", "command", "environment",
+            "starts"}
 
 
 def gone(recorded: dict, flags: dict) -> list[str]:

@@ -119,6 +119,7 @@ def describe(run: Run, stepper: "Stepper", train_loader, milestones: list[int]) 
     starts = [*last["starts"], start]
     parameters = {**vars(run.args), "method": run.method, "revision": revision(run.method), "milestones": milestones,
                   **data, "weights": sum(p.numel() for p in stepper.model.parameters()), "command": start["command"],
+                  "files": {name: sha256 for name, (_, sha256) in run.files.items()},
                   "environment": start["environment"], "starts": starts}
     return parameters, {"unchangeable": run.unchangeable, "flags": {"method": run.method, **vars(run.args)}, **data,
                         "files": run.files, "starts": starts, "steps_per_epoch": len(train_loader)}

@@ -29,11 +29,20 @@ def test_held_out_images_choose_the_best_epoch(tmp_path, val_size):
 # --- runs that are left out -------------------------------------------------------------------------------------------
 
 
+def test_links_are_followed(tmp_path):
+    made_up.run(tmp_path / "elsewhere", "ONE", 0, [30.0, 20.0])
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "CIFAR100").symlink_to(tmp_path / "elsewhere")
+    ((found,), notes) = records.find_runs([tmp_path / "runs"])
+    assert found.folder.parent == tmp_path / "runs" / "CIFAR100" and notes == []
+
+
 def test_runs_that_are_left_out_are_named(tmp_path):
     """The others are read, each once."""
     good = made_up.run(tmp_path, "ONE", 0, [30.0, 20.0])
     unfinished = made_up.run(tmp_path, "ONE", 1, [30.0, 20.0], num_epochs=300)
     (tmp_path / "empty").mkdir()
+    (good / "back").symlink_to(tmp_path)
     places = [tmp_path, tmp_path / "empty", tmp_path / "nowhere", good]
     found, notes = records.find_runs(places)
     assert [run.folder for run in found] == [good]
@@ -90,7 +99,8 @@ def groups_in(folder):
 
 @pytest.mark.parametrize("flag, value", [("length", 2.0), ("num_epochs", 3), ("dropout", 0.5), ("amp", "bf16"),
                                          ("num_branches", 5), ("std", [0.3] * 3),
-                                         ("environment", {"processes": 8}), ("revision", 2),
+                                         ("environment", {"processes": 8}), ("revision", 2), ("weights", 7),
+                                         ("files", {"net.py:Net": "0" * 64}),
                                          ("starts", [{"environment": {"processes": n}} for n in (2, 1)])])
 def test_other_flags_make_another_group(tmp_path, flag, value):
     for seed in (0, 1):
@@ -121,7 +131,7 @@ def test_records_of_older_code_are_grouped_with_those_of_this_code(tmp_path):
 
 
 @pytest.mark.parametrize("flag", sorted(FREE_FLAGS - {"num_epochs"}) + [
-    "command", "starts", "weights", "schedule", "choose_E"])
+    "command", "starts", "schedule", "choose_E"])
 def test_flags_that_do_not_change_a_result_may_differ_within_a_group(tmp_path, flag):
     made_up.run(tmp_path, "ONE", 0, [30.0, 20.0])
     folder = made_up.run(tmp_path, "ONE", 1, [30.0, 20.0])

@@ -10,6 +10,7 @@ from conftest import METHODS
 from network_data import random_images
 from processes import saved_weights
 
+import data_loader
 import evaluate
 import models
 from deployment.reading import count_classes, load_teacher, read, recognise
@@ -93,6 +94,18 @@ def test_bare_weights_with_the_prefixes_of_wrappers(names, prefix, runs, tmp_pat
     assert saved.flags.dataset == "CIFAR10" and not saved.named
     for network in (saved.method.model, load_teacher("resnet8", 10, tmp_path / "weights.pth")):
         assert same_weights(network, weights)
+
+
+def test_bare_weights_are_for_the_data_with_as_many_classes(tmp_path):
+    for classes in (100, 1000, 7):
+        torch.save(models.create_model("resnet8", classes).state_dict(), tmp_path / f"{classes}.pth")
+    for classes, data in ((100, "CIFAR100"), (1000, "imagenet")):
+        saved, known = read(tmp_path / f"{classes}.pth", model="resnet8"), data_loader.DATASETS[data]
+        assert (saved.flags.dataset, saved.mean, saved.size) == (data, known.mean, known.size)
+    with pytest.raises(UserError, match="a network for 7 classes, and does not say how its images are normalised"):
+        read(tmp_path / "7.pth", model="resnet8")
+    assert read(tmp_path / "7.pth", model="resnet8", dataset="DIGITS").flags.dataset == "DIGITS"
+    load_teacher("resnet8", 7, tmp_path / "7.pth")  # it gets the images of its students
 
 
 # --- teachers
