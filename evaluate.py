@@ -40,8 +40,8 @@ def parse_args(argv: list[str] | None) -> Namespace:
     g.add_argument("--top", type=utils.COUNT, default=5, help="classes that --images prints")
     g.add_argument("--overwrite", action="store_true", help="let --export replace a file")
     g.add_argument("--dataset",
-                   help=f"{utils.DATASETS} (default: as in the run; authors' checkpoint: CIFAR10; exported file with "
-                        "--data_dir: imagenet if made for 224x224, else folder)")
+                   help=f"{utils.DATASETS} (default: as in the run; authors' checkpoint: by its classes; exported file "
+                        "with --data_dir: imagenet if made for 224x224, else folder)")
     g.add_argument("--decoder", choices=utils.DECODERS, help="JPEG decoder (default: as in the run, else pil)")
     g = p.add_argument_group("checkpoints of the authors' code; --model also for networks from Python files")
     g.add_argument("--model", help=f"{utils.NETWORKS} (default: resnet32); or PATH/FILE.py:NAME, the file to import if "

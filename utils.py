@@ -37,7 +37,7 @@ def command(main: Callable[[], None]) -> None:
         signs = ("out of memory", "not enough memory", "can't allocate memory")
         if isinstance(error, MemoryError) or any(sign in str(error) for sign in signs):
             fail(f"there is not enough memory ({first_words(error)}): try a smaller --batch_size or --cache off")
-        if str(error).startswith("DataLoader worker"):  # PyTorch's, if the system has ended it
+        if str(error).startswith("DataLoader worker") or "shared memory(shm)" in str(error):  # the system's doing
             fail(f"a process that reads images has ended ({first_words(error)}): try fewer --num_workers, or give them "
                  "more shared memory (docker run --ipc=host)")
         if world_size() == 1:

@@ -12,7 +12,7 @@ from statistics import fmean
 import pandas as pd
 from scipy.stats import ttest_rel
 
-from analysis.records import DATA, data_title, flags_of, labels_of, network_title, split, split_by
+from analysis.records import DATA, flags_of, labels_of, network_title, split, split_by
 from methods import METHODS
 
 REFERENCES = ("Ind", "baseline")  # all other methods are compared with them, and each variant also with its method
@@ -38,7 +38,7 @@ def tables_of_differences(runs: pd.DataFrame, measures: Iterable[str] = MEASURES
                 same_size = same_network[alone | (size_of == size)]
                 model = same_size["model"].iloc[0]
                 about = {"measure": measure, "model": model, "network": network_title(model, size),
-                         "data": data_title(flags_of(same_size))}
+                         "data": flags_of(same_size)["data"]}
                 tables += [about | table for table in against_each(same_size, measure, size == sizes[0])]
     return tables
 

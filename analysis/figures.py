@@ -55,7 +55,7 @@ def draw_all(runs: pd.DataFrame) -> dict[str, Drawn]:
     with rc_context(LAYOUT):
         for same_training in split_by(runs, (*RECIPE, *OTHER_RECIPE, *DATA, "model")):
             flags = flags_of(same_training)
-            place = records.recipe_title(flags), records.data_title(flags), flags["model"]
+            place = records.recipe_title(flags), flags["data"], flags["model"]
             of = f"{records.network_title(flags['model'])} on {place[1]}"
             for kind, caption, figure in figures_of(same_training):
                 if figure is not None:

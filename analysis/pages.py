@@ -102,7 +102,7 @@ def other_table(runs: pd.DataFrame) -> dict:
     rows = [{"name": records.network_title(runs["model"].iloc[0], size), "others": [], "cells": [
         cell(runs[(runs["num_branches"] == size) & (runs["method"] == method)], None) for method in methods]}
         for size in sizes]
-    return {"name": "", "title": records.data_title(flags_of(runs)), "note": "", "source": "",
+    return {"name": "", "title": flags_of(runs)["data"], "note": "", "source": "",
             "columns": [title_of(method) for method in methods], "rows": rows}
 
 
@@ -118,15 +118,8 @@ def cell(runs: pd.DataFrame, published: list | None, measured: str = "") -> dict
         "students_by_name": {name: mean_and_deviation(group["students_by_name"].map(lambda errors, n=name: errors[n]))
                              for name in group["students_by_name"].iloc[0]},
         "difference": best[0] - published[0] if published else None,
-        "command": command(group), "runs": group["folder"].tolist()}
+        "command": group["command"].iloc[0], "runs": group["folder"].tolist()}
         for group in split(runs)]}
-
-
-def command(group: pd.DataFrame) -> str:
-    """How the first run of a group was started."""
-    processes = flags_of(group)["processes"]
-    start = f"torchrun --nproc_per_node={processes}" if isinstance(processes, int) and processes > 1 else "python"
-    return f"{start} {group['command'].iloc[0]}"
 
 
 def attention_tables(runs: pd.DataFrame) -> list[dict]:
@@ -141,7 +134,7 @@ def attention_tables(runs: pd.DataFrame) -> list[dict]:
             weights = [pd.Series([history[e - 1]["attention_self"] for history in group["history"]]) for e in epochs]
             lines.append({"name": label, "seeds": group["seed"].tolist(), "means": [*map(mean_and_deviation, weights)]})
         tables += [{"network": records.network_title(flags["model"], size_of(same_size)),
-                    "data": records.data_title(flags), "epochs": epochs, "lines": lines}] if lines else []
+                    "data": flags["data"], "epochs": epochs, "lines": lines}] if lines else []
     return tables
 
 
@@ -181,7 +174,8 @@ def title(report: list[dict]) -> str:
 
     methods = some(map(title_of, sorted({each["method"] for each in flags}, key=position)), "method")
     networks = some((records.network_title(each["model"]) for each in flags), "network")
-    return f"Test error of {methods}: {networks} on {some(map(records.data_title, flags), 'data set')}"
+    data = some((each["data"] for each in flags), "data set")
+    return f"Test error of {methods}: {networks} on {data}"
 
 
 def groups_of(table: dict) -> Iterator[tuple[dict, int, dict, dict]]:
@@ -204,7 +198,7 @@ def section_blocks(section: dict, drawn: list) -> list[Block]:
 
     content, places = [], set()
     for table in section["tables"]:
-        places |= (own := {(records.data_title(group["flags"]), group["flags"]["model"])
+        places |= (own := {(group["flags"]["data"], group["flags"]["model"])
                            for *_, group in groups_of(table)})
         if table["name"] and not section["is_the_papers"]:
             content.append(("p", NOT_THE_RECIPE))
@@ -261,7 +255,7 @@ def distinguishing_flags(group: dict, groups: list[dict]) -> str:
     names = set(group.get("unusual", []))
     for other in groups:
         names |= {name for name in flags | other["flags"] if flags.get(name) != other["flags"].get(name)}
-    return ", ".join(f"{name} {flags.get(name)}" for name in sorted(names))
+    return ", ".join(f"{name} {flags.get(name)}" for name in sorted(names - {*DATA}))  # "data" says it
 
 
 def difference_blocks(table: dict, with_place: bool) -> list[Block]:

@@ -27,7 +27,7 @@ TYPES = {"num_epochs": int, "seed": int, "batch_size": int, "lr": int | float, "
 # Flags that may differ within a group: the seed, paths, how a run was started, and what follows from other flags.
 # choose_E may differ because report.py finds the best epoch itself, for each table anew.
 MAY_DIFFER = (FREE_FLAGS - {"num_epochs"}) | {
-    "seed", "command", "environment", "starts", "schedule", "choose_E"}
+    "seed", "command", "environment", "starts", "weights", "schedule", "choose_E"}
 # What the last epoch measured -> its column in the table: errors of outputs, and the diversity.
 COLUMNS = {LEADER: "leader", MEAN: "students", WHOLE: "ensemble", GATE: "gated_ensemble", FUSED: "fused_classifier",
            EMA_MEAN: "mean_peers", "dist": "diversity"}
@@ -95,6 +95,7 @@ def folders_with_records(path: Path, notes: list[str]) -> list[Path]:
     found, seen = [], set()
     walk = os.walk(path, followlinks=True, onerror=lambda e: notes.append(f"{e.filename} cannot be read: {e.strerror}"))
     for folder, below, files in walk if path.is_dir() else ():
+        below.sort(key=lambda name, folder=folder: os.path.islink(os.path.join(folder, name)))  # links last
         if os.path.realpath(folder) in seen:  # a link to a folder above itself
             below.clear()
         elif {"parameters.json", "metrics.jsonl"} & set(files):
@@ -190,6 +191,8 @@ def table_of_runs(runs: Iterable[RecordedRun]) -> tuple[pd.DataFrame, list[str]]
     """
     table = pd.DataFrame([row_of(run) for run in runs])
     table["group"] = pd.factorize(table["group"])[0]  # numbered in the order in which the groups are found
+    for flags, title in zip(table["flags"], data_titles(table), strict=True):
+        flags["data"] = title
     first = table.groupby(["group", "seed"])["folder"].transform("first")
     notes = [f"{folder} is left out: it has the flags and the seed of {twin}"
              for folder, twin in zip(table["folder"], first, strict=True) if folder != twin]
@@ -212,7 +215,9 @@ def row_of(run: RecordedRun) -> dict:
     last = run.history[-1]
     row = {"group": json.dumps([flags, compared_metrics(last)], sort_keys=True),
            "folder": str(run.folder), "flags": flags, "history": run.history,
-           **{name: run.flags[name] for name in ("dataset", "model", "method", "seed", "command")},
+           **{name: run.flags[name] for name in ("dataset", "model", "method", "seed")},
+           "command": started(run.flags),
+           "data_dir": str(run.flags.get("data_dir", "")),
            "num_branches": run.flags.get("num_branches", 4)}  # tables show single networks beside groups of four
     for kind, output in (("", run.output), ("ensemble_", WHOLE)):
         row[f"{kind}best"], row[f"{kind}best_epoch"] = run.error("best", output)
@@ -223,6 +228,12 @@ def row_of(run: RecordedRun) -> dict:
     row["students_by_name"] = {f"student {i}, {network_title(name)}": 100 - last[metric(student(i), "test", "accTop1")]
                                for i, name in enumerate(run.flags["models"] or [])}
     return row
+
+
+def started(flags: dict) -> str:
+    """The command of a run's last start."""
+    processes = flags["environment"].get("processes", 1)
+    return f"{f'torchrun --nproc_per_node={processes}' if processes > 1 else 'python'} {flags['command']}"
 
 
 def split(runs: pd.DataFrame) -> list[pd.DataFrame]:
@@ -308,6 +319,12 @@ def plural(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
-def data_title(flags: dict) -> str:
-    """A data set and the number of its classes."""
-    return f"{flags['dataset']} ({len(flags['classes'])} classes)"
+def data_titles(runs: pd.DataFrame) -> pd.Series:
+    """Each run's data: the data set and the number of its classes; if that is not unique, the folder and a number."""
+    data = runs["flags"].map(lambda flags: json.dumps([flags[name] for name in DATA]))
+    titles = runs["flags"].map(lambda flags: f"{flags['dataset']} ({len(flags['classes'])} classes)")
+    folders = runs.groupby(data)["data_dir"].transform("first").map(lambda folder: f", {Path(folder).name}")
+    numbers = pd.Series(pd.factorize(data)[0] + 1, runs.index).map(", {}".format)
+    for more in (folders, numbers):
+        titles += more.where(data.groupby(titles).transform("nunique") > 1, "")
+    return titles

@@ -87,7 +87,7 @@ def operations_of(command: str) -> float:
         raise UserError(f"the number of images of {args.dataset} is not known here: choose DATASETS from "
                         f"{', '.join(DATA)}")
     images, test_images, classes, size = DATA[args.dataset]
-    images, size = (args.train_size or images) - args.val_size, args.image_size or size
+    images, size = args.train_size or images - args.val_size, args.image_size or size
     test_images += args.val_size
     step, evaluation = per_image(cls, args, classes, size)
     return args.num_epochs * (images * step + test_images * evaluation)

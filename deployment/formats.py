@@ -307,8 +307,8 @@ def load(path: str | Path, model: str | None = None) -> nn.Module:
         if not isinstance(network.size, int) or network.size < 1:
             raise ValueError(f"images of size {network.size!r}")
         network.preprocess = partial(preprocess, network.size, network.mean, network.std)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except Exception as error:  # each library has exceptions of its own
         reason = f"{type(error).__name__}, {first_words(error)}"
         raise UserError(f"{path} is damaged, or is not a file that --export wrote with these versions: {reason}"

@@ -23,7 +23,7 @@ def run(root, method, seed, errors, *, output=None, **flags):
     if family(method) in ("Ind", "CL", "ONE", "OKDDip"):
         group["MulStu"] = "-N" in method
     flags = {**FLAGS, **group, "method": method, "seed": seed, "version": f"seed{seed}", "num_epochs": len(errors),
-             "command": f"train.py --seed {seed}", **flags}
+             "command": f"train.py --seed {seed}", "weights": 1000 * flags.get("num_branches", 4), **flags}
     folder = root / f"{method}_{flags['model']}_{flags['dataset']}_{flags['version']}_{flags.get('num_branches', 1)}"
     folder.mkdir(parents=True)
     (folder / "parameters.json").write_text(json.dumps(flags))

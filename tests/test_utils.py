@@ -189,8 +189,9 @@ def raised(message):
 @pytest.mark.parametrize(("main", "said"), [
     (lambda: torch.zeros(2**50), r"there is not enough memory \(.*: try a smaller --batch_size .*"),
     (lambda: np.zeros(2**57), r"there is not enough memory \(.*--cache off"),
-    (lambda: raised("DataLoader worker (pid 7) is killed by signal: Bus error. Workers are out of shared memory."),
-     r"a process that reads images has ended \(DataLoader worker .*: try fewer --num_workers, .*"),
+    *((lambda message=message: raised(message), r"a process that reads images has ended \(.*: try fewer --num_wor.*")
+      for message in ("DataLoader worker (pid 7) is killed by signal: Bus error.",
+                      "Caught RuntimeError in DataLoader worker process 0.\nunable to allocate shared memory(shm)")),
     (denied, r"\[Errno 13\] Permission denied: 'runs/train.log'")])
 def test_what_the_machine_refuses_is_one_line(main, said, capsys):
     with pytest.raises(SystemExit) as end:

@@ -183,5 +183,9 @@ if __name__ == "__main__":  # slurm.sh: print the command lines on standard inpu
     for line in sys.stdin:
         sys.argv[0], *words = shlex.split(line)[1:]
         script = Path(sys.argv[0]).stem
-        if not finished_run(importlib.import_module(script).parse_args(words), script):
+        try:
+            known = finished_run(importlib.import_module(script).parse_args(words), script)
+        except ImportError:  # this Python has no PyTorch, as on a login node: a finished run then ends at once
+            known = None
+        if not known:
             print(line, end="")

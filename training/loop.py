@@ -119,7 +119,7 @@ def describe(run: Run, stepper: "Stepper", train_loader, milestones: list[int]) 
     starts = [*last["starts"], start]
     parameters = {**vars(run.args), "method": run.method, "revision": revision(run.method), "milestones": milestones,
                   **data, "weights": sum(p.numel() for p in stepper.model.parameters()), "command": start["command"],
-                  "files": {name: sha256 for name, (_, sha256) in run.files.items()},
+                  "files": {name: sha256[:8] for name, (_, sha256) in run.files.items()},
                   "environment": start["environment"], "starts": starts}
     return parameters, {"unchangeable": run.unchangeable, "flags": {"method": run.method, **vars(run.args)}, **data,
                         "files": run.files, "starts": starts, "steps_per_epoch": len(train_loader)}
@@ -138,9 +138,9 @@ def log_header(run: Run, stepper: "Stepper", train_loader, test_loader, paramete
         new = dict.fromkeys(name for part in stepper.model.modules() for name in getattr(part, "new_weights", ()))
         log.info(f"the weights start from those of {args.init or args.model}"
                  + (f", but for new ones: {', '.join(new)}" if new else ""))
-        equal = isinstance(stepper.model, models.Branches) and len(set(stepper.model.names)) == 1 and not new
-        if equal and stepper.method.views(args) == 1:
-            log.warning("warning: all students start with the same weights and take the same images, so they may stay "
+        names = getattr(stepper.model, "names", [])  # of a group's students
+        if not new and len(set(names)) < len(names) and stepper.method.views(args) == 1:
+            log.warning("warning: students start with the same weights and take the same images, so they may stay "
                         "equal: start from a file without the classifier's weights, and each student draws its own")
     if train_loader.held_out is not None:
         log.info(f"{train_loader.held_out.num_images} held-out images choose the best epoch")

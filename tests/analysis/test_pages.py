@@ -161,6 +161,19 @@ def test_csv_and_json_hold_the_same(tmp_path, printed):
         assert [float(line[f"{name}_{part}"]) for part in ("mean", "sd")] == pytest.approx(pair)
 
 
+def test_data_of_the_same_title_are_told_apart(tmp_path, printed):
+    """By their folders, and by a number if one has other images now. Each table has its own figures."""
+    for i, (folder, classes) in enumerate((("/a/birds", "xy"), ("/a/cats", "ab"), ("/b/birds", "uv"))):
+        for method in ("ONE", "Ind"):
+            made_up.run(tmp_path / str(i), method, 0, [30.0, 20.0], dataset="folder", data_dir=folder,
+                        classes=[*classes])
+    page = tmp_path / "page.html"
+    text = printed(tmp_path, "--html", page)
+    for title in ("folder (2 classes), birds, 1", "folder (2 classes), cats", "folder (2 classes), birds, 3"):
+        assert [*table(text, f"ResNet-32 on {title}")] == ["Ind", "ONE"]
+        assert page.read_text().count(f"ResNet-32 on {title}: learning curves") == 1
+
+
 def test_names_cannot_break_a_table(tmp_path, printed):
     for method in ("a|b", "ONE"):
         made_up.run(tmp_path, method, 0, [30.0], model="<net>", output="mean_", dataset="folder")

@@ -99,7 +99,7 @@ def groups_in(folder):
 
 @pytest.mark.parametrize("flag, value", [("length", 2.0), ("num_epochs", 3), ("dropout", 0.5), ("amp", "bf16"),
                                          ("num_branches", 5), ("std", [0.3] * 3),
-                                         ("environment", {"processes": 8}), ("revision", 2), ("weights", 7),
+                                         ("environment", {"processes": 8}), ("revision", 2),
                                          ("files", {"net.py:Net": "0" * 64}),
                                          ("starts", [{"environment": {"processes": n}} for n in (2, 1)])])
 def test_other_flags_make_another_group(tmp_path, flag, value):
@@ -131,7 +131,7 @@ def test_records_of_older_code_are_grouped_with_those_of_this_code(tmp_path):
 
 
 @pytest.mark.parametrize("flag", sorted(FREE_FLAGS - {"num_epochs"}) + [
-    "command", "starts", "schedule", "choose_E"])
+    "command", "starts", "weights", "schedule", "choose_E"])
 def test_flags_that_do_not_change_a_result_may_differ_within_a_group(tmp_path, flag):
     made_up.run(tmp_path, "ONE", 0, [30.0, 20.0])
     folder = made_up.run(tmp_path, "ONE", 1, [30.0, 20.0])

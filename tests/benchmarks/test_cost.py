@@ -43,6 +43,15 @@ def test_the_method_of_a_command(command, cls):
     assert found is cls and args.num_branches == 3
 
 
+def test_flags_that_change_the_data_count():
+    of = {flags: cost.operations(f"python train.py --model resnet8 --dataset CIFAR10 {flags}")
+          for flags in ("", "--train_size 25000", "--image_size 64", "--val_size 5000 --train_size 25000")}
+    whole, half, large, both = of.values()
+    assert 0.5 < half / whole < 0.6 and 3.5 < large / whole < 4.1 and half < both < 1.1 * half
+    with pytest.raises(UserError, match="operations of torchvision:resnet18 are not counted"):
+        cost.operations("python train.py --model torchvision:resnet18 --dataset CIFAR10")
+
+
 def test_paths_do_not_change_the_operations():
     command = "python train_kd.py --T_model resnet8 --model resnet8 --dataset CIFAR10 --num_epochs 1"
     assert cost.operations(f"{command} --T_model_path 'my runs/a b' --seed 1") == cost.operations(command) > 0
