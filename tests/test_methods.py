@@ -121,6 +121,9 @@ def test_every_entry_names_its_class_and_its_command(name):
     assert entry.group == hasattr(flags, "num_branches")
     assert entry.ramp_up == (kind.has_ramp_up and name != "Ind")  # Ind: no group loss
     assert not kind.has_ramp_up or {"length", "start_consistency"} <= vars(flags).keys()
+    dense = make(name, model="densenetd40k12", efficient=True)  # flags of the network reach it
+    found = [part.efficient for part in dense.model.modules() if hasattr(part, "efficient")]
+    assert found and all(found)
 
 
 @pytest.mark.parametrize(("name", "family"), [("", "baseline"), ("OKDDip-N+KD", "OKDDip"), ("CL", "CL"),

@@ -270,7 +270,7 @@ def test_a_folder_gets_the_size_that_the_network_is_made_for(image_folder, folde
 
 def test_adamw_has_its_own_rate_and_decay():
     args = train.parse_args(["--optimizer", "adamw"])
-    assert (args.lr, args.wd) == (0.001, 0.05)
+    assert (args.lr, args.wd) == (0.001, 0.05) and train.parse_args(["--wd", "0"]).wd == 0
 
 
 CONFLICT = NET + """

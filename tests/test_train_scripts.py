@@ -1,5 +1,6 @@
 """From the flags to the loss: what each script hands to the epoch loop, against the losses called directly."""
 
+import inspect
 import shutil
 
 import pytest
@@ -103,6 +104,8 @@ def test_a_script(folder, script, flags, best, handed_over):
     """The loss's terms and gradients, the logits of every output in training and evaluation, what is best, and w(e)."""
     method, run = handed_over(script, *flags)
     assert run.method == folder and method.best == best and run.unchangeable["num_epochs"] == 20
+    if script is train_PCL:  # its mean peers begin as the peers
+        torch._foreach_mul_([*method.model.mean.parameters()], 1.1)
     returned = method.model(X)
     name, more = folder.removesuffix("-detach_targets"), {"detach_targets": True} if "--detach_targets" in flags else {}
     expected = EXPECTED.get(name) or EXPECTED[name.partition("-")[0]]
@@ -123,6 +126,16 @@ def test_a_script(folder, script, flags, best, handed_over):
     if isinstance(method.model, models.Branches):
         assert method.model.network_based == ("--MulStu" in flags or script in (train_DML, train_KDCL, train_OKDPH))
         assert getattr(method.model, "rescale", False) == ("--bpscale" in flags)
+    if script is train_GL:
+        assert type(method.model.aggregation) is models.AGGREGATIONS[method.args.aggregation]
+
+
+def test_the_flags_of_a_step_reach_it(monkeypatch, tmp_path):
+    made, bind = [], inspect.signature(loop.Stepper).bind
+    monkeypatch.setattr(loop, "Stepper", lambda *given: made.append(bind(*given).arguments) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train.main([*DATA, "--save_dir", str(tmp_path), "--amp", "bf16", "--compile", "--optimizer", "adamw"])
+    assert [made[0][name] for name in ("amp", "compiled", "sync_bn", "optimizer")] == ["bf16", True, False, "adamw"]
 
 
 def test_detached_targets_leave_the_attention_as_drawn(handed_over):

@@ -10,7 +10,7 @@ from torchvision.transforms import functional as TF
 from torchvision.transforms import v2
 
 from data_loader import DATASETS, Cached, dataloader
-from loading.augmentation import augmentation_parameters
+from loading.augmentation import augmentation_parameters, preparation
 
 
 def test_crops_and_flips_are_uniform():
@@ -21,6 +21,8 @@ def test_crops_and_flips_are_uniform():
     places = np.bincount((9 * top + left).flatten().numpy(), minlength=81)  # each row with each column
     assert places == pytest.approx([9000 / 81] * 81, abs=60)
     assert flips.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    _, top, left, _ = augmentation_parameters(2000, 0, 0, True, size=64)  # a border of 8
+    assert top.unique().tolist() == left.unique().tolist() == list(range(17))
 
 
 def test_augmentation_is_torchvisions():
@@ -88,6 +90,12 @@ def assert_torchvisions(images, expected, decoder):
     levels = 255 * torch.tensor(IMAGENET.std).view(3, 1, 1)
     for difference in (images - expected).abs() * levels:
         assert difference.max() < 2.01 and difference.mean() < 0.3
+
+
+def test_other_sizes_are_cropped_in_the_same_proportion(root):
+    image = opened(imagenet_files(root, "val")[0])
+    expected = transforms.CenterCrop(96)(transforms.Resize(109)(image))  # int(256 / 224 * 96)
+    assert np.array_equal(preparation(96)(np.array(image))[0], expected)
 
 
 @pytest.mark.parametrize("decoder", ["pil", "fast"])

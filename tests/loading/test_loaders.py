@@ -231,3 +231,10 @@ def test_a_closed_loader_can_be_used_again(streamed):
     streamed.close()
     assert multiprocessing.active_children() == [] and time.monotonic() - start < 4  # PyTorch ends a worker after 5
     assert [labels.tolist() for _, labels in streamed] == first
+
+
+def test_large_images_that_must_not_be_mirrored_are_not():
+    data = random_data(20, flip=False)._replace(size=96)
+    data.train.images[:] = np.arange(0, 256, 8, dtype=np.uint8)[:, None]  # brighter from left to right
+    images, _ = all_batches(Streamed(data.train, data, 8, torch.device("cpu"), augment=True))
+    assert (images[..., 0] < images[..., -1]).all()

@@ -48,6 +48,7 @@ def test_adamw_decays_by_its_flag():
         p.grad = torch.zeros_like(p)
     optimizer.step()
     assert model.weight.item() == pytest.approx(0.95 * before)
+    assert type(Stepper(make(), 0.1, 0, [9], CPU, optimizer="adamw").optimizer) is torch.optim.AdamW
 
 
 def test_sgd_is_nesterov_with_decay_on_everything():
@@ -157,6 +158,12 @@ def test_smoothed_labels_are_pytorchs():
     stepper = Stepper(make(), 0.1, 0, [9], CPU, label_smoothing=0.1, num_classes=10)
     expected = torch.nn.functional.cross_entropy(z, labels, label_smoothing=0.1)
     torch.testing.assert_close(torch.nn.functional.cross_entropy(z, stepper.smoothed(labels)), expected)
+    images, labels = random_batch()
+    with torch.no_grad():
+        z = stepper.model(images)
+    stepper.step(images, labels, 1.0)
+    expected = torch.nn.functional.cross_entropy(z, labels, label_smoothing=0.1).item()
+    assert stepper.means()["terms"]["true"] == pytest.approx(expected, rel=1e-5)
 
 
 # --- whole trainings

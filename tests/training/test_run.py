@@ -20,6 +20,11 @@ def test_precision(arguments):
         assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == tf32
 
 
+def test_imagenet_keeps_its_size_for_networks_from_elsewhere(arguments):
+    flags = arguments("--model", "torchvision:shufflenet_v2_x0_5", "--dataset", "imagenet")
+    assert Run(flags, "baseline").args.image_size == 224
+
+
 def test_the_seed_is_set_before_the_model_is_made(arguments):
     drawn = []
     for start in (lambda: seed_everything(7), lambda: Run(arguments("--seed", "7"), "baseline")):
