@@ -106,6 +106,7 @@ def test_the_decoder_is_that_of_the_run(evaluated, tmp_path):
     measured = json.loads((run / "summary.json").read_text())["last"]["test_loss"]
     fast, pil = (evaluated(run, *more)["metrics"]["test_loss"] for more in ([], ["--decoder", "pil"]))
     assert fast == measured and pil != fast and pil == pytest.approx(fast, rel=1e-2)
+    assert read(run, dataset="folder").size == 224  # the network's, whatever is evaluated
 
 
 def test_images(runs, evaluated, tmp_path, capsys):

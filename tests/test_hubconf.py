@@ -135,6 +135,13 @@ def test_a_group_for_a_loop_of_ones_own(tmp_path):
     assert students.startswith("argument --num_branches: must be at least 2, not 1")
 
 
+def test_a_weight_and_flags_of_0_reach_the_loss():
+    for weight, flags in ((0.0, {}), (1.0, {"alpha": 0.0})):
+        group = hubconf.group("OKDDip", "resnet8", 3, 5, **flags)
+        terms = group.loss(torch.randn(4, 3, 32, 32), torch.arange(4), weight)
+        assert terms.total.equal(terms.true) and terms.group > 0
+
+
 def test_a_trained_network_prepares_images_of_any_size_and_mode():
     network = torch.hub.load(str(ROOT), "okddip_resnet20", source="local")
     pixels = torch.randint(256, (32, 32, 3), dtype=torch.uint8)

@@ -17,6 +17,8 @@ import train
 import train_GL
 import train_kd
 from deployment import formats, measuring
+from deployment.classifying import classify
+from deployment.reading import read
 from runtime.checkpoints import serialise
 from runtime.errors import UserError
 
@@ -211,6 +213,12 @@ def test_photographs_of_any_size_at_96_pixels(image_folder, folder, capsys):
     assert next(iter(loader))[0].shape == (8, 3, 96, 96)
     evaluate.main(["folder/OKDDip/net-Net", "--images", str(root / "test" / "red"), "--top", "1"])
     assert capsys.readouterr().out.count("red") > 7
+    saved, file = read("folder/OKDDip/net-Net"), str(root / "test" / "red" / "0.jpg")
+    x = data_loader.Normalise(saved.mean, saved.std, torch.device("cpu"))(data_loader.load_image(file, 96)[None])
+    with torch.inference_mode():
+        expected = saved.logits(x, "stu_").softmax(-1).max().item()
+    (image,) = classify(saved, [file], torch.device("cpu"))["images"]
+    assert image["top"][0]["probability"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_log_names_the_weights_that_are_new(folder, monkeypatch):

@@ -57,7 +57,11 @@ def test_the_numbers_of_curves_diversity_and_group_size(groups):
     assert lines(diversity)["ONE"] == pytest.approx([0.25] * 5)
     assert lines(itself) == {"OKDDip-B": pytest.approx([0.5 + e / 20 for e in range(5)])}
     assert np.concatenate(points(against)) == pytest.approx(np.array([[0.25, 40], [0.26, 35.5]]))  # of the last epoch
+    x_bar, y_bar = (part.get_segments()[0] for part in against.containers[1].lines[2])
+    assert np.ptp(x_bar[:, 0]) == pytest.approx(0) and np.ptp(y_bar[:, 1]) == pytest.approx(2 * 0.5**0.5)
     (ax,) = figures.group_size([*groups.values()]).axes
+    heights = [np.ptp(bar[:, 1]) for bar in ax.containers[0].lines[2][0].get_segments()]
+    assert heights == pytest.approx([2 * 0.5**0.5] * 2)
     assert np.concatenate(points(ax)) == pytest.approx(np.array([[3, 36.5], [4, 35.5]]))  # the best epoch of each
     assert figures.group_size([groups["OKDDip", 4], groups["ONE", 4]]) is None
     assert figures.diversity([groups["baseline", 4]]) is None

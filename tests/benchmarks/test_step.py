@@ -1,4 +1,5 @@
 import copy
+import re
 
 import pytest
 import torch
@@ -57,3 +58,11 @@ def test_two_versions_that_disagree_end_the_benchmark(monkeypatch):
     monkeypatch.setattr(step.Plain.__init__, "__defaults__", (wrong,))
     with pytest.raises(SystemExit, match="first loss of OKDDip, plain: group is"):
         step.main(["--model", "resnet8", "--batch_size", "8", "--device", "cpu"])
+
+
+def test_the_times_and_ratios_that_are_printed(monkeypatch, capsys):
+    monkeypatch.setattr(compare, "in_turns", lambda turns, rounds, device: {
+        name: [15.0 if "plain" in name else 5.0] * rounds for name in turns})
+    step.main("--model resnet8 --batch_size 8 --rounds 1 --steps 10 --device cpu".split())
+    printed = re.sub("[ |]+", " ", capsys.readouterr().out)
+    assert "\nOKDDip 500.00 1 " in printed and "\nOKDDip, plain 1500.00 3.000 " in printed

@@ -69,17 +69,32 @@ def test_later_is_the_table_of_pcl_and_okdph():
     assert {flag(c, "--dropout") for c in commands} <= {None, "0"}  # one recipe for all
 
 
-def test_later_has_the_settings_of_okdphs_authors():
-    """For each network and data set; elsewhere the defaults, and a user's flags win."""
-    commands = dry_run("later", "--gamma", "0.1", SEEDS="0 1", MODELS="resnet32 densenetd40k12 resnet20")
-    names = ("--omega", "--beta", "--gamma", "--interval")
-    found = {(flag(c, "--model"), flag(c, "--dataset")): tuple(flag(c, name) for name in names)
-             for c in commands if c[0] == "train_OKDPH.py"}
-    expected = {("resnet32", "CIFAR10"): ("0.8", "0.8", "0.5", "1_epoch"),
-                ("densenetd40k12", "CIFAR100"): ("1", "0.5", "0.5", "5_batch"),
-                ("resnet20", "CIFAR100"): (None, None, "0.1", None)}
-    assert expected.items() <= found.items() and all(c[-2:] == ["--gamma", "0.1"] for c in commands)
-    assert not any("--omega" in c for c in commands if c[0] != "train_OKDPH.py")
+OKDPH = """vgg16 CIFAR10 0.3 0.3 1 1_epoch; vgg16 CIFAR100 0.3 0.3 1 1_epoch
+resnet32 CIFAR10 0.8 0.8 0.5 1_epoch; resnet32 CIFAR100 1 0.5 1 5_batch
+resnet110 CIFAR10 0.8 0.8 0.5 5_batch; resnet110 CIFAR100 0.8 0.8 0.5 5_batch
+densenetd40k12 CIFAR10 0.8 0.8 0.5 5_batch; densenetd40k12 CIFAR100 1 0.5 0.5 5_batch
+wide_resnet20_8 CIFAR10 0.8 0.8 0.5 1_epoch; wide_resnet20_8 CIFAR100 0.5 0.5 0.5 5_batch"""
+
+
+def test_the_settings_of_okdphs_authors():
+    """For each network and data set; elsewhere the defaults."""
+    names = ("--model", "--dataset", "--omega", "--beta", "--gamma", "--interval")
+    commands = dry_run("later", SEEDS="0", METHODS="OKDPH")
+    assert {" ".join(flag(c, name) for name in names) for c in commands} == {*re.split("; |\n", OKDPH)}
+    others = [*dry_run("later", METHODS="ONE PCL"), *dry_run("later", METHODS="OKDPH", MODELS="resnet20")]
+    assert not any("--omega" in c or "--gamma" in c for c in others)
+    assert all(" ".join(flag(c, name) for name in names[2:]) == "1 0.5 1 5_batch"
+               for c in dry_run("cifar100") if c[0] == "train_OKDPH.py")
+
+
+def test_the_recipe_of_table3_and_the_cells_of_the_tables():
+    recipe = " --dataset imagenet --num_epochs 90 --batch_size 256 --wd 1e-4 --schedule 30 60 --seed "
+    assert all(recipe in shlex.join(c) for c in dry_run("table3"))
+    cells = {"table1": "CIFAR10 densenetd40k12 resnet110 resnet32 vgg16 wide_resnet20_8", "table3": "imagenet resnet34",
+             "table4": "CIFAR100 resnet110 resnet32 vgg16", "table5": "CIFAR100 resnet32",
+             "figure3": "CIFAR100 resnet32", "figure4": "CIFAR100 wide_resnet20_8"}
+    for name, cell in cells.items():
+        assert " ".join(sorted({flag(c, f) for c in dry_run(name) for f in ("--dataset", "--model")})) == cell, name
 
 
 @pytest.mark.parametrize(("study", "complete", "sizes"), [("study", True, ""),
