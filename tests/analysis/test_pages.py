@@ -176,7 +176,8 @@ def test_data_of_the_same_title_are_told_apart(tmp_path, printed):
 
 def test_names_cannot_break_a_table(tmp_path, printed):
     for method in ("a|b", "ONE"):
-        made_up.run(tmp_path, method, 0, [30.0], model="<net>", output="mean_", dataset="folder")
+        made_up.run(tmp_path, method, 0, [30.0], model="<net>", output="mean_", dataset="folder",
+                    command="train.py --data_dir \udcfc")  # a name that is no UTF-8
     page = tmp_path / "new" / "page.html"
     assert {"a\\|b", "ONE"} == {*table(printed(tmp_path, "--html", page), "<net> on folder")}
     assert "<h3>&lt;net&gt; on folder" in page.read_text() and "<net>" not in page.read_text()

@@ -118,6 +118,13 @@ def test_no_file_holds_paths_of_this_machine(files):
 # --- errors
 
 
+def test_a_good_file_is_not_called_damaged(files, tmp_path):
+    """If what --model names is wrong."""
+    (tmp_path / "net.py").write_text("raise SystemExit")  # it is not imported
+    with pytest.raises(UserError, match=f"^{files['.pth']}: these are the weights of resnet8: leave out .*net.py:Net"):
+        formats.load(files[".pth"], f"{tmp_path}/net.py:Net")
+
+
 @pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
 def test_missing_packages(missing, runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, missing, None)
