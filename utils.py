@@ -48,6 +48,11 @@ def command(main: Callable[[], None]) -> None:
             raise
         reason = str(error).partition("\n")[0][:120]
         fail(f"another process of this run has ended: --resume auto continues from the last checkpoint ({reason})")
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):  # PyTorch's BatchNorm
+            raise
+        fail("BatchNorm needs more than one image in each process, because a feature map is 1x1: use a larger "
+             "--batch_size")
     except KeyboardInterrupt:  # before the training; a training saves first
         sys.exit(128 + signal.SIGINT)
     finally:

@@ -192,6 +192,8 @@ def raised(message):
     *((lambda message=message: raised(message), r"a process that reads images has ended \(.*: try fewer --num_wor.*")
       for message in ("DataLoader worker (pid 7) is killed by signal: Bus error.",
                       "Caught RuntimeError in DataLoader worker process 0.\nunable to allocate shared memory(shm)")),
+    (lambda: torch.nn.functional.batch_norm(torch.ones(1, 2, 1, 1), None, None, training=True),
+     "BatchNorm needs more than one image in each process, .* larger --batch_size"),
     (denied, r"\[Errno 13\] Permission denied: 'runs/train.log'")])
 def test_what_the_machine_refuses_is_one_line(main, said, capsys):
     with pytest.raises(SystemExit) as end:

@@ -36,6 +36,7 @@ def train_method(Kind: type[Method], args: argparse.Namespace) -> None:
         args.dataset, args.batch_size, args.num_workers, args.data_dir, device=run.device, seed=args.seed,
         cache=args.cache == "on", val_size=args.val_size, train_size=args.train_size, views=Kind.views(args),
         decoder=args.decoder, image_size=args.image_size, normalisation=run.normalisation())
+    run.check_epoch(len(train_loader))
     try:
         resumed = NOT_STARTED if run.checkpoint else {}  # no file of initial weights is read, or downloaded, again
         method = Kind(argparse.Namespace(**vars(args) | resumed), train_loader.num_classes)
@@ -55,17 +56,11 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> None:
     milestones = [] if args.cosine else args.schedule or default_milestones(run.unchangeable["num_epochs"])
     run.check_unchanged(**data_identity(train_loader, test_loader), **method.unchangeable(),
                         **{f"content of {name}": sha256 for name, (_, sha256) in run.files.items()})
-    last = run.checkpoint or {"sums": {"steps": 0}}
-    if last["sums"]["steps"] and last.get("steps_per_epoch", len(train_loader)) != len(train_loader):
-        raise UserError(f"{run.folder} was stopped inside an epoch of {last['steps_per_epoch']} steps, which has "
-                        f"{len(train_loader)} with this number of processes: resume it with as many processes as "
-                        "before", found_by_all=True)
     cosine = run.unchangeable["num_epochs"] if args.cosine else 0
     stepper = Stepper(method, args.lr, args.wd, milestones, run.device, args.amp, args.compile, args.sync_bn,
                       args.optimizer, cosine, args.warmup, args.label_smoothing, train_loader.num_classes)
-    evaluated = {"test": test_loader}
-    if train_loader.held_out is not None:
-        evaluated = {"val": train_loader.held_out, "test": test_loader}
+    held_out = {} if train_loader.held_out is None else {"val": train_loader.held_out}
+    evaluated = held_out | {"test": test_loader}
     chosen_by = metric(method.best, next(iter(evaluated)), "accTop1")
     if history and chosen_by not in history[-1]:  # older code did not use a folder val/ beside test/
         raise UserError(f"{run.folder} cannot be resumed with the folder val/ in {args.data_dir}: its epochs were "

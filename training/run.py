@@ -110,6 +110,14 @@ class Run:
                 raise UserError(f"{self.folder} was started with other {name} ({str(recorded)[:80]} there, "
                                 f"{str(value)[:80]} here): resume it with the same {name}", found_by_all=True)
 
+    def check_epoch(self, steps: int) -> None:
+        """UserError if an epoch that was begun had another number of steps: it depends on the number of processes."""
+        last = self.checkpoint or {"sums": {"steps": 0}}
+        if last["sums"]["steps"] and last.get("steps_per_epoch", steps) != steps:
+            raise UserError(f"{self.folder} was stopped inside an epoch of {last['steps_per_epoch']} steps, which has "
+                            f"{steps} with this number of processes: resume it with as many processes as before",
+                            found_by_all=True)
+
     def __enter__(self) -> "Run":
         """Make the folder, take its lock, open the log."""
         if processes.rank():
