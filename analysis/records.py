@@ -216,8 +216,7 @@ def row_of(run: RecordedRun) -> dict:
     row = {"group": json.dumps([flags, compared_metrics(last)], sort_keys=True),
            "folder": str(run.folder), "flags": flags, "history": run.history,
            **{name: run.flags[name] for name in ("dataset", "model", "method", "seed")},
-           "command": started(run.flags),
-           "data_dir": str(run.flags.get("data_dir", "")),
+           "command": started(run.flags), "data_dir": str(run.flags.get("data_dir", "")),
            "num_branches": run.flags.get("num_branches", 4)}  # tables show single networks beside groups of four
     for kind, output in (("", run.output), ("ensemble_", WHOLE)):
         row[f"{kind}best"], row[f"{kind}best_epoch"] = run.error("best", output)
@@ -231,7 +230,7 @@ def row_of(run: RecordedRun) -> dict:
 
 
 def started(flags: dict) -> str:
-    """The command of a run's last start."""
+    """The command of a run's last start, as on one machine: the number of machines is not recorded."""
     processes = flags["environment"].get("processes", 1)
     return f"{f'torchrun --nproc_per_node={processes}' if processes > 1 else 'python'} {flags['command']}"
 

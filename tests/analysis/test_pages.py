@@ -174,6 +174,13 @@ def test_data_of_the_same_title_are_told_apart(tmp_path, printed):
         assert page.read_text().count(f"ResNet-32 on {title}: learning curves") == 1
 
 
+def test_the_command_of_several_processes_is_torchruns(tmp_path, printed):
+    made_up.run(tmp_path, "ONE", 0, [30.0, 20.0], environment={"processes": 4})
+    made_up.run(tmp_path, "Ind", 0, [30.0, 20.0])
+    text = printed(tmp_path)
+    assert "torchrun --nproc_per_node=4 train.py --seed 0" in text and "python train.py --seed 0" in text
+
+
 def test_names_cannot_break_a_table(tmp_path, printed):
     for method in ("a|b", "ONE"):
         made_up.run(tmp_path, method, 0, [30.0], model="<net>", output="mean_", dataset="folder",
