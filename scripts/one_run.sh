@@ -9,9 +9,10 @@ kill -s 0 "$queue" 2> /dev/null || exit 0
 echo "[$number/$(wc -l < "$notes/lines")] $line"
 exec 3>&2
 [ "$errors" = /dev/null ] || exec > /dev/null 2> "$errors"
-student=".* --T_model \([^ ]*\) .*_\(seed[0-9]*\)[' ].* --dataset \([^ ]*\) .*"
-teacher=$(printf '%s\n' "$line" | sed -n "s/$student/: python train.py --model \1 --dataset \3 .*--version \2 /p")
-if [ -n "$teacher" ] && grep -qs "$teacher" "$notes/failed"/*; then
+student=".* --T_model \([^ ]*\) .*_\(seed[0-9]*\)[' ].* --dataset \([^ ]*\) .*\( --data_dir .* --resume auto\).*"
+teacher=$(printf '%s\n' "$line" | sed -n "s/$student/: python train.py --model \1 --dataset \3 /p")
+place=$(printf '%s\n' "$line" | sed -n "s/$student/ --version \2\4/p")
+if [ -n "$teacher" ] && grep -Fhse "$teacher" "$notes/failed"/* | grep -Fqe "$place"; then
     why="not started (the run of its teacher has failed)"
 elif sh -c "exec \"\$0\" ${line#python }" "$python" 3>&-; then
     echo >> "$notes/complete"

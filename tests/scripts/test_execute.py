@@ -95,6 +95,14 @@ def test_only_students_of_a_failed_teacher_do_not_start(shell, stand_in, tmp_pat
     assert missing == 0 or not any(f"/CIFAR10/resnet110_seed{seed} " in line for line in log(tmp_path))
 
 
+def test_a_teacher_of_another_size_has_failed(shell, stand_in, tmp_path):
+    """Both teachers have the same name, in different folders."""
+    python = stand_in('case "$*" in "train.py "*2500_images*) exit 2 ;; esac\necho "$*" >> $log\n')
+    done = shell("cifar100", PYTHON=python, SIZES="10000x60 2500x150", METHODS="KD", SEEDS="0")
+    assert done.stderr.count("not started (the run of its teacher has failed): ") == 1
+    assert [line.split()[0] for line in log(tmp_path)] == ["train.py", "train_kd.py"]
+
+
 def take_signals():
     """Take SIGINT and SIGHUP again. Background processes of a shell script ignore the first, those of nohup the second,
     and so do their children, such as tests."""
