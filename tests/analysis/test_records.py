@@ -54,7 +54,7 @@ def test_runs_that_are_left_out_are_named(tmp_path):
     ("parameters", b'{"learning_rate": 1}', "are not those of a run of this project"),
     ("parameters", b'{"model": ', "not those of a run"), ("parameters", b"[1, 2]", "not those of a run"),
     ("parameters", b"\xff\xfe\x00", "not those of a run"), ("parameters", None, "it has no parameters.json"),
-    ("metrics", b'{"epoch": 1}\n{"epoch": 2}\n', "no mean_test_accTop1"),
+    ("metrics", b'{"epoch": 1}\n{"epoch": 2}\n', "not those of a run"),
     ("metrics", b'{"epoch": 1}\n{"epoch": 3}\n', "not those from 1 to 2"),
     ("metrics", b'{"epoch": 1}\n{"epoch": 2}\n{"epoch": 3}\n', "not those from 1 to 2"),
     ("metrics", b'{"epoch": 1}\n{"epo', "not those of a run"), ("metrics", None, "it has no metrics.jsonl")])
@@ -67,20 +67,14 @@ def test_damaged_records(tmp_path, name, content, reason):
 
 
 @pytest.mark.parametrize("method, epochs, flags, reason", [
-    ("ONE", [], {}, "not those from 1 to 0"), ("ONE", [30.0, float("nan")], {}, "not a number from 0"),
+    ("ONE", [], {}, "not those from 1 to 0"),
     ("ONE", [30.0, {"mean_test_accTop1": 70.0, "gate_test_accTop1": 70.0}], {}, "do not all have the same metrics"),
-    ("ONE", [30.0], {"val_size": 100}, "no mean_val_accTop1"),
-    ("baseline", [{"test_accTop1": 70.0, "val_accTop1": None}], {"val_size": 100}, "not a number from 0"),
-    ("ONE", [{"mean_test_accTop1": 70.0, "dist": None}], {}, "dist"),
-    ("ONE", [{"mean_test_accTop1": 70.0, "dist": float("inf")}], {}, "dist"),
-    ("OKDDip", [{"stu_test_accTop1": 70.0, "attention": [[0.5, 0.5], [1.0]]}], {}, "not those of a run"),
+    ("ONE", [{"mean_test_accTop1": 70.0, "dist": None}], {}, "the training diverged"),
+    ("OKDDip", [{"stu_test_accTop1": 10.0, "attention": [[None] * 2] * 2, "attention_self": None}], {}, "diverged"),
     ("OKDDip", [{"stu_test_accTop1": 70.0, "attention": "even"}], {}, "not those of a run"),
-    ("OKDDip", [{"stu_test_accTop1": 10.0, "attention": [[None] * 2] * 2, "attention_self": None}], {},
-     "attention_self is not a weight from 0 to 1: the training diverged"),
-    ("OKDDip", [{"stu_test_accTop1": 70.0, "attention_self": 2.0}], {}, "attention_self is not a weight"),
-    ("OKDDip", [30.0], {"environment": "here"}, "environment is 'here'"),
-    *[("KDCL", [30.0], {"models": models}, "models is ") for models in (5, [1, 2, 3, 4], "abcd", ["resnet8"])],
-    ("KDCL", [30.0], {"models": ["a", "b", "c", "d"]}, "no stu0test_accTop1"),
+    ("OKDDip", [30.0], {"environment": "here"}, "not those of a run"),
+    ("baseline", [{"loss": 1.0}], {}, "not those of a run"),
+    ("KDCL", [30.0], {"models": ["a", "b", "c", "d"]}, "stu0test_accTop1"),
 ])
 def test_wrong_flags_and_metrics(tmp_path, method, epochs, flags, reason):
     folder = made_up.run(tmp_path, method, 0, epochs, **flags)
