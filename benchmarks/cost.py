@@ -7,13 +7,11 @@ Counted are convolutions and matrix products: forward and backward passes of tra
 passes in them, and forward passes of evaluations. A multiplication and an addition are two operations. The counting
 uses the meta device, which computes nothing. A run that an earlier script has made is not counted again.
 
-The hours are those of the GPUs that scripts/gpu.sh has measured (results/gpu/), with the rate of each network. Without
-such a GPU, or with --tflops, all networks have the same, assumed rate.
+The GPU hours suppose that a GPU sustains --tflops; benchmarks/step.py measures that.
 """
 
 import argparse
 import importlib
-import json
 import os
 import shlex
 import subprocess
@@ -34,8 +32,6 @@ import models  # noqa: E402
 import utils  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 
-MEASURED = ROOT / "results" / "gpu"
-ASSUMED = 2.0  # 10^12 operations per second
 SCRIPTS = ("table1", "table2", "table3", "table4", "table5", "table6", "figure3", "figure4", "later")
 # data set -> training images, test images, classes, height and width
 DATA = {"CIFAR10": (50_000, 10_000, 10, 32), "CIFAR100": (50_000, 10_000, 100, 32),
@@ -110,46 +106,26 @@ def per_image(cls: type, args: Namespace, classes: int, size: int) -> tuple[floa
     return step.get_total_flops() / 2, evaluation.get_total_flops() / 2
 
 
-def hours(lines: list[str], rates: dict[str, float]) -> float:
-    """The hours of these runs, one at a time. rates: network -> operations per second.
-
-    A network that was not measured is as slow as the slowest.
-    """
-    slowest = min(rates.values())
-    return sum(operations(line) / rates.get(parse(line)[1].model, slowest) for line in lines) / 3600
-
-
-def measured(folder: Path) -> dict[str, dict[str, float]]:
-    """GPUs that scripts/gpu.sh has measured: name -> the rates of its networks. UserError if a file is not of a GPU."""
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text())
-        if result["machine"]["kind"] != "cuda" or result["quick"]:
-            raise UserError(f"{path} is not a measurement of a GPU: delete it")
-        found[result["machine"]["name"]] = result["operations_per_second"]
-    return found
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    p.add_argument("scripts", nargs="*", metavar="SCRIPT", help=f"{', '.join(SCRIPTS)} (default: all)")
+    p.add_argument("--tflops", type=utils.number(float, 0, open_end=True), default=2.0,
+                   help="10^12 operations that a GPU sustains per second (default: %(default)g)")
+    args = p.parse_args(argv)
+    if unknown := [script for script in args.scripts if script not in SCRIPTS]:
+        p.error(f"unknown script {unknown[0]!r}")
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
     """Print the table."""
-    p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    p.add_argument("scripts", nargs="*", metavar="SCRIPT", help=f"{', '.join(SCRIPTS)} (default: all)")
-    p.add_argument("--tflops", type=utils.number(float, 0, open_end=True),
-                   help=f"10^12 operations that a GPU sustains per second (default: as measured, else {ASSUMED:g})")
-    p.add_argument("--measured", type=Path, default=MEASURED, metavar="FOLDER", help="results of scripts/gpu.sh")
-    args = p.parse_args(argv)
-    if unknown := [script for script in args.scripts if script not in SCRIPTS]:
-        p.error(f"unknown script {unknown[0]!r}")
-    gpus = {} if args.tflops else measured(args.measured)
-    columns = {f"hours on one {name}": rates for name, rates in gpus.items()}
-    tflops = args.tflops or ASSUMED
-    columns = columns or {f"GPU hours at {tflops:g} * 10^12 / s": {"every network": tflops * 1e12}}
-    print(f"| script | runs | of them new | 10^18 operations | {' | '.join(columns)} |\n"
-          f"| --- | {'---: | ' * (3 + len(columns))}".rstrip())
+    args = parse_args(argv)
+    print(f"| script | runs | of them new | 10^18 operations | GPU hours at {args.tflops:g} * 10^12 / s |\n"
+          "| --- | ---: | ---: | ---: | ---: |")
     for script, count, new in new_runs(args.scripts or SCRIPTS):
-        cells = [f"{hours(new, rates):,.0f}" for rates in columns.values()]
-        total = sum(map(operations, new)) / 1e18
-        print(f"| {script}.sh | {count} | {len(new)} | {total:.1f} | {' | '.join(cells)} |", flush=True)
+        total = sum(map(operations, new))
+        print(f"| {script}.sh | {count} | {len(new)} | {total / 1e18:.1f} | {total / args.tflops / 3600e12:,.0f} |",
+              flush=True)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ import losses
 import models
 import utils
 from benchmarks import compare
-from benchmarks.cost import DATA
+from benchmarks.cost import DATA, per_image
 from methods import METHODS
 from models.architecture import BatchNorm
 from runtime.device import autocast
@@ -190,6 +190,12 @@ def main(argv: list[str] | None = None) -> None:
          # memory of CUDA graphs cannot be measured from outside
          "-" if "compiled" in name and device.type == "cuda" else f"{peak(*found[name]) / 2**20:.1f}")
         for name in found)))
+    if "OKDDip" in found:
+        _, _, classes, size = DATA[args.dataset]
+        method = found["OKDDip"][0].method
+        operations = args.batch_size * args.steps * per_image(type(method), method.args, classes, size)[0]
+        rate = operations / statistics.median(seconds["OKDDip"])
+        print(f"OKDDip: {rate / 1e12:.3g} * 10^12 operations/s (benchmarks/cost.py --tflops)")
 
 
 if __name__ == "__main__":

@@ -290,7 +290,7 @@ def test_every_file_is_on_the_map():
 def test_every_flag_exists(capsys):
     """The flags that the pages name are in --help of a script."""
     names = {entry.module for entry in methods.METHODS.values()}
-    names |= {"evaluate", "report", "benchmarks.gpu", "benchmarks.loader", "benchmarks.step"}
+    names |= {"evaluate", "report", "benchmarks.cost", "benchmarks.loader", "benchmarks.step"}
     for module in names:
         with pytest.raises(SystemExit):
             importlib.import_module(module).parse_args(["--help"])

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 
 import train_DML
@@ -71,24 +69,6 @@ def test_variables_of_the_environment_that_cannot_be_counted(table, monkeypatch)
         monkeypatch.setenv(name, value)
         with pytest.raises(UserError, match=said):
             table("table2")
-
-
-def test_hours_of_measured_gpus(table, tmp_path, monkeypatch):
-    """A column for each; the rate of each network, and the slowest one for those that were not measured."""
-    for name, rates in (("A", {"resnet8": 1e10, "vgg16": 5e9}), ("B", {"vgg16": 2e10})):
-        result = {"machine": {"kind": "cuda", "name": name}, "quick": False, "operations_per_second": rates}
-        (tmp_path / f"{name}.json").write_text(json.dumps(result))
-    for name, value in (("MODELS", "resnet8 resnet14"), ("SEEDS", "0"), ("METHODS", "baseline"), ("EPOCHS", "9")):
-        monkeypatch.setenv(name, value)
-    header, line = table("table1", "--measured", str(tmp_path))
-    (_, _, (eight, fourteen)), = cost.new_runs(["table1"])
-    eight, fourteen = cost.operations(eight), cost.operations(fourteen)
-    assert header[4:] == ["hours on one A", "hours on one B"]
-    assert line[4:] == [f"{(eight / 1e10 + fourteen / 5e9) / 3600:,.0f}", f"{(eight + fourteen) / 2e10 / 3600:,.0f}"]
-    assert len(set(line[4:])) == 2 and line[5] != "0"
-    (tmp_path / "A.json").write_text(json.dumps(result | {"quick": True}))
-    with pytest.raises(UserError, match="A.json is not a measurement of a GPU"):
-        table("table1", "--measured", str(tmp_path))
 
 
 def test_the_table_in_the_documentation_has_every_script():
