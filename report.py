@@ -62,8 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         text = as_json({"sections": sections, "notes": notes + more_notes}).decode()
     else:
         text = pages.csv(sections) if args.csv else pages.markdown(pages.blocks(sections, published["source"]))
-    if sys.stdout is not None:
-        sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # the same bytes on every machine
+    sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # the same bytes on every machine
     utils.write_result(text)
 
 

@@ -1,7 +1,6 @@
 """The command line: parser, flags that scripts share, one-line errors. It needs no PyTorch, so --help is quick."""
 
 import argparse
-import errno
 import json
 import math
 import os
@@ -14,25 +13,19 @@ from pathlib import Path
 from typing import NoReturn
 
 from runtime.errors import Complete, UserError, first_words, one_line
-from runtime.rank import is_main, rank, world_size, wrong_variable
+from runtime.rank import is_main, rank, world_size
 from training.folder import finished_run, run_path
 
 
 def command(main: Callable[[], None]) -> None:
     """Run a script's main. UserError and OSError end it with one line and exit code 2."""
-    open_closed_streams()
     try:
-        if sentence := wrong_variable():
-            raise UserError(sentence)
         main()
     except Complete as complete:
         if is_main():
             print(complete)
-    except UserError as error:
+    except (UserError, OSError) as error:
         fail(error)
-    except OSError as error:
-        fail("a file or folder has a name too long for this file system: choose shorter ones (--version, --save_dir, "
-             "--data_dir)" if error.errno == errno.ENAMETOOLONG else error)
     except (RuntimeError, MemoryError) as error:
         signs = ("out of memory", "not enough memory", "can't allocate memory")
         if isinstance(error, MemoryError) or any(sign in str(error) for sign in signs):
@@ -62,18 +55,6 @@ def command(main: Callable[[], None]) -> None:
             leave()
 
 
-def open_closed_streams() -> None:
-    """Open the standard streams that the shell has closed (2>&-). Else error messages could go into a checkpoint.
-
-    sys.stdout stays None if it was closed, for ``write_result``.
-    """
-    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(opened)
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")
-
-
 def fail(error: Exception | str) -> NoReturn:
     """Print one line, unless another process reports the error, and exit with code 2."""
     if not (isinstance(error, UserError) and error.already_reported):
@@ -92,9 +73,7 @@ def tell_torchrun(line: str) -> None:
 
 
 def write_result(text: str) -> None:
-    """Write a script's result to standard output. If that is closed (>&-, | head), exit with code 1."""
-    if sys.stdout is None:
-        sys.exit(1)
+    """Write a script's result to standard output. If that is closed (| head), exit with code 1."""
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes that it cannot encode
     try:
         sys.stdout.write(text)

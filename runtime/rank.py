@@ -9,9 +9,8 @@ def launched() -> bool:
 
 
 def number(name: str, default: int) -> int:
-    """A variable of torchrun; the default without torchrun, or if it is not a number (see ``wrong_variable``)."""
-    text = os.environ.get(name, "")
-    return int(text) if launched() and text.isdecimal() and len(text) <= 10 else default
+    """A variable of torchrun; the default without torchrun."""
+    return int(os.environ[name]) if launched() else default
 
 
 def rank() -> int:
@@ -27,18 +26,3 @@ def world_size() -> int:
 def is_main() -> bool:
     """Whether this process writes files: the first one, or the only one."""
     return rank() == 0
-
-
-def wrong_variable() -> str | None:
-    """A sentence about the first of torchrun's variables that makes no sense. None if all are right."""
-    if not launched():
-        return None
-    allowed = {"WORLD_SIZE": range(1, 2**31), "RANK": range(world_size()), "LOCAL_RANK": range(2**31),
-               "MASTER_PORT": range(1, 2**16)}
-    for name, values in allowed.items():
-        if name in os.environ and number(name, -1) not in values:
-            return (f"the environment variable {name} is {os.environ[name]!r}, but must be a number from {values[0]} "
-                    f"to {values[-1]}: start with torchrun, which sets it, or unset it to train in one process")
-    if not os.environ["MASTER_ADDR"].strip():
-        return "the environment variable MASTER_ADDR is empty: start with torchrun, or unset it to train in one process"
-    return None

@@ -28,13 +28,12 @@ def test_the_committed_table_is_what_the_committed_records_give():
     assert "pandas" in imported and not imported & {"torch", "matplotlib"}
 
 
-@pytest.mark.parametrize("redirection", [">&-", "| true"])
-def test_nobody_reads_the_report(tmp_path, redirection):
+def test_nobody_reads_the_report(tmp_path):
     """No traceback. The exit code is 1: what was asked for has not come."""
     for seed in (0, 1):
         run(tmp_path, "OKDDip", seed, [40.0])
     line = "{ $python report.py $runs; echo exit code $? >&2; }"
-    done = subprocess.run(["sh", "-c", f"{line} {redirection}"], cwd=ROOT, capture_output=True, text=True,
+    done = subprocess.run(["sh", "-c", f"{line} | true"], cwd=ROOT, capture_output=True, text=True,
                           env=os.environ | {"python": sys.executable, "runs": str(tmp_path)})
     assert done.stderr == "exit code 1\n" and done.stdout == ""
 

@@ -12,7 +12,7 @@ from runtime import processes
 from runtime.checkpoints import load_checkpoint, serialise
 from runtime.errors import Complete, UserError
 from runtime.files import as_json, save
-from training.folder import changed, finished_epochs, gone
+from training.folder import changed, finished_epochs
 from training.records import log
 
 FORMAT = 2  # of a checkpoint
@@ -32,15 +32,8 @@ def load_to_resume(path: Path, args: argparse.Namespace, method: str, folder: Pa
     missing = [name for name, kind in PARTS.items() if not isinstance(checkpoint.get(name), kind)]
     if missing:
         raise UserError(f"{path} cannot be resumed: it has no {', '.join(missing)}")
-    for part in (checkpoint["scheduler"], *checkpoint["scheduler"].get("_schedulers", ())):
-        for key in [key for key in part.get("milestones", ()) if isinstance(key, tuple)]:
-            del part["milestones"][key]  # older code wrote these pairs beside the milestones
     flags, recorded = {"method": method, **vars(args)}, checkpoint["flags"]
     recorded = recorded | {"method": recorded["method"] or "baseline"}  # "" in files of older code
-    unknown = gone(recorded, flags)
-    if unknown and recorded["method"].partition("-")[0] == method.partition("-")[0]:  # another method has other flags
-        raise UserError(f"{path} was started with {' and '.join(unknown)}, which this code no longer has: train it "
-                        "anew, with --overwrite or another --version")
     if different := changed(recorded, flags):
         raise UserError(f"{path} was started with other flags ({'; '.join(different)}): resume with the same flags")
     begun = checkpoint["unchangeable"].get("revision", 1)

@@ -4,7 +4,6 @@ import argparse
 import errno
 import importlib
 import json
-import os
 import re
 import shlex
 import shutil
@@ -35,14 +34,6 @@ LATER_FLAGS = {"train_size": 0, "detach_targets": False, "models": None, "decode
                "hybrid_gradient": False, "interval": "1_epoch", "image_size": None, "optimizer": "sgd", "cosine": False,
                "warmup": 0, "label_smoothing": 0.0, "branch_at": None, "classifier": None, "pretrained": False,
                "init": None}
-# The entries of parameters.json that are no flags.
-NO_FLAGS = {"method", "revision", "milestones", "classes", "mean", "std", "weights", "files", "command", "environment",
-            "starts"}
-
-
-def gone(recorded: dict, flags: dict) -> list[str]:
-    """Recorded flags that were used and that this code no longer has."""
-    return [f"--{name}" for name, value in recorded.items() if name not in flags and value not in (None, False)]
 
 
 def changed(recorded: dict, flags: dict) -> list[str]:
@@ -68,17 +59,12 @@ def run_path(args: argparse.Namespace, method: str = "baseline", model: str = ""
 def run_folder(args: argparse.Namespace, method: str) -> tuple[Path, Path | None]:
     """-> the folder of a run, and the checkpoint that it continues: None if it starts from the beginning.
 
-    Creates nothing. UserError if another run is there. OSError if a name is too long.
+    Creates nothing. UserError if another run is there.
     """
     if args.resume and args.resume != "auto":
         path = Path(args.resume)
         return (path, path / "last.pth") if path.is_dir() else (path.parent, path)
     folder = run_path(args, method, args.model, args.version)
-    if any(len(os.fsencode(part)) > 255 for part in folder.parts):  # the limit of nearly all file systems
-        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-    for place in (folder, *folder.parents):
-        if place.exists() and not place.is_dir():
-            raise UserError(f"{place} is a file, but the run's folder must be there: change --save_dir or --version")
     if any((folder / file).exists() for file in FILES) and not (args.overwrite or args.resume):
         raise UserError(f"{folder} holds a run already: continue it with --resume {folder}, name this one with "
                         "--version, or replace it with --overwrite")
@@ -128,15 +114,16 @@ def finished_run(args: argparse.Namespace, script: str) -> Path | None:
         try:
             recorded = json.loads((folder / "parameters.json").read_text())
             command, *_ = shlex.split(str(recorded["command"]))
-            flags = {name: value for name, value in recorded.items() if name not in NO_FLAGS}
+            flags = vars(args)
+            if args.image_size is None and ":" in args.model:  # PyTorch is needed to know the network's own size
+                flags = flags | {"image_size": recorded["image_size"]}
             own = run_path(args, recorded["method"], args.model, args.version)
             if args.resume == "auto" and own != folder:
                 continue  # it was moved: this run begins anew
             if recorded.get("revision", 1) != revision(recorded["method"]):
                 continue
-            if (Path(command).stem == script and finished_epochs(folder) == flags["num_epochs"] == args.num_epochs
-                    and (folder / "last.pth").exists() and not gone(flags, vars(args))
-                    and not changed(flags, vars(args))):
+            if (Path(command).stem == script and finished_epochs(folder) == recorded["num_epochs"] == args.num_epochs
+                    and (folder / "last.pth").exists() and not changed(recorded, flags)):
                 return folder
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             continue  # no run, or damaged

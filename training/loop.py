@@ -16,6 +16,7 @@ import models
 from data_loader import dataloader
 from methods import revision
 from runtime import processes
+from runtime.checkpoints import digest
 from runtime.device import autocast, environment, place
 from runtime.errors import UserError
 from runtime.files import without_nan
@@ -54,7 +55,7 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> None:
     """
     args, history = run.args, run.history
     milestones = [] if args.cosine else args.schedule or default_milestones(run.unchangeable["num_epochs"])
-    run.check_unchanged(**data_identity(train_loader, test_loader), **method.unchangeable(),
+    run.check_unchanged(**identity(method, train_loader, test_loader),
                         **{f"content of {name}": sha256 for name, (_, sha256) in run.files.items()})
     cosine = run.unchangeable["num_epochs"] if args.cosine else 0
     stepper = Stepper(method, args.lr, args.wd, milestones, run.device, args.amp, args.compile, args.sync_bn,
@@ -97,12 +98,13 @@ def fit(method: Method, train_loader, test_loader, run: Run) -> None:
                 loader.close()
 
 
-def data_identity(train_loader, test_loader) -> dict:
-    """Values that identify the data. They must be the same when a run is resumed."""
+def identity(method: Method, train_loader, test_loader) -> dict:
+    """Values that identify the data and the teacher. They must be the same when a run is resumed."""
     held_out = 0 if train_loader.held_out is None else train_loader.held_out.num_images
     return {"number of held-out images": held_out, "classes": train_loader.classes,
             "images": [train_loader.num_images, test_loader.num_images],
-            "normalisation": [list(train_loader.mean), list(train_loader.std)]}
+            "normalisation": [list(train_loader.mean), list(train_loader.std)],
+            **({} if method.teacher is None else {"teacher": digest(method.teacher.state_dict())})}
 
 
 def describe(run: Run, stepper: "Stepper", train_loader, milestones: list[int]) -> tuple[dict, dict]:

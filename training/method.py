@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from torch import Tensor, nn
 
 from losses import Terms, ramp_up
-from runtime.checkpoints import digest
 from training.outputs import LEADER, MEAN, WHOLE, group_outputs, student, student_number
 
 
@@ -86,10 +85,6 @@ class Method:
     def advice(self, last: dict) -> str | None:
         """A warning for the end of a run, or None. last: the record of the last epoch."""
         return None
-
-    def unchangeable(self) -> dict[str, object]:
-        """Values that must not change when a run is resumed, in addition to flags and data: name -> value."""
-        return {} if self.teacher is None else {"teacher": digest(self.teacher.state_dict())}
 
 
 class SingleNetwork(Method):

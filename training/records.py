@@ -53,13 +53,13 @@ class Records:
 
     def add(self, record: dict) -> None:
         """Write the history, and draw its last epoch's record."""
-        processes.on_main(lambda: self.write(record))
+        def write() -> None:
+            save({self.folder / "metrics.jsonl": self.json_lines()})
+            self.draw(record)
+            for writer in self.writers.values():
+                writer.flush()
 
-    def write(self, record: dict) -> None:
-        save({self.folder / "metrics.jsonl": self.json_lines()})
-        self.draw(record)
-        for writer in self.writers.values():
-            writer.flush()
+        processes.on_main(write)
 
     def draw(self, record: dict) -> None:
         """One epoch's metrics to TensorBoard, under the tags of the authors' code.

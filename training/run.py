@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 import models
 from methods import revision
 from models.imagenet import NETWORKS as LARGE
@@ -65,7 +67,7 @@ class Run:
                 raise UserError(f"argument {flag}: {name} is made for images of 32x32, not {size}x{size} (torchvision "
                                 "has vgg networks for large images: torchvision:vgg16_bn)", True)
             if size <= 64 and name in LARGE:
-                last = size // 32
+                last = -(-size // 32)  # five layers of stride 2 round up
                 warn(f"the images of --dataset {args.dataset} are {size}x{size}, and {flag} {name} is made for 224x224:"
                      f" its last feature map is {last}x{last} here (--image_size 224 makes them larger)")
 
@@ -122,8 +124,9 @@ class Run:
         """Make the folder, take its lock, open the log."""
         if processes.rank():
             log.handlers = [logging.NullHandler()]
-            # All processes have drawn the same weights. From here on each needs random numbers of its own.
-            seed_everything((self.args.seed + 2**32 * processes.rank()) % 2**63)
+            # All processes have drawn the same weights. From here on each needs random numbers of its own. 32 bits:
+            # of a larger seed, NumPy and PyTorch on a CPU use only the last 32.
+            seed_everything(int(np.random.SeedSequence((self.args.seed, processes.rank())).generate_state(1)[0]))
         processes.on_main(self.open)
         return self
 

@@ -1,4 +1,4 @@
-"""torchrun's environment variables: those that make no sense end in one line, not in a traceback."""
+"""torchrun's environment variables: an address that makes no sense ends in one line, not in a traceback."""
 
 import time
 from datetime import timedelta
@@ -16,10 +16,8 @@ from runtime.errors import UserError
 RIGHT = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("MASTER_PORT", "65536"), ("MASTER_PORT", ""), ("RANK", "2"), ("RANK", "9" * 5000), ("WORLD_SIZE", "2.0"),
-    ("LOCAL_RANK", "-1"), ("MASTER_ADDR", "")])
-def test_a_variable_that_makes_no_sense_is_named(name, value, monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize(("name", "value"), [("MASTER_PORT", "65536"), ("MASTER_PORT", ""), ("MASTER_ADDR", "")])
+def test_an_address_that_makes_no_sense_is_named(name, value, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     be_one_of(monkeypatch, RIGHT | {name: value})
     left = []
@@ -28,7 +26,7 @@ def test_a_variable_that_makes_no_sense_is_named(name, value, monkeypatch, capsy
         utils.command(lambda: train.main(["--dataset", "DIGITS", "--device", "cpu"]))
     err = capsys.readouterr().err
     assert end.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1
-    assert f"the environment variable {name} is " in err and list(tmp_path.iterdir()) == []
+    assert f"{(RIGHT | {name: value})['MASTER_ADDR']}:" in err and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("variables", [RIGHT, RIGHT | {"RANK": "1", "MASTER_PORT": "65535"}, {"WORLD_SIZE": "x"}, {}])
@@ -37,7 +35,6 @@ def test_right_variables(variables, monkeypatch):
     for name in RIGHT:
         monkeypatch.delenv(name, raising=False)
     be_one_of(monkeypatch, variables)
-    assert rank.wrong_variable() is None
     assert (rank.rank(), rank.world_size()) == ((int(variables["RANK"]), 2) if len(variables) > 1 else (0, 1))
 
 

@@ -3,7 +3,6 @@
 import json
 import random
 from argparse import Namespace
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -147,22 +146,14 @@ def test_what_may_not_change(changes, said, tmp_path):
         asked(saved(tmp_path), tmp_path, **changes)
 
 
-def test_a_flag_that_is_gone(tmp_path):
-    with pytest.raises(UserError, match="was started with --hybrid_copy, which this code no longer has"):
-        asked(saved(tmp_path, flags={"method": "ONE", **FLAGS_OF, "hybrid_copy": True}), tmp_path, num_epochs=3)
-
-
 def test_what_may_change(tmp_path):
-    """Free flags, more epochs, a later flag at its default, a flag that is gone and was not used; and the names of
-    entries, in files of older code."""
-    path = saved(tmp_path, flags={"method": "ONE", **FLAGS_OF, "hybrid_copy": False})
+    """Free flags, more epochs, a later flag at its default; and the names of entries, in files of older code."""
+    path = saved(tmp_path)
     found = asked(path, tmp_path, num_epochs=3, device="cuda", save_dir="elsewhere", resume=str(path), train_size=0)
     assert found["history"] == HISTORY
     older = saved(tmp_path, method="", **dict.fromkeys(OLD_NAMES, {"a": 1}), **dict.fromkeys(OLD_NAMES.values()))
     found = asked(older, tmp_path, "baseline", num_epochs=3)
     assert found["unchangeable"] == found["sums"] == {"a": 1}
-    older = saved(tmp_path, scheduler={"_schedulers": [{}, {"milestones": Counter([1, (1, 1)])}]})
-    assert asked(older, tmp_path, num_epochs=3)["scheduler"] == {"_schedulers": [{}, {"milestones": {1: 1}}]}
 
 
 def test_complete_is_only_what_has_ended(tmp_path):

@@ -27,12 +27,6 @@ def test_which_file_is_resumed(arguments, tmp_path):
         run_folder(arguments("--resume", "auto"), "KD")
 
 
-def test_a_file_is_in_the_way(arguments, tmp_path):
-    (tmp_path / "CIFAR10").write_text("")
-    with pytest.raises(UserError, match="CIFAR10 is a file, but"):
-        run_folder(arguments(), "baseline")
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_a_run_is_not_overwritten(name, arguments, tmp_path):
     """Not even a lone file of one."""
@@ -121,6 +115,15 @@ def test_a_finished_run(finished, script):
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
+def test_the_size_that_a_network_from_elsewhere_has_chosen(finished):
+    """Its run records the size, which is not on the command line."""
+    folder, command = finished
+    rewrite(folder, "parameters.json", model="timm:a", image_size=96)
+    folder, command = folder.rename(folder.with_name("timm-a")), [*command, "--model", "timm:a"]
+    assert recognised(command) == recognised([*command, "--image_size", "96"]) == folder
+    assert recognised([*command, "--image_size", "32"]) is None
+
+
 def test_other_flags_or_another_script(finished):
     """A script may have the same flags."""
     folder, command = finished
@@ -139,7 +142,6 @@ def test_other_flags_or_another_script(finished):
     lambda folder: rewrite(folder, "parameters.json", num_epochs=5),  # it was raised, and the training stopped
     lambda folder: rewrite(folder, "parameters.json", lr=0.3),
     lambda folder: rewrite(folder, "parameters.json", revision=0),
-    lambda folder: rewrite(folder, "parameters.json", hybrid_copy=True),  # a flag that is gone
     lambda folder: rewrite(folder, "parameters.json", command=None),
     *(lambda folder, name=name, text=text: (folder / name).write_text(text)
       for name in ("summary.json", "parameters.json") for text in ("{}", "[]", "{\"last\": 1")),

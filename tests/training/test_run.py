@@ -7,6 +7,7 @@ import pytest
 import torch
 from processes import be_one_of, group
 
+from runtime import processes
 from runtime.device import seed_everything
 from runtime.errors import UserError
 from training.folder import FILES
@@ -37,6 +38,17 @@ def test_the_seed_is_set_before_the_model_is_made(arguments):
     before = torch.get_rng_state()
     with run:
         assert torch.get_rng_state().equal(before), "seeded again after the model was made"
+
+
+def test_each_process_draws_its_own_numbers(arguments, monkeypatch):
+    drawn = []
+    for rank in (0, 1, 2, 1):
+        run = Run(arguments("--seed", "7", "--overwrite"), "baseline")
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        with run:
+            drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
+        monkeypatch.undo()
+    assert drawn[3] == drawn[1] and all(len(set(numbers)) == 3 for numbers in zip(*drawn[:3], strict=True))
 
 
 def test_overwrite_removes_the_old_run_at_its_start(arguments, tmp_path):
