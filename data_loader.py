@@ -29,7 +29,7 @@ from runtime import processes
 from runtime.errors import UserError
 
 __all__ = ["DATASETS", "DECODERS", "Cached", "Data", "Loader", "Normalise", "Split", "Streamed", "dataloader",
-           "load_image", "normalisation", "sample_images", "test_images"]
+           "load_image", "normalisation", "test_images"]
 
 
 def cifar(kind: type[datasets.CIFAR10], root: str, test_only: bool = False) -> Data:
@@ -193,20 +193,6 @@ def normalisation(data_name: str, num_workers: int = 8, root: str = "./Data") ->
     """-> mean and std as in ``dataloader``: the data set's constants, or measured on its training images."""
     data = DATASETS[data_name]
     return (data if data.mean else data.load(root)).mean_and_std(num_workers)
-
-
-def sample_images(data_name: str, root: str, count: int, size: int | None = None) -> Tensor | None:
-    """Up to ``count`` of the test images, uint8 [N, size, size, 3]. None if they are not there; none is downloaded."""
-    data = DATASETS[data_name].of_size(size)
-    try:
-        if data_name in ("CIFAR10", "CIFAR100"):
-            images = getattr(datasets, data_name)(root, train=False).data
-        else:
-            images = data.load(root, test_only=True).test.images
-        images = images[np.unique(np.linspace(0, len(images) - 1, count).astype(int))]
-        return torch.cat([preparation(data.size)(image) for image in images])
-    except (UserError, OSError, RuntimeError):  # RuntimeError: torchvision's, if CIFAR is missing
-        return None
 
 
 def load_image(path: str, size: int) -> Tensor:

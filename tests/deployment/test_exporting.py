@@ -4,13 +4,10 @@ import re
 
 import pytest
 import torch
-import torchvision
 
-import data_loader
 import evaluate
 import models
 from deployment import exporting, formats
-from deployment.reading import read
 from runtime.errors import UserError
 
 
@@ -22,7 +19,7 @@ def exported(run, path, *flags):
 def test_what_is_printed_and_written(runs, tmp_path, capsys):
     exported(runs / "OKDDip" / "resnet8", tmp_path / "leader.pth")
     printed = capsys.readouterr().out
-    assert re.fullmatch(r".*leader.pth: leader of .*best.pth, resnet8, [\d,]+ bytes; logits on random and test images "
+    assert re.fullmatch(r".*leader.pth: leader of .*best.pth, resnet8, [\d,]+ bytes; logits on random images "
                         r"differ from the run's by at most \d\.\de[-+]\d\d\n", printed)
     network = torch.load(tmp_path / "leader.pth", weights_only=True)
     assert network.keys() == {"state_dict", "model", "classes", "mean", "std", "size", "digest"}
@@ -51,13 +48,13 @@ def test_networks_and_image_sizes(name, options, size, ending, tmp_path):
 
 
 def test_a_wrong_file_is_refused(runs, tmp_path, monkeypatch):
-    """One logit is wrong, or NaN: nothing is written, and the file that was there stays."""
+    """One logit is wrong, in batches or of one image alone, or NaN: nothing is written, and what was there stays."""
     load, path = formats.load, tmp_path / "leader.pth"
     path.write_text("before")
-    for more, said in ((0.1, "0.1"), (float("nan"), "nan")):
-        def wrong(place, model, more=more):
+    for more, batch, said in ((0.1, 5, "0.1"), (0.1, 1, "0.1"), (float("nan"), 1, "nan")):
+        def wrong(place, model, more=more, batch=batch):
             network = load(place, model)
-            return lambda images: network(images) + torch.tensor([0, 0, 0, more, *[0] * 6])
+            return lambda images: network(images) + (len(images) == batch) * torch.tensor([0, 0, 0, more, *[0] * 6])
 
         monkeypatch.setattr(formats, "load", wrong)
         with pytest.raises(UserError, match=f"is not written: its logits differ by {said}"):
@@ -73,23 +70,3 @@ def test_a_full_disk(runs, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="x.pth cannot be written .No space left.*: export to another place"):
         exported(runs / "resnet8", tmp_path / "x.pth")
     assert not list(tmp_path.iterdir())
-
-
-def test_what_is_compared(runs, tmp_path):
-    """Random images, and test images of the run if the data is there."""
-    saved = read(runs / "resnet8")
-    assert [len(batch) for batch in exporting.check_batches(saved)] == [5, 1, 8]
-    saved.flags.dataset, saved.flags.data_dir = "folder", str(tmp_path / "nowhere")
-    assert len(exporting.check_batches(saved)) == 2
-
-
-def test_sample_images(image_folder, tmp_path, monkeypatch):
-    """Some of them, decoded. None if the data is not there; nothing is downloaded."""
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", lambda _: pytest.fail("a download"))
-    root = image_folder(train=0, test=30)
-    (root / "train").rename(root / "elsewhere")
-    for name, count, found in (("folder", 8, 8), ("folder", 60, 60), ("folder", 99, 60), ("DIGITS", 8, 8)):
-        assert data_loader.sample_images(name, str(root), count).shape == (found, 32, 32, 3)
-    for name in ("folder", "imagenet", "CIFAR10", "CIFAR100"):
-        assert data_loader.sample_images(name, str(tmp_path / "nowhere"), 8) is None
-    assert not (tmp_path / "nowhere").exists()
