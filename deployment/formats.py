@@ -21,7 +21,6 @@ import inspect
 import io
 import json
 import logging
-import math
 import re
 import warnings
 import zipfile
@@ -302,10 +301,8 @@ def load(path: str | Path, model: str | None = None) -> nn.Module:
         if not isinstance(network, Network) and any(hasattr(network, name) for name in (*METADATA, "preprocess")):
             network = Named(network)
         network.name, network.classes = metadata["model"], metadata["classes"]
-        network.mean, network.std = check_normalisation(metadata["mean"], metadata["std"])
+        network.mean, network.std = metadata["mean"], metadata["std"]
         network.size = metadata.get("size", usual_size(network.name))
-        if not isinstance(network.size, int) or network.size < 1:
-            raise ValueError(f"images of size {network.size!r}")
         network.preprocess = partial(preprocess, network.size, network.mean, network.std)
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
@@ -315,10 +312,3 @@ def load(path: str | Path, model: str | None = None) -> nn.Module:
                         ) from error
     network.eval()
     return network
-
-
-def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
-    """Both unchanged. ValueError unless each has three numbers that can normalise pixels."""
-    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0:
-        raise ValueError(f"mean {mean!r} and std {std!r} are not three numbers each, std above 0")
-    return mean, std

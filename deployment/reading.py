@@ -192,7 +192,6 @@ def read_run(path: Path, checkpoint: dict, model: str | None, method: str | None
         known = data_loader.DATASETS
         if flags.dataset not in known:
             raise UserError(f"{path} was trained on an unknown data set, {flags.dataset}: name one with --dataset")
-        formats.check_normalisation(mean, std)
         built = Kind(flags, len(classes))
         built.model.load_state_dict(checkpoint["state_dict"])
         built.deploy()
