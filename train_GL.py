@@ -72,7 +72,7 @@ class OKDDip(Method):
     def prepare(self, train_loader) -> None:
         args = self.args
         if args.T_model:
-            self.teacher = load_teacher(args.T_model, train_loader.num_classes, utils.teacher_path(args), train_loader)
+            self.teacher = load_teacher(args.T_model, utils.teacher_path(args), train_loader)
         if args.num_branches == 2 and not args.no_leader:
             warn("--num_branches 2 leaves one peer, which can attend only to itself")
 

@@ -40,7 +40,7 @@ class KD(Baseline):
 
     def prepare(self, train_loader) -> None:
         args = self.args
-        self.teacher = load_teacher(args.T_model, train_loader.num_classes, utils.teacher_path(args), train_loader)
+        self.teacher = load_teacher(args.T_model, utils.teacher_path(args), train_loader)
 
     def loss(self, model, images, labels, weight):
         args, t, z = self.args, self.teacher(images), model(images)  # [B, C] each

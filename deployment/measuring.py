@@ -31,7 +31,7 @@ def measure(saved: SavedModel, device: torch.device, branch: int | None = None) 
     loader = data_loader.test_images(flags.dataset, flags.batch_size, flags.num_workers, flags.data_dir,
                                      mean=saved.mean, std=saved.std, device=device, cache=flags.cache == "on",
                                      decoder=flags.decoder, image_size=saved.size)
-    check_classes(saved, loader.classes)
+    saved.check_classes(loader.classes, "name its own data with --dataset and --data_dir")
     saved.move(device)
     metrics = evaluate(saved.method, loader, autocast=saved.autocast(device), more_sums=calibration_and_class_sums)
     outputs = saved.method.outputs
@@ -42,17 +42,6 @@ def measure(saved: SavedModel, device: torch.device, branch: int | None = None) 
         "metrics": name_calibration_and_classes(metrics, outputs),
         "speed": measure_speed(saved, output, loader.batch_size, device),
     }
-
-
-def check_classes(saved: SavedModel, classes: list[str]) -> None:
-    """UserError if the classes of the data are not those of the model."""
-    data = f"--dataset {saved.flags.dataset} in {saved.flags.data_dir}"
-    if len(classes) != len(saved.classes):
-        raise UserError(f"{saved.path} has {len(saved.classes)} classes, but {data} has {len(classes)}: name the data "
-                        "that it was trained on with --dataset and --data_dir")
-    if different := [f"{a} there, {b} here" for a, b in saved.other_classes(classes)]:
-        raise UserError(f"{saved.path} was trained on other classes than those of {data} "
-                        f"({'; '.join(different[:5])}): name its own data with --dataset and --data_dir")
 
 
 def calibration_and_class_sums(log_p: Tensor, top1: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -44,15 +44,19 @@ class SavedModel(NamedTuple):
     epoch: int | None = None
     named: bool = True
 
-    def other_classes(self, classes: list[str]) -> list[tuple[str, str]]:
-        """The pairs of names, the model's and that in ``classes``, that differ.
+    def check_classes(self, classes: Sequence[str], way_out: str) -> None:
+        """UserError, which ends with ``way_out``, if ``classes``, those of the data, are not the model's.
 
         If the model does not name its classes, any names fit. But if those in an exported file are numbers, the same
         numbers in another order do not.
         """
-        different = [pair for pair in zip(self.classes, classes, strict=True) if pair[0] != pair[1]]
+        if len(classes) != len(self.classes):
+            raise UserError(f"{self.path} holds a network for {len(self.classes)} classes, and the data has "
+                            f"{len(classes)}: {way_out}")
+        different = [f"{a} there, {b} here" for a, b in zip(self.classes, classes, strict=True) if a != b]
         numbers = self.flags.method == "exported" and set(self.classes) == set(classes)
-        return different if self.named or numbers else []
+        if different and (self.named or numbers):
+            raise UserError(f"{self.path} holds a network for other classes, {'; '.join(different[:5])}: {way_out}")
 
     @property
     def external(self) -> bool:
@@ -117,32 +121,26 @@ class Renormalised(nn.Module):
         return self.network(self.scale * images + self.shift)
 
 
-def load_teacher(name: str, num_classes: int, path: str | Path, data: data_loader.Loader | None = None) -> nn.Module:
+def load_teacher(name: str, path: str | Path, data: data_loader.Loader) -> nn.Module:
     """The network that a file deploys: images [B, 3, H, W] -> logits [B, C]. path: as in ``read``.
 
     It is in evaluation mode, and its weights need no gradients. data: the loader of the images. They are normalised
     again if the file says that its network needs another mean and std. UserError if the file cannot be read, if it
-    deploys no network, or if that is not the network ``name`` with ``num_classes`` classes, or not for these classes,
-    or, of a network from elsewhere, not for images of this size.
+    deploys no network, or if that is not the network ``name``, or not for the classes of the data, or, of a network
+    from elsewhere, not for images of this size.
     """
     saved = processes.main_first(lambda: read(path, T_model=name, model=name if models.in_file(name) else None))
     _, network = saved.deployed_network()
-    if data and models.is_external(name) and data.size != saved.size:
+    if models.is_external(name) and data.size != saved.size:
         raise UserError(f"{path} holds a network for images of {saved.size}x{saved.size}, and here they are "
                         f"{data.size}x{data.size}: train with --image_size {saved.size}, or name another teacher")
     if network.name != name:
         raise UserError(f"{path} holds a {network.name}, not a {name}: use --T_model {network.name}, or name another "
                         "file with --T_model_path")
-    if len(saved.classes) != num_classes:
-        raise UserError(f"{path} holds a network for {len(saved.classes)} classes, and the data set has {num_classes}: "
-                        "name a teacher of the same classes with --T_model_path")
-    if data:
-        if pairs := saved.other_classes(data.classes):
-            raise UserError(f"{path} holds a network for other classes, {pairs[0][0]} there, {pairs[0][1]} here: name "
-                            "a teacher of the same classes with --T_model_path")
-        of_file = saved.named or saved.flags.method == "exported"  # else mean and std are assumed ones
-        if of_file and [*saved.mean, *saved.std] != [*data.mean, *data.std]:
-            network = Renormalised(network, saved.mean, saved.std, (data.mean, data.std))
+    saved.check_classes(data.classes, "name a teacher of the same classes with --T_model_path")
+    of_file = saved.named or saved.flags.method == "exported"  # else mean and std are assumed ones
+    if of_file and [*saved.mean, *saved.std] != [*data.mean, *data.std]:
+        network = Renormalised(network, saved.mean, saved.std, (data.mean, data.std))
     return network.eval().requires_grad_(False)
 
 

@@ -30,8 +30,8 @@ class Prepared:
         script = importlib.import_module((entry or methods.FAMILIES[methods.family(name)]).module)
         with patch.context() as for_a_while:
             for_a_while.setattr(loop, "fit", lambda *given: inputs.extend(given))
-            for_a_while.setattr(script, "load_teacher", lambda network, classes, path, size:
-                                models.create_model(network, classes).eval().requires_grad_(False), raising=False)
+            for_a_while.setattr(script, "load_teacher", lambda name, path, data:
+                                models.create_model(name, data.num_classes).eval().requires_grad_(False), raising=False)
             for_a_while.setitem(data_loader.DATASETS, "DIGITS", data._replace(read=lambda root, test_only: data))
             own = "--T_model resnet8" if name == "KD" else entry.flags if entry else VARIANTS[name]
             script.main(["--dataset", "DIGITS", "--model", "resnet8", "--batch_size", "8", *own.split(), *flags])

@@ -99,14 +99,15 @@ def test_an_exported_file_is_evaluated(ending, files, runs, capsys):
 
 def test_what_an_exported_file_is_good_for(files, tmp_path):
     """With weights it is a teacher, and can be exported again, as another kind."""
-    again, teacher = exported(files[".pth"], tmp_path / "again.safetensors"), load_teacher("resnet8", 10, files[".pth"])
+    again, data = exported(files[".pth"], tmp_path / "again.safetensors"), read(files[".pth"])
+    teacher = load_teacher("resnet8", files[".pth"], data)
     with torch.no_grad():
         assert formats.load(again)(random_images(3)).equal(teacher(random_images(3)))
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
     with pytest.raises(UserError, match="does not give access to its weights: name the run itself"):
         exported(files[".onnx"], tmp_path / "x.pth")
     with pytest.raises(UserError, match="does not give access to its weights: name the run itself"):
-        load_teacher("resnet8", 10, files[".pt2"])
+        load_teacher("resnet8", files[".pt2"], data)
 
 
 def test_no_file_holds_paths_of_this_machine(files):

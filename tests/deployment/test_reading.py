@@ -18,6 +18,7 @@ from runtime.checkpoints import serialise
 from runtime.errors import UserError
 
 X = random_images(3)
+DATA = Namespace(classes=[str(c) for c in range(10)], mean=[0.2, 0.3, 0.4], std=[0.5, 0.6, 0.7], size=32)
 
 
 def logits(network):
@@ -39,7 +40,7 @@ def test_a_folder_means_its_best_epoch_and_a_file_itself(runs, tmp_path):
     (folder / "best.pth").write_bytes(serialise(best))
     for path, name in ((folder, "best.pth"), (folder / "best.pth", "best.pth"), (folder / "last.pth", "last.pth")):
         assert same_weights(read(path).method.model, saved_weights(folder, name))
-    teachers = [logits(load_teacher("resnet8", 10, path)) for path in (folder, folder / "last.pth")]
+    teachers = [logits(load_teacher("resnet8", path, DATA)) for path in (folder, folder / "last.pth")]
     assert teachers[0].allclose(teachers[1] + 1, atol=1e-5)
 
 
@@ -92,7 +93,7 @@ def test_bare_weights_with_the_prefixes_of_wrappers(names, prefix, runs, tmp_pat
     torch.save(wrapped, tmp_path / "weights.pth")
     saved = read(tmp_path / "weights.pth", model="resnet8")
     assert saved.flags.dataset == "CIFAR10" and not saved.named
-    for network in (saved.method.model, load_teacher("resnet8", 10, tmp_path / "weights.pth")):
+    for network in (saved.method.model, load_teacher("resnet8", tmp_path / "weights.pth", DATA)):
         assert same_weights(network, weights)
 
 
@@ -104,8 +105,9 @@ def test_bare_weights_are_for_the_data_with_as_many_classes(tmp_path):
         assert (saved.flags.dataset, saved.mean, saved.size) == (data, known.mean, known.size)
     with pytest.raises(UserError, match="a network for 7 classes, and does not say how its images are normalised"):
         read(tmp_path / "7.pth", model="resnet8")
-    assert read(tmp_path / "7.pth", model="resnet8", dataset="DIGITS").flags.dataset == "DIGITS"
-    load_teacher("resnet8", 7, tmp_path / "7.pth")  # it gets the images of its students
+    saved = read(tmp_path / "7.pth", model="resnet8", dataset="DIGITS")
+    assert saved.flags.dataset == "DIGITS"
+    load_teacher("resnet8", tmp_path / "7.pth", saved)  # it gets the images of its students
 
 
 # --- teachers
@@ -115,18 +117,18 @@ def test_a_group_that_deploys_no_network_names_the_way_out(runs, tmp_path):
     """The command of the message makes a teacher of a student."""
     for method in METHODS.keys() - {"", "KD", "OKDDip", "OKDDip-N", "PCL", "OKDPH"}:  # these deploy one
         with pytest.raises(UserError, match="without a leader.*evaluate.py .* --export FILE --branch I") as refused:
-            load_teacher("resnet8", 10, runs / method / "resnet8")
+            load_teacher("resnet8", runs / method / "resnet8", DATA)
     words = re.search(r"evaluate.py (.*),", str(refused.value))[1].split()
     saved = read(words[0])
     file = tmp_path / "student.safetensors"
     evaluate.main([{"FILE": str(file), "I": "1"}.get(word, word) for word in words])
     with torch.no_grad():
-        assert logits(load_teacher("resnet8", 10, file)).allclose(saved.logits(X, "stu1"), atol=1e-5)
+        assert logits(load_teacher("resnet8", file, saved)).allclose(saved.logits(X, "stu1"), atol=1e-5)
 
 
 @pytest.mark.parametrize(("content", "said"), [
     (lambda: [1, 2], "contains a list"), (lambda: {"state_dict": 3}, "not a dictionary of weights"),
-    (lambda: {"state_dict": models.create_model("resnet8", 7).state_dict()}, "7 classes, and the data set has 10"),
+    (lambda: {"state_dict": models.create_model("resnet8", 7).state_dict()}, "7 classes, and the data has 10: "),
     (lambda: {"state_dict": {"conv1.weight": 3}},
      "not hold the weights of a resnet8.*no classifier.*right network with --T_model$"),
     (lambda: models.ONE("resnet8", 10, 4).state_dict(), "bare weights of a group")])
@@ -134,30 +136,30 @@ def test_a_bad_teacher_is_named(content, said, tmp_path):
     """tests/runtime/test_checkpoints.py has files that are no checkpoints."""
     torch.save(content(), tmp_path / "teacher.pth")
     with pytest.raises(UserError, match=said):
-        load_teacher("resnet8", 10, tmp_path / "teacher.pth")
+        load_teacher("resnet8", tmp_path / "teacher.pth", DATA)
 
 
 def test_a_teacher_gets_images_as_it_was_trained_with(runs, tmp_path):
     saved, pixels = read(runs / "resnet8"), torch.rand(3, 3, 32, 32)
-    data = Namespace(classes=saved.classes, mean=[0.2, 0.3, 0.4], std=[0.5, 0.6, 0.7], size=32)
+    data = Namespace(**vars(DATA))
     own, here = ((pixels - torch.tensor(of.mean)[:, None, None]) / torch.tensor(of.std)[:, None, None]
                  for of in (saved, data))
     with torch.no_grad():
         expected = saved.logits(own, "")
-        assert load_teacher("resnet8", 10, runs / "resnet8", data)(here).allclose(expected, atol=1e-4)
-        assert load_teacher("resnet8", 10, runs / "resnet8", saved)(own).equal(expected)
+        assert load_teacher("resnet8", runs / "resnet8", data)(here).allclose(expected, atol=1e-4)
+        assert load_teacher("resnet8", runs / "resnet8", saved)(own).equal(expected)
     evaluate.main([str(runs / "resnet8"), "--export", str(tmp_path / "t.safetensors")])
-    teacher = load_teacher("resnet8", 10, tmp_path / "t.safetensors", data)
+    teacher = load_teacher("resnet8", tmp_path / "t.safetensors", data)
     with torch.no_grad():
         assert teacher(here).allclose(expected, atol=1e-4)
     data.classes = data.classes[::-1]  # the order of folders "0" to "10" is not that of numbers, either
     with pytest.raises(UserError, match="holds a network for other classes, 0 there, 9 here"):
-        load_teacher("resnet8", 10, tmp_path / "t.safetensors", data)
+        load_teacher("resnet8", tmp_path / "t.safetensors", data)
     data.classes = [*saved.classes[:9], "nine"]
     with pytest.raises(UserError, match="holds a network for other classes, 9 there, nine here"):
-        load_teacher("resnet8", 10, runs / "resnet8", data)
+        load_teacher("resnet8", runs / "resnet8", data)
 
 
 def test_a_run_of_another_network_is_no_teacher(runs):
     with pytest.raises(UserError, match="holds a resnet8, not a resnet14: use --T_model resnet8"):
-        load_teacher("resnet14", 10, runs / "resnet8")
+        load_teacher("resnet14", runs / "resnet8", DATA)
