@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import data_loader
-import models
 from deployment.reading import SavedModel
 from runtime.device import timed
 from runtime.errors import UserError
@@ -79,7 +78,7 @@ def name_calibration_and_classes(metrics: dict, outputs: Iterable[str]) -> dict:
 
 @torch.inference_mode()
 def measure_speed(saved: SavedModel, output: str | None, batch_size: int, device: torch.device) -> dict:
-    """Images per second and parameters of the deployed network alone, and of its group.
+    """Images per second and parameters of the deployed network alone, and of its group. None: they are not accessible.
 
     Medians of forward passes of one batch. The two are timed in turns, so that other load on the machine slows both.
     output: what is deployed; None (a group without a leader): the first student is measured.
@@ -97,16 +96,8 @@ def measure_speed(saved: SavedModel, output: str | None, batch_size: int, device
                 seconds[name].append(timed(partial(network, images), device))
     return {"batch_size": batch_size} | {
         name: {"images_per_second": batch_size / statistics.median(seconds[name][1:]),  # the first one warms up
-               "parameters": count_parameters(saved, network)} for name, network in networks.items()}
-
-
-def count_parameters(saved: SavedModel, network: nn.Module) -> int | None:
-    """The number of weights of a network. None: it is from elsewhere, and its file does not give access to them."""
-    if saved.external:
-        if models.is_external(network.name):  # to build it, a file would be imported that the user has not named
-            return None
-        network = models.plain_network(network.name, len(saved.classes))
-    return sum(p.numel() for p in network.parameters())
+               "parameters": None if saved.external else sum(p.numel() for p in network.parameters())}
+        for name, network in networks.items()}
 
 
 # --- as text
