@@ -38,16 +38,10 @@ from torch import Tensor, nn
 
 from loading.augmentation import Normalise, preparation
 from loading.images import upright_rgb
-from models import Network, in_file, plain_network
+from models import NETWORKS, Network, in_file, plain_network
 from models.architecture import with_versions
-from models.imagenet import NETWORKS as LARGE
 from runtime.checkpoints import load_checkpoint, serialise
 from runtime.errors import UserError, first_words
-
-
-def usual_size(model: str) -> int:
-    """Height and width of the images that a network is made for. model: its name in ``models.NETWORKS``."""
-    return 224 if model in LARGE else 32
 
 
 def describe(model: str, classes: list[str], mean: Iterable[float], std: Iterable[float], size: int) -> dict:
@@ -154,7 +148,7 @@ def read_safetensors(path: Path, model: str | None = None) -> tuple[nn.Module, d
 
 def example(metadata: dict) -> tuple[Tensor, tuple]:
     """Inputs that a network is traced with: two images, and the rule that any number of images is allowed."""
-    size = metadata.get("size", usual_size(metadata["model"]))
+    size = metadata["size"]
     return torch.zeros(2, 3, size, size), ({0: torch.export.Dim("batch", min=1)},)
 
 
@@ -302,7 +296,7 @@ def load(path: str | Path, model: str | None = None) -> nn.Module:
             network = Named(network)
         network.name, network.classes = metadata["model"], metadata["classes"]
         network.mean, network.std = metadata["mean"], metadata["std"]
-        network.size = metadata.get("size", usual_size(network.name))
+        network.size = metadata["size"] if "size" in metadata else NETWORKS[network.name].image_size
         network.preprocess = partial(preprocess, network.size, network.mean, network.std)
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
