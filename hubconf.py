@@ -86,11 +86,6 @@ def group(method: str = "OKDDip", student="resnet32", num_students: int = 4, num
     with _own_modules():
         if method not in _methods.METHODS:
             raise ValueError(f"unknown method {method!r}; known are {', '.join(_methods.METHODS)}")
-        _, args = _parsed(method, {})
-        unknown = [name for name in flags if name not in args or name == "models"]
-        if unknown:
-            raise ValueError(f"{method} has no flag {unknown[0]}; it has "
-                             f"{', '.join(name for name in vars(args) if name != 'models')}")
         _, of_the_loop = _methods.find("baseline")
         used = (*_models.registry.OPTIONS, "seed")  # the seed: by OKDPH's mixing weights
         others = {*vars(of_the_loop), "start_consistency", "length", "choose_E"}.difference(used)
@@ -98,6 +93,8 @@ def group(method: str = "OKDDip", student="resnet32", num_students: int = 4, num
             raise ValueError(f"{useless[0]} is a flag of this project's training loop, not of {method}")
         size = {"num_branches": num_students} if _methods.METHODS[method].group else {}
         Kind, args = _parsed(method, size | flags)
+        if unknown := [name for name in flags if name not in args]:  # with the value False, which _parsed leaves out
+            raise ValueError(f"{method} has no flag {unknown[0]}")
         if isinstance(student, list | tuple) and "models" not in args:
             raise ValueError(f"the students of {method} are equal networks: name one")
         args.model = student

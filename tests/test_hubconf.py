@@ -107,7 +107,8 @@ for method, views, flags in (("OKDDip", 0, {"branch_at": "2"}), ("OKDDip-N", 0, 
         assert deployed(x).allclose(group(x)[-1][:, 0] if method == "PCL" else group(x)[-1], atol=1e-5), method
 group = torch.hub.load(sys.argv[1], "group", "DML", student=[make, "resnet8"], num_students=2, source="local")
 assert group(torch.randn(2, 3, 32, 32)).shape == (2, 2, 10)
-for method, flags in (("OKDDip", {"branch": "2"}), ("OKDDip", {"label_smoothing": 0.1}), ("OKDDip", {"length": 3}),
+for method, flags in (("OKDDip", {"branch": "2"}), ("OKDDip", {"branch": False}), ("DML", {"models": ["vgg16"]}),
+                      ("OKDDip", {"label_smoothing": 0.1}), ("OKDDip", {"length": 3}),
                       ("OKDDip-others", {}), ("ONE", {"avg": True}), ("ONE", {"MulStu": True}),
                       ("OKDPH", {"interval": "1_epochs"}), ("OKDDip", {"num_students": 1})):
     try:
@@ -124,8 +125,9 @@ def test_a_group_for_a_loop_of_ones_own(tmp_path):
     done = subprocess.run([sys.executable, "loop.py", ROOT], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
-    flag, *of_the_loop, method, other, MulStu, interval, students = done.stdout.splitlines()
-    assert flag.startswith("OKDDip has no flag branch; it has ")
+    flag, off, models, *of_the_loop, method, other, MulStu, interval, students = done.stdout.splitlines()
+    assert flag.startswith("unrecognized arguments: --branch 2") and off == "OKDDip has no flag branch"
+    assert models.startswith("argument --models: names different networks")
     assert of_the_loop == [f"{name} is a flag of this project's training loop, not of OKDDip"
                            for name in ("label_smoothing", "length")]
     assert method.startswith("unknown method 'OKDDip-others'; known are baseline, ")
