@@ -100,7 +100,7 @@ def rebuild(weights: dict[str, Tensor], metadata: dict, model: str | None = None
     name = model or metadata["model"]
     if in_file(name) and not model:
         raise UserError(f"these are the weights of {name}, which a Python file makes: name the file to import, "
-                        "PATH/FILE.py:NAME, with --model, or with definition= of torch.hub.load")
+                        "PATH/FILE.py:NAME, with --model or --T_model, or with definition= of torch.hub.load")
     if model and not in_file(metadata["model"]):
         raise UserError(f"these are the weights of {metadata['model']}: leave out {model}")
     try:

@@ -129,14 +129,12 @@ def load_teacher(name: str, path: str | Path, data: data_loader.Loader) -> nn.Mo
     deploys no network, or if that is not the network ``name``, or not for the classes of the data, or, of a network
     from elsewhere, not for images of this size.
     """
-    saved = processes.main_first(lambda: read(path, T_model=name, model=name if models.in_file(name) else None))
+    # A teacher gets its students' images; its own data do not matter.
+    saved = processes.main_first(lambda: read(path, model=name, dataset="CIFAR10"))
     _, network = saved.deployed_network()
     if models.is_external(name) and data.size != saved.size:
         raise UserError(f"{path} holds a network for images of {saved.size}x{saved.size}, and here they are "
                         f"{data.size}x{data.size}: train with --image_size {saved.size}, or name another teacher")
-    if network.name != name:
-        raise UserError(f"{path} holds a {network.name}, not a {name}: use --T_model {network.name}, or name another "
-                        "file with --T_model_path")
     saved.check_classes(data.classes, "name a teacher of the same classes with --T_model_path")
     of_file = saved.named or saved.flags.method == "exported"  # else mean and std are assumed ones
     if of_file and [*saved.mean, *saved.std] != [*data.mean, *data.std]:
@@ -144,13 +142,11 @@ def load_teacher(name: str, path: str | Path, data: data_loader.Loader) -> nn.Mo
     return network.eval().requires_grad_(False)
 
 
-def read(path: str | Path, *, model: str | None = None, method: str | None = None, T_model: str | None = None,
-         **flags: object) -> SavedModel:
+def read(path: str | Path, *, model: str | None = None, method: str | None = None, **flags: object) -> SavedModel:
     """The model in a file, in evaluation mode on the CPU. path: a file, or a run's folder (its best.pth).
 
-    model, method: the network and the method, for files that do not name them. T_model: the same as model, for a
-    teacher; a file may contradict it. flags: they replace recorded flags; None means not given. UserError if the file
-    is missing, damaged, of an unknown kind, or contradicts model or method.
+    model, method: the network and the method, for files that do not name them. flags: they replace recorded flags;
+    None means not given. UserError if the file is missing, damaged, of an unknown kind, or contradicts model or method.
     """
     path = Path(path)
     path = path / "best.pth" if path.is_dir() else path
@@ -158,25 +154,19 @@ def read(path: str | Path, *, model: str | None = None, method: str | None = Non
     exported = path.suffix in formats.FORMATS and path.suffix != ".pth"
     checkpoint = {} if exported else load_checkpoint(path)
     if "flags" in checkpoint:
-        of_run = str(checkpoint["flags"].get("model")) if isinstance(checkpoint["flags"], dict) else ""
-        if T_model and models.in_file(of_run) and not models.in_file(T_model):  # its file is not imported
-            raise UserError(f"{path} holds a {of_run}, not a {T_model}: use --T_model {of_run}, or name another file "
-                            "with --T_model_path")
         saved = read_run(path, checkpoint, model, method, given)
     elif exported or {"state_dict", "model", "classes", "mean", "std"} <= checkpoint.keys():
         saved = read_exported(path, model, method, given)
     else:
-        right = "network with --T_model" if T_model else "ones with --model and --method"
-        saved = read_weights(path, checkpoint.get("state_dict", checkpoint), model or T_model, method, given, right)
+        saved = read_weights(path, checkpoint.get("state_dict", checkpoint), model, method, given)
     saved.method.model.eval()
     return saved
 
 
-def refuse_other(path: Path, **names: tuple[str | None, str]) -> None:
-    """UserError if --model or --method contradicts the file. names: flag -> given value, value in the file."""
-    for flag, (given, recorded) in names.items():
-        if given not in (None, recorded):
-            raise UserError(f"{path} says that its {flag} is {recorded}: leave out --{flag} {given}")
+def refuse_other(path: Path, given: str | None, recorded: str) -> None:
+    """UserError if a network or a method is given (None: it is not), and the file holds another one."""
+    if given not in (None, recorded):
+        raise UserError(f"{path} holds a {recorded}, not a {given}: name that one, or another file")
 
 
 def read_run(path: Path, checkpoint: dict, model: str | None, method: str | None, given: dict) -> SavedModel:
@@ -184,7 +174,7 @@ def read_run(path: Path, checkpoint: dict, model: str | None, method: str | None
     try:
         recorded, classes, mean, std = (checkpoint[name] for name in ("flags", "classes", "mean", "std"))
         Kind, defaults = methods.find(recorded["method"])
-        refuse_other(path, method=(method, methods.family(recorded["method"])))
+        refuse_other(path, method, methods.family(recorded["method"]))
         named = named_networks(path, checkpoint, model)
         flags = Namespace(**vars(defaults) | recorded | given | named | NOT_STARTED)
         known = data_loader.DATASETS
@@ -211,11 +201,10 @@ def named_networks(path: Path, checkpoint: dict, model: str | None) -> dict:
         raise ValueError("its --model is not that of its --models")
     names = [name for name in recorded.get("models") or [recorded["model"]] if models.in_file(name)]
     if not names:
-        refuse_other(path, model=(model, recorded["model"]))
+        refuse_other(path, model, recorded["model"])
         return {}
     if model and model.rpartition(":")[2] not in {name.rpartition(":")[2] for name in names}:
-        raise UserError(f"{path} needs {' and '.join(names)}: --model {model} names something else. Leave it out, or "
-                        "name the same function or class in the file that is to be imported")
+        refuse_other(path, model, " or ".join(names))
     found = {}
     for name in dict.fromkeys(names):
         file, sha256 = checkpoint["files"][name]
@@ -240,10 +229,10 @@ def read_exported(path: Path, model: str | None, method: str | None, given: dict
     """A file that --export wrote. Its flags are the defaults of train.py."""
     network = formats.load(path, model if models.in_file(model or "") else None)
     if not models.in_file(network.name):
-        refuse_other(path, model=(model, network.name))
+        refuse_other(path, model, network.name)
     elif model:
         network.name = model
-    refuse_other(path, method=(method, "baseline"))
+    refuse_other(path, method, "baseline")
     large = network.size == data_loader.DATASETS["imagenet"].size and not models.is_external(network.name)
     folders = "imagenet" if large else "folder"
     _, defaults = methods.find("baseline")
@@ -260,11 +249,8 @@ AUTHORS_DATA = {10: "CIFAR10", 100: "CIFAR100", 1000: "imagenet"}  # by the numb
 
 
 def read_weights(path: Path, weights: dict[str, Tensor], model: str | None, method: str | None,
-                 given: dict, right: str) -> SavedModel:
-    """A checkpoint of the authors' code, or bare weights of a network of ``create_model``.
-
-    right: what the error asks for.
-    """
+                 given: dict) -> SavedModel:
+    """A checkpoint of the authors' code, or bare weights of a network of ``create_model``."""
     model = model or "resnet32"
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise UserError(f"{path} is not a checkpoint: its state_dict is not a dictionary of weights")
@@ -286,8 +272,9 @@ def read_weights(path: Path, weights: dict[str, Tensor], model: str | None, meth
             raise UserError(f"{path} holds the bare weights of a group of this project, which do not name the method: "
                             "name the run's folder or its best.pth") from error
         raise UserError(f"{path} does not hold the weights of a {model}, or of a group of them, under the authors' "
-                        f"names ({first_words(error)}): name the right {right}") from error
-    if num_classes not in AUTHORS_DATA and "dataset" not in given and not right.endswith("--T_model"):
+                        f"names ({first_words(error)}): name the right network (--model, --T_model) and --method"
+                        ) from error
+    if num_classes not in AUTHORS_DATA and "dataset" not in given:
         raise UserError(f"{path} holds a network for {num_classes} classes, and does not say how its images are "
                         "normalised: name the data that it was trained on with --dataset and --data_dir")
     mean, std = data_loader.normalisation(flags.dataset, flags.num_workers, flags.data_dir)

@@ -208,7 +208,7 @@ def files(runs, tmp_path_factory):
     ("nothing", "there is no checkpoint at nothing"), (".", "no checkpoint at best.pth"),
     ("damaged.pth", "damaged.pth is damaged|damaged.pth is not a checkpoint"),
     ("unknown_method.pth", "unknown method 'Mean'.*METHODS"), ("unknown_data.pth", "unknown data set, SVHN"),
-    ("{group} --model resnet14", "its model is resnet8: leave out --model resnet14"),
+    ("{group} --model resnet14", "holds a resnet8, not a resnet14: name that one, or another file"),
     ("{group} --model resnet33", "--model: unknown name 'resnet33'; known are resnet8, "),
     ("{group} --dataset SVHN", "--dataset: unknown name 'SVHN'; known are CIFAR10, "),
     ("{group} --dataset imagenet", "val does not exist"), ("exported.pth", "name it with --data_dir"),

@@ -136,6 +136,10 @@ def test_it_teaches(folder):
     assert (folder / "DIGITS" / "OKDDip+KD" / "net-Net" / "summary.json").exists()
     with pytest.raises(UserError, match="holds a network for images of 32x32, and here they are 64x64"):
         train_kd.main(["--model", "resnet8", *teacher, *FLAGS, "--image_size", "64", "--overwrite"])
+    (folder / "other.py").write_text(NET.replace("Net", "Other"))
+    for name in ("other.py:Other", "resnet8"):
+        with pytest.raises(UserError, match=f"holds a net.py:Net, not a {name}: name that one, or another file"):
+            train_kd.main(["--model", "resnet8", *teacher, "--T_model", name, *FLAGS, "--overwrite"])
 
 
 def test_a_file_that_has_changed_or_gone(folder, capsys):
@@ -151,7 +155,7 @@ def test_a_file_that_has_changed_or_gone(folder, capsys):
     (folder / "net.py").rename(folder / "elsewhere" / "net.py")
     with pytest.raises(UserError, match="net.py no longer exists: name the file .* with --model"):
         evaluate.main([run])
-    with pytest.raises(UserError, match="needs net.py:Net: --model resnet8 names something else. Leave it out"):
+    with pytest.raises(UserError, match="holds a net.py:Net, not a resnet8: name that one, or another file"):
         evaluate.main([run, "--model", "resnet8"])
     evaluated(capsys, run, "--model", "elsewhere/net.py:Net")
 

@@ -130,7 +130,7 @@ def test_a_group_that_deploys_no_network_names_the_way_out(runs, tmp_path):
     (lambda: [1, 2], "contains a list"), (lambda: {"state_dict": 3}, "not a dictionary of weights"),
     (lambda: {"state_dict": models.create_model("resnet8", 7).state_dict()}, "7 classes, and the data has 10: "),
     (lambda: {"state_dict": {"conv1.weight": 3}},
-     "not hold the weights of a resnet8.*no classifier.*right network with --T_model$"),
+     "not hold the weights of a resnet8.*no classifier.*right network .--model, --T_model. and --method$"),
     (lambda: models.ONE("resnet8", 10, 4).state_dict(), "bare weights of a group")])
 def test_a_bad_teacher_is_named(content, said, tmp_path):
     """tests/runtime/test_checkpoints.py has files that are no checkpoints."""
@@ -161,5 +161,5 @@ def test_a_teacher_gets_images_as_it_was_trained_with(runs, tmp_path):
 
 
 def test_a_run_of_another_network_is_no_teacher(runs):
-    with pytest.raises(UserError, match="holds a resnet8, not a resnet14: use --T_model resnet8"):
+    with pytest.raises(UserError, match="holds a resnet8, not a resnet14: name that one, or another file"):
         load_teacher("resnet14", runs / "resnet8", DATA)
