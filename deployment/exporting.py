@@ -19,16 +19,12 @@ TOLERANCE = 1e-4, 5e-6  # largest allowed difference of two logits: absolute, or
 
 
 def check_target(path: Path, overwrite: bool) -> None:
-    """UserError if nothing can be written to ``path``. Called before any work is done."""
+    """UserError if ``path`` is of a run, of no format or there already. Called before any work is done."""
     if belongs_to_run(path):
         raise UserError(f"{path} belongs to a run, which would be lost: export under another name")
     formats.format_of(path)
     if path.suffix == ".onnx":
         formats.check_onnx()
-    if not path.parent.is_dir():
-        raise UserError(f"{path.parent} is not a folder: make it first, or export to another place")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: choose another name")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already: choose another name, or replace it with --overwrite")
 

@@ -197,6 +197,7 @@ def files(runs, tmp_path_factory):
         torch.save(content, root / name)
     (root / "broken.png").write_bytes(b"\x89PNG nothing")
     (root / "there.onnx").write_text("mine")
+    (root / "folder.pth").mkdir()
     (root / "empty" / ".cache").mkdir(parents=True)
     for name, pixel in (("empty/.cache/x.png", np.uint8(0)), ("black.png", np.uint8(0)), ("float.tiff", np.float32(0))):
         Image.fromarray(np.full((32, 32), pixel)).save(root / name)
@@ -223,8 +224,9 @@ def files(runs, tmp_path_factory):
     ("{group} --images black.png --decoder fast", "--decoder: it is for measuring"),
     ("nan.pth --images black.png", "not a number"),
     # --export, --branch
-    ("{group} --export x.tflite", r"x.tflite .*\.safetensors"), ("{group} --export no/x.onnx", "no is not a folder"),
+    ("{group} --export x.tflite", r"x.tflite .*\.safetensors"), ("{one} --export no/x.pth", "be written .No such"),
     ("{group} --export there.onnx", "there.onnx exists already.*--overwrite"),
+    ("{one} --export folder.pth --overwrite", "folder.pth cannot be written .Is a directory.*export to another place"),
     ("{group} --export {group}/best.pth --overwrite", "belongs to a run"),
     ("{group} --export x.pth", "group without a leader: export one of its 4 students with .* --branch I"),
     ("{group} --export x.pth --branch 4", "branches 0 to 3, not 4"), ("{one} --branch 0", "holds one network"),
