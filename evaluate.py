@@ -19,7 +19,6 @@ import methods
 import utils
 from runtime.errors import UserError
 from runtime.files import as_json
-from runtime.rank import world_size
 
 
 def parse_args(argv: list[str] | None) -> Namespace:
@@ -68,19 +67,16 @@ def main(argv: list[str] | None = None) -> None:
     If some images cannot be read, the others are printed before the error.
     """
     args = parse_args(argv)
-    if world_size() > 1:
-        raise UserError("evaluate.py works in one process: start it without torchrun")
     # Here, because --help and wrong flags need no PyTorch.
     import data_loader
-    import models
     from deployment import classifying, exporting, measuring
     from deployment.reading import read
     from loading.images import DamagedFiles
     from runtime.device import pick_device
 
-    for flag, known in (("dataset", data_loader.DATASETS), ("model", models.NETWORKS)):
-        if (name := getattr(args, flag)) not in (None, *known) and not (flag == "model" and models.is_external(name)):
-            raise UserError(f"argument --{flag}: unknown name {name!r}; known are {', '.join(known)}")
+    if args.dataset not in (None, *data_loader.DATASETS):
+        raise UserError(f"argument --dataset: unknown name {args.dataset!r}; known are "
+                        f"{', '.join(data_loader.DATASETS)}")
     if args.export:
         exporting.check_target(args.export, args.overwrite)
     saved = read(args.file, model=args.model, method=args.method, dataset=args.dataset, data_dir=args.data_dir,

@@ -210,11 +210,12 @@ def files(runs, tmp_path_factory):
     ("damaged.pth", "damaged.pth is damaged|damaged.pth is not a checkpoint"),
     ("unknown_method.pth", "unknown method 'Mean'.*METHODS"), ("unknown_data.pth", "unknown data set, SVHN"),
     ("{group} --model resnet14", "holds a resnet8, not a resnet14: name that one, or another file"),
-    ("{group} --model resnet33", "--model: unknown name 'resnet33'; known are resnet8, "),
+    ("{group} --model resnet33", "holds a resnet8, not a resnet33"),
     ("{group} --dataset SVHN", "--dataset: unknown name 'SVHN'; known are CIFAR10, "),
     ("{group} --dataset imagenet", "val does not exist"), ("exported.pth", "name it with --data_dir"),
     ("{group} --gpu_id 0,1", "--gpu_id: one number, not 0,1"),
     # checkpoints without a method
+    ("resnet14.pth --model resnet33", "unknown network 'resnet33'; known are resnet8, "),
     ("resnet14.pth --model resnet8", "not hold the weights of a resnet8.*--model"),
     ("ONE.pth --model resnet8", "bare weights of a group"), ("PCL.pth --model resnet8", "bare weights of a group"),
     ("theirs.pth --model resnet8 --method PCL", "under the authors' names .*authors' code has no weights like 'peers"),
