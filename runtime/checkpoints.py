@@ -54,8 +54,6 @@ def digest(content: object) -> str:
 
 def load_checkpoint(path: Path) -> dict:
     """The dictionary in a checkpoint. No code from the file runs. UserError if it is damaged or not a checkpoint."""
-    if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe could wait forever
-        raise UserError(f"{path} is not a file, but a pipe, a socket or a device: name a run's folder, or a checkpoint")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
