@@ -11,13 +11,8 @@ from deployment import exporting, formats
 from runtime.errors import UserError
 
 
-def exported(run, path, *flags):
-    evaluate.main([str(run), "--export", str(path), *map(str, flags)])
-    return path
-
-
 def test_what_is_printed_and_written(runs, tmp_path, capsys):
-    exported(runs / "OKDDip" / "resnet8", tmp_path / "leader.pth")
+    evaluate.main([str(runs / "OKDDip" / "resnet8"), "--export", str(tmp_path / "leader.pth")])
     printed = capsys.readouterr().out
     assert re.fullmatch(r".*leader.pth: leader of .*best.pth, resnet8, [\d,]+ bytes; logits on random images "
                         r"differ from the run's by at most \d\.\de[-+]\d\d\n", printed)
@@ -58,7 +53,7 @@ def test_a_wrong_file_is_refused(runs, tmp_path, monkeypatch):
 
         monkeypatch.setattr(formats, "load", wrong)
         with pytest.raises(UserError, match=f"is not written: its logits differ by {said}"):
-            exported(runs / "OKDDip" / "resnet8", path, "--overwrite")
+            evaluate.main([str(runs / "OKDDip" / "resnet8"), "--export", str(path), "--overwrite"])
         assert [file.name for file in tmp_path.iterdir()] == [path.name] and path.read_text() == "before"
 
 
@@ -68,5 +63,5 @@ def test_a_full_disk(runs, tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match="x.pth cannot be written .No space left.*: export to another place"):
-        exported(runs / "resnet8", tmp_path / "x.pth")
+        evaluate.main([str(runs / "resnet8"), "--export", str(tmp_path / "x.pth")])
     assert not list(tmp_path.iterdir())
