@@ -19,6 +19,7 @@ import methods
 import utils
 from runtime.errors import UserError
 from runtime.files import as_json
+from runtime.rank import world_size
 
 
 def parse_args(argv: list[str] | None) -> Namespace:
@@ -67,6 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     If some images cannot be read, the others are printed before the error.
     """
     args = parse_args(argv)
+    if world_size() > 1:
+        raise UserError("evaluate.py works in one process: start it without torchrun")
     # Here, because --help and wrong flags need no PyTorch.
     import data_loader
     from deployment import classifying, exporting, measuring
