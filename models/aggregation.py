@@ -4,8 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .architecture import BatchNorm
-
 
 def projected(width: int) -> int:
     """The rows of W_L and W_E: D/8, as in the authors' code, and one for fewer than 8 features."""
@@ -112,7 +110,7 @@ class Gate(nn.Module):
     def __init__(self, width: int, num_branches: int):
         super().__init__()
         self.linear = nn.Linear(width, num_branches)
-        self.norm = BatchNorm(num_branches)
+        self.norm = nn.BatchNorm1d(num_branches)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, width, H, W], the trunk's output -> g [B, m]; each row sums to 1."""

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class Architecture(NamedTuple):
@@ -42,37 +40,13 @@ class Architecture(NamedTuple):
         return self._replace(trunk=partial(self.trunk, **trunk), head=partial(self.head, **head))
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm for inputs [B, C, ...]. It does not count its batches in forward.
-
-    PyTorch's BatchNorm adds 1 to ``num_batches_tracked``: one kernel launch for every layer and step. It reads the
-    counter only if there is no momentum. ``count_batches`` updates all counters at once, before they are saved.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.momentum is None:  # set by torch.optim.swa_utils.update_bn
-            return super().forward(x)
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
-                            self.momentum, self.eps)
-
-    def _check_input_dim(self, x: Tensor) -> None:
-        """Any number of dimensions: the gate's has two."""
-
-
-def count_batches(module: nn.Module, batches: int) -> None:
-    """Add ``batches``, the training steps since the last call, to the counter of every BatchNorm."""
-    counters = [m.num_batches_tracked for m in module.modules() if isinstance(m, BatchNorm)]
-    if counters:  # none with --sync_bn: its modules count by themselves
-        torch._foreach_add_(counters, batches)
-
-
 def synchronise(model: nn.Module) -> nn.Module:
     """The model with BatchNorm over the images of all processes (torch.nn.SyncBatchNorm).
 
     ValueError if a layer computes more than BatchNorm, which would be lost. timm converts its own, with an activation.
     """
     timm = sys.modules.get("timm.layers")
-    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNorm, *((timm.BatchNormAct2d,) if timm else ()))
+    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm, *((timm.BatchNormAct2d,) if timm else ()))
     for module in model.modules():
         if (isinstance(module, nn.modules.batchnorm._BatchNorm)
                 and type(module).forward not in [kind.forward for kind in kinds]):

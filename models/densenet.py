@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .architecture import Architecture, BatchNorm
+from .architecture import Architecture
 from .architecture import Head as BaseHead
 
 GROWTH = 12  # k, the channels that each layer adds
@@ -25,7 +25,7 @@ STEM = 24  # channels in front of the first block
 
 
 @contextmanager
-def untouched_statistics(norm: BatchNorm) -> Iterator[None]:
+def untouched_statistics(norm: nn.BatchNorm2d) -> Iterator[None]:
     """Give norm copies of its buffers for a second pass over the same batch: each batch counts once."""
     buffers = dict(norm.named_buffers())
     for name, value in buffers.items():
@@ -43,9 +43,9 @@ class DenseLayer(nn.Module):
     def __init__(self, in_channels: int, efficient: bool):
         super().__init__()
         self.efficient = efficient
-        self.norm1 = BatchNorm(in_channels)
+        self.norm1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, BOTTLENECK, 1, bias=False)
-        self.norm2 = BatchNorm(BOTTLENECK)
+        self.norm2 = nn.BatchNorm2d(BOTTLENECK)
         self.conv2 = nn.Conv2d(BOTTLENECK, GROWTH, 3, padding=1, bias=False)
         self.relu = nn.ReLU(inplace=True)
 
@@ -87,7 +87,7 @@ class DenseBlock(nn.Sequential):
 def transition(in_channels: int, out_channels: int) -> nn.Sequential:
     """[B, in_channels, H, W] -> [B, out_channels, H/2, W/2]."""
     return nn.Sequential(OrderedDict(
-        norm=BatchNorm(in_channels),
+        norm=nn.BatchNorm2d(in_channels),
         relu=nn.ReLU(inplace=True),
         conv=nn.Conv2d(in_channels, out_channels, 1, bias=False),
         pool=nn.AvgPool2d(2),
@@ -127,7 +127,7 @@ class Head(BaseHead):
         _, two, three = channels(layers)
         self.features = nn.Sequential(OrderedDict(
             denseblock3=DenseBlock(two // 2, layers, efficient),
-            norm_final=BatchNorm(three),
+            norm_final=nn.BatchNorm2d(three),
             relu=nn.ReLU(inplace=True),
         ))
         self.classifier = nn.Linear(three, num_classes)

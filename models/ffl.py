@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .architecture import BatchNorm, Head
+from .architecture import Head
 from .branches import Branches
 from .registry import find
 
@@ -22,9 +22,9 @@ class Fusion(nn.Module):
         super().__init__()
         channels = num_branches * width
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.norm1 = BatchNorm(channels)
+        self.norm1 = nn.BatchNorm2d(channels)
         self.pointwise = nn.Conv2d(channels, width, 1, bias=False)
-        self.norm2 = BatchNorm(width)
+        self.norm2 = nn.BatchNorm2d(width)
         self.fc = nn.Linear(width, num_classes)
         for conv in (self.depthwise, self.pointwise):
             k = conv.kernel_size[0]

@@ -12,7 +12,7 @@ from functools import partial
 from torch import Tensor, nn
 from torchvision.models import ResNet, resnet18, resnet34, resnet50
 
-from .architecture import Architecture, BatchNorm
+from .architecture import Architecture
 from .architecture import Head as BaseHead
 from .resnet import initialise  # convolutions Kaiming-normal (fan_out), as in torchvision
 
@@ -21,7 +21,7 @@ class Trunk(nn.Sequential):
     """First convolution, pooling and stages 1 to 3."""
 
     def __init__(self, build: Callable[..., ResNet]):
-        parts = dict(build(weights=None, norm_layer=BatchNorm).named_children())
+        parts = dict(build(weights=None).named_children())
         names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
         super().__init__(OrderedDict((name, parts[name]) for name in names))
 
@@ -31,7 +31,7 @@ class Head(BaseHead):
 
     def __init__(self, build: Callable[..., ResNet], num_classes: int):
         super().__init__()
-        network = build(weights=None, num_classes=num_classes, norm_layer=BatchNorm)
+        network = build(weights=None, num_classes=num_classes)
         self.layer4, self.avgpool, self.fc = network.layer4, network.avgpool, network.fc
 
     def feature_map(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 from torchvision.models.resnet import conv1x1, conv3x3
 
-from .architecture import Architecture, BatchNorm
+from .architecture import Architecture
 from .architecture import Head as BaseHead
 
 
@@ -20,7 +20,7 @@ def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential 
     """1x1 convolution and BatchNorm if the shape changes, otherwise None (the identity)."""
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(conv1x1(in_channels, out_channels, stride), BatchNorm(out_channels))
+    return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
 
 class BasicBlock(resnet.BasicBlock):
@@ -28,7 +28,7 @@ class BasicBlock(resnet.BasicBlock):
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         downsample = shortcut(in_channels, channels, stride)
-        super().__init__(in_channels, channels, stride, downsample, norm_layer=BatchNorm)
+        super().__init__(in_channels, channels, stride, downsample)
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
@@ -45,7 +45,7 @@ class Bottleneck(resnet.Bottleneck):
 
     def __init__(self, in_channels: int, channels: int, stride: int, widen: int = 1):
         downsample = shortcut(in_channels, channels * self.expansion, stride)
-        super().__init__(in_channels, channels, stride, downsample, base_width=64 * widen, norm_layer=BatchNorm)
+        super().__init__(in_channels, channels, stride, downsample, base_width=64 * widen)
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
@@ -76,7 +76,7 @@ class Trunk(nn.Module):
     def __init__(self, block, blocks: int):
         super().__init__()
         self.conv1 = conv3x3(3, 16)
-        self.bn1 = BatchNorm(16)
+        self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU(inplace=True)
         self.layer1 = stage(block, 16, 16, blocks, stride=1)
         self.layer2 = stage(block, 16 * expansion(block), 32, blocks, stride=2)

@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from .architecture import Architecture, BatchNorm
+from .architecture import Architecture
 from .architecture import Head as BaseHead
 
 WIDTH = 512  # channels of the last two stages, units of the classifier
@@ -26,7 +26,7 @@ def stage(in_channels: int, channels: int, convolutions: int) -> nn.Sequential:
     layers = []
     for i in range(convolutions):
         conv = conv3x3(channels if i else in_channels, channels)
-        layers += [conv, BatchNorm(channels), nn.ReLU(inplace=True)]
+        layers += [conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.MaxPool2d(2))
 
 
@@ -36,9 +36,9 @@ class Trunk(nn.Module):
     def __init__(self, convolutions: int):
         super().__init__()
         self.conv1 = conv3x3(3, 64)
-        self.bn1 = BatchNorm(64)
+        self.bn1 = nn.BatchNorm2d(64)
         self.conv2 = conv3x3(64, 64)
-        self.bn2 = BatchNorm(64)
+        self.bn2 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.pool = nn.MaxPool2d(2)
         self.layer1 = stage(64, 128, 2)

@@ -218,7 +218,7 @@ class Stepper:
         mode = "reduce-overhead" if device.type == "cuda" else "default"
         self.loss = torch.compile(method.loss, mode=mode, dynamic=False) if compiled else method.loss
         self.method = method
-        self.sums, self.checked_steps, self.uncounted = RunningSums(device), 0, 0
+        self.sums, self.checked_steps = RunningSums(device), 0
         self.terms: list[str] = []  # the names of the loss's terms, known after a step
         self.earlier_steps = 0  # of the epochs before
 
@@ -252,7 +252,6 @@ class Stepper:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.method.after_step(number, of_epoch)
-        self.uncounted += 1
         with torch.no_grad():
             correct = topk_correct(in_rows(logits, self.method.outputs), labels).sum(0)  # [R, 2]
             self.sums.add(len(labels), terms=torch.stack(list(terms.values())) * len(labels), correct=correct)
@@ -292,8 +291,6 @@ class Stepper:
         """Everything that a resumed training needs. UserError if weights or momentum are not finite."""
         if self.sums.steps:
             self.means()
-        models.count_batches(self.model, self.uncounted)
-        self.uncounted = 0
         momenta = [t for state in self.optimizer.state.values() for t in state.values() if t is not None]
         # A network from elsewhere may have other buffers, and constants in them that are not finite.
         buffers = [t for name, t in self.model.named_buffers()

@@ -27,7 +27,6 @@ def test_plain_steps_compute_the_same():
         for contender in (ours, plain):
             contender.step(images, labels, weight)
         assert ours.means()["terms"] == pytest.approx(plain.means()["terms"], 1e-9)
-    assert not any(isinstance(m, step.BatchNorm) for m in plain.model.modules())
 
 
 def test_peak_memory_of_a_step():

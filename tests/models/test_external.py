@@ -343,9 +343,6 @@ def test_synchronised_batchnorm_computes_what_the_layer_has_computed():
         kinds = {type(m).__name__ for m in converted.modules() if "Norm" in type(m).__name__}
         assert all(kind.startswith("SyncBatchNorm") for kind in kinds) and list(converted.state_dict()) == before
         torch.testing.assert_close(converted(images), logits)
-        counters = [value.clone() for key, value in converted.state_dict().items() if "num_batches" in key]
-        models.count_batches(converted, 3)  # they count for themselves
-        assert counters == [value for key, value in converted.state_dict().items() if "num_batches" in key]
 
     class Own(nn.BatchNorm2d):
         def forward(self, x):

@@ -1,21 +1,19 @@
-"""What all networks have in common: weights, shapes, options, BatchNorm."""
+"""What all networks have in common: weights, shapes, options."""
 
 import pytest
 import torch
 from network_data import random_images
 from torch import nn
-from torch.optim.swa_utils import update_bn
 from torchvision.models.resnet import Bottleneck
 
 import models
 from models import resnet
-from models.architecture import BatchNorm, count_batches
 
 
 @pytest.mark.parametrize("widen", [1, 8])
 def test_a_bottleneck_computes_what_torchvisions_does(widen):
     ours = resnet.Bottleneck(16, 8, 2, widen).double()
-    theirs = Bottleneck(16, 8, 2, resnet.shortcut(16, 32, 2), base_width=64 * widen, norm_layer=BatchNorm).double()
+    theirs = Bottleneck(16, 8, 2, resnet.shortcut(16, 32, 2), base_width=64 * widen).double()
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(4, 16, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(ours(x), theirs(x))
@@ -64,25 +62,3 @@ def test_no_dropout_by_default():
     assert [m.p for m in classifier.modules() if isinstance(m, nn.Dropout)] == [0.5, 0.5]
     assert not classifier(x).equal(classifier(x))
     assert classifier.eval()(x).equal(classifier(x))
-
-
-# --- BatchNorm
-
-
-@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3, 2)])
-def test_batch_norm_is_pytorchs(shape):
-    """In training and in evaluation: outputs, running statistics and, after ``count_batches``, the counter."""
-    torch.manual_seed(0)
-    theirs = nn.BatchNorm1d(5) if len(shape) == 2 else nn.BatchNorm2d(5)
-    ours = BatchNorm(5)
-    for training in (True, True, False, True, False):
-        x = 2 * torch.randn(shape) + 3
-        ours.train(training)
-        theirs.train(training)
-        assert ours(x).equal(theirs(x))
-    count_batches(ours, 3)
-    assert all(value.equal(ours.state_dict()[name]) for name, value in theirs.state_dict().items())
-    batches = torch.randn(2, *shape)
-    for norm in (ours, theirs):
-        update_bn(batches, nn.Sequential(norm))
-    assert all(value.equal(ours.state_dict()[name]) for name, value in theirs.state_dict().items())

@@ -18,7 +18,6 @@ import models
 import train
 import train_GL
 from benchmarks import compare
-from models.architecture import BatchNorm
 from runtime import processes
 from runtime.errors import UserError
 from training import loop
@@ -70,7 +69,7 @@ def steps_and_metrics(name, path, environment):
     loader = data_loader.Cached(data.train, data, 8, CPU, augment=True, views=method.views(method.args))
     method.model.train()
     for module in method.model.modules():
-        if isinstance(module, BatchNorm):
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
             module.eval()
     for (images, labels), share in zip(loader, loader.shares(), strict=True):
         stepper.step(images.double(), labels, 0.3, share)
