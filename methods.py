@@ -20,7 +20,7 @@ class Entry(NamedTuple):
     """definition: module and class. flags: those that choose the method in its script. title: in tables and figures.
 
     group: it trains several networks, so its script has --num_branches. ramp_up: its group loss has a ramp-up
-    (``Method.has_ramp_up``; Ind has no group loss). revision: raised when the method's mathematics change. A run
+    (``utils.ramp_up_flags``; Ind has no group loss). revision: raised when the method's mathematics change. A run
     that an older revision began is not continued, and its records are not mixed with those of newer ones.
     """
 

@@ -36,8 +36,6 @@ from training.outputs import FUSED, group_outputs
 class FFL(Group):
     """m students and the fused classifier."""
 
-    has_ramp_up = True
-
     def __init__(self, args, num_classes: int):
         super().__init__(args, models.FFL(args.model, num_classes, args.num_branches, args.MulStu,
                                           **utils.network_options(args)))

@@ -56,8 +56,6 @@ from training.outputs import LEADER, WHOLE, group_outputs, student, student_numb
 class OKDDip(Method):
     """m - 1 peers with targets of their own, and the group leader."""
 
-    has_ramp_up = True
-
     def __init__(self, args, num_classes: int):
         self.args = args
         self.model = models.OKDDip(args.model, num_classes, args.num_branches, args.MulStu, args.aggregation,

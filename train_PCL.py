@@ -34,8 +34,6 @@ from training.outputs import EMA_ENSEMBLE, FUSED, LEADER, ema, group_outputs, st
 class PCL(Group):
     """m peers, their ensemble, and the mean peers, the first of which is deployed."""
 
-    has_ramp_up = True
-
     def __init__(self, args, num_classes: int):
         super().__init__(args, models.PCL(args.model, num_classes, args.num_branches, **utils.network_options(args)),
                          kind="peer", deployed="deployed (mean peer 0)")

@@ -51,8 +51,6 @@ from training.outputs import GATE, group_outputs
 class Ind(Group):
     """Individual branches: they share only the trunk (with --MulStu: nothing)."""
 
-    has_ramp_up = True  # no group loss, but each epoch's record has w(e)
-
     def __init__(self, args, num_classes: int):
         super().__init__(args, models.Branches(args.models or args.model, num_classes, args.num_branches, args.MulStu,
                                                **utils.network_options(args)))
@@ -64,8 +62,6 @@ class Ind(Group):
 
 class CollaborativeLearning(Group):
     """CL: each branch learns from the mean of the others. --bpscale makes it CL-ILR."""
-
-    has_ramp_up = True
 
     def __init__(self, args, num_classes: int):
         super().__init__(args, models.CLILR(args.models or args.model, num_classes, args.num_branches, args.bpscale,
@@ -83,8 +79,6 @@ class CollaborativeLearning(Group):
 
 class ONE(Group):
     """ONE: the gated ensemble e of the branches teaches each of them."""
-
-    has_ramp_up = True
 
     def __init__(self, args, num_classes: int):
         super().__init__(args, models.ONE(args.model, num_classes, args.num_branches, **utils.network_options(args)))

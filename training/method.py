@@ -18,7 +18,6 @@ class Method:
     outputs: name of an output (training/outputs.py) -> its title in tables. They are what is measured: ``loss`` and
         ``predict`` return the logits of each, {name: logits [B, C]}.
     best: the output whose top-1 accuracy chooses the best epoch (or MEAN).
-    has_ramp_up: whether w(e), the weight of the group loss, rises over the first epochs; else it is always 1.
     args: the flags. None for an exported network.
     """
 
@@ -27,7 +26,6 @@ class Method:
     teacher: nn.Module | None = None
     outputs: dict[str, str]
     best: str
-    has_ramp_up: bool = False
 
     @classmethod
     def name(cls, args: Namespace) -> str:
@@ -56,8 +54,9 @@ class Method:
         raise NotImplementedError
 
     def ramp_up(self, epoch: int, num_epochs: int) -> float:
-        """w(e), the weight of the group loss in an epoch, counted from 0: ``utils.ramp_up_flags`` are its flags."""
-        return ramp_up(epoch, num_epochs, self.args.start_consistency, self.args.length) if self.has_ramp_up else 1.0
+        """w(e), the weight of the group loss in an epoch, counted from 0. 1 without ``utils.ramp_up_flags``."""
+        args = self.args
+        return ramp_up(epoch, num_epochs, args.start_consistency, args.length) if "length" in args else 1.0
 
     def prepare(self, train_loader) -> None:
         """Called only before a training: to load a teacher, or to check the data."""
