@@ -104,7 +104,8 @@ def dataloader(data_name: str, batch_size: int = 128, num_workers: int = 8, root
     data = processes.main_first(
         lambda: read_data(data_name, root, cache, num_workers, decoder, val_size, image_size=image_size))
     # They are measured on all training images: they do not depend on train_size and val_size.
-    data = data.normalised(*(normalisation or processes.on_main(lambda: data.mean_and_std(num_workers))))
+    mean, std = normalisation or processes.on_main(lambda: data.mean_and_std(num_workers))
+    data = data._replace(mean=tuple(mean), std=tuple(std))
 
     def load() -> tuple[Loader, Loader]:
         train, held_out = divide(data, train_size, val_size, seed)
@@ -129,7 +130,7 @@ def test_images(data_name: str, batch_size: int = 128, num_workers: int = 8, roo
     """
     device = torch.device(device)
     data = read_data(data_name, root, cache, num_workers, decoder, test_only=True, image_size=image_size)
-    data = data.normalised(mean, std)
+    data = data._replace(mean=tuple(mean), std=tuple(std))
     return make_loader(data, data.test, evaluation_batch(batch_size, data, device), device, num_workers, decoder)
 
 
@@ -142,7 +143,8 @@ def read_data(data_name: str, root: str, cache: bool, num_workers: int, decoder:
     """
     if data_name not in DATASETS:
         raise UserError(f"unknown dataset {data_name!r}; known are {', '.join(DATASETS)}")
-    data = DATASETS[data_name].of_size(image_size)
+    data = DATASETS[data_name]
+    data = data._replace(size=image_size or data.size)
     large = is_large(data.size)
     if decoder not in DECODERS:
         raise UserError(f"unknown decoder {decoder!r}; known are {', '.join(DECODERS)}")

@@ -28,11 +28,6 @@ class Split(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
 
-    @property
-    def in_files(self) -> bool:
-        """Whether ``images`` are paths."""
-        return self.images.dtype.kind == "S"
-
     def take(self, rows: np.ndarray) -> "Split":
         """The images and labels of these rows."""
         return Split(self.images[rows], self.labels[rows])
@@ -66,18 +61,10 @@ class Data(NamedTuple):
         found = self.read(root, test_only)
         return self._replace(train=found.train, test=found.test, held_out=found.held_out, classes=found.classes)
 
-    def of_size(self, size: int | None) -> "Data":
-        """The same with images of another height and width. None: its own."""
-        return self._replace(size=size or self.size)
-
-    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> "Data":
-        """The same with another mean and std."""
-        return self._replace(mean=tuple(mean), std=tuple(std))
-
     def decoded(self, num_workers: int) -> "Data":
         """The same with all images in memory. DamagedFiles has all files that do not decode."""
         def in_memory(split: Split | None) -> Split | None:
-            if split is None or not split.in_files and split.images.shape[1:3] == (self.size, self.size):
+            if split is None or split.images.shape[1:3] == (self.size, self.size):
                 return split
             return Split(np.concatenate(map_blocks(np.asarray, split, self.size, num_workers)), split.labels)
 
