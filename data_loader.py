@@ -157,9 +157,7 @@ def read_data(data_name: str, root: str, cache: bool, num_workers: int, decoder:
     if data.held_out and val_size:
         raise UserError(f"--val_size {val_size} and {Path(root, 'val')} both hold out images to choose the best epoch: "
                         "leave out --val_size, or rename the folder")
-    data = data.decoded(num_workers) if data.cached else data
-    data.warn_if_constant(data_name)
-    return data
+    return data.decoded(num_workers) if data.cached else data
 
 
 def make_loader(data: Data, split: Split, batch_size: int, device: torch.device, num_workers: int, decoder: str,

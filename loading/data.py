@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from loading.images import decode, each, first_of
-from runtime.errors import UserError, warn
+from runtime.errors import UserError
 
 
 def is_large(size: int) -> bool:
@@ -87,13 +87,6 @@ class Data(NamedTuple):
         std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1)).clip(1 / 255)  # not 0 for a constant channel
         return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())
 
-    def warn_if_constant(self, name: str) -> None:
-        """Warn if each image of a split has a single colour."""
-        splits = {"training": self.train, "held-out": self.held_out, "test": self.test}
-        if names := [part for part, split in splits.items() if split and constant(split.images, self.size)]:
-            warn(f"each of the {' and '.join(names)} images of {name} has one colour in all its pixels: look at "
-                 "the files, they may be empty, or their pixels may have another range")
-
 
 def map_blocks(function: Callable[[np.ndarray], np.ndarray], split: Split, size: int,
                num_workers: int) -> list[np.ndarray]:
@@ -114,15 +107,6 @@ def map_blocks(function: Callable[[np.ndarray], np.ndarray], split: Split, size:
 def fewer_if_large(images: int, size: int) -> int:
     """How many images of size x size take the memory of ``images`` images of 224x224; at least one, not more."""
     return max(1, min(images, images * 224**2 // size**2))
-
-
-def constant(images: np.ndarray, size: int) -> bool:
-    """Whether each image has a single colour. Of files, the first 256 are read; usually the first one decides."""
-    files = images[:256] if images.dtype.kind == "S" else images
-    try:
-        return all(not np.ptp(decode(image, size), (0, 1)).any() for image in files)
-    except UserError:  # it is reported when the file's batch is read
-        return False
 
 
 # --- sizes: --train_size, --val_size

@@ -1,13 +1,10 @@
-"""What is known of a data set: mean and deviation, images of one colour. Its division: --train_size, --val_size."""
+"""What is known of a data set: mean and deviation. Its division: --train_size, --val_size."""
 
-import re
 
 import numpy as np
 import pytest
 from image_data import random_data
-from PIL import Image
 
-import data_loader
 from data_loader import Data, Split, dataloader
 from loading.data import divide
 from runtime.errors import UserError
@@ -20,21 +17,6 @@ def test_mean_and_deviation():
     (mean, std), images = data.mean_and_std(0), data.train.images / 255
     assert mean == pytest.approx(images.mean((0, 1, 2)), abs=0.50001e-4)
     assert std == (round(images[..., 0].std(), 4), 0.0039, round(images[..., 2].std(), 4))
-
-
-@pytest.mark.parametrize("name", ["folder", "imagenet"])
-def test_images_of_a_single_value_get_a_warning(image_folder, capsys, name):
-    root = image_folder(train=3, test=2)
-    dataloader(name, 2, 0, root)
-    assert capsys.readouterr().err == ""
-    for i, file in enumerate(sorted((root / "test").rglob("*.*"))):
-        Image.new("RGB", (40, 36), (i, 9, 200)).save(file)
-    data_loader.test_images(name, 2, 0, root, mean=(0, 0, 0), std=(0.2, 0.2, 0.2))
-    assert re.fullmatch(f"warning: each of the test images of {name} has one colour .*\n", capsys.readouterr().err)
-    for file in (root / "train").rglob("*.*"):
-        Image.new("L", (40, 36)).save(file)
-    dataloader(name, 2, 0, root)
-    assert "each of the training and test images" in capsys.readouterr().err
 
 
 # --- sizes. An image is its number here
