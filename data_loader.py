@@ -11,7 +11,6 @@ same batches, with any number of workers.
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,13 +33,9 @@ __all__ = ["DATASETS", "DECODERS", "Cached", "Data", "Loader", "Normalise", "Spl
 
 def cifar(kind: type[datasets.CIFAR10], root: str, test_only: bool = False) -> Data:
     """CIFAR-10 or CIFAR-100. torchvision downloads it if it is missing, and checks the MD5 sums."""
-    missing = [place for place in (Path(root), *Path(root).parents) if not place.exists()]
     try:
         splits = [kind(root, train=train, download=True) for train in ((False,) if test_only else (False, True))]
     except (OSError, RuntimeError) as error:
-        for place in missing:
-            with suppress(OSError):
-                place.rmdir()  # torchvision makes the folder before it downloads
         raise UserError(
             f"{kind.__name__} is not in {root} and could not be downloaded ({error}): put {kind.filename} from "
             f"{kind.url} there (MD5 {kind.tgz_md5}), or try --dataset DIGITS, which needs no download"

