@@ -10,38 +10,6 @@ B, C = 4, 10
 IMAGES = torch.randn(B, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 3, 9, 3])
 
-METHODS = {
-    "OKDDip": (models.OKDDip, {}, losses.okddip_loss),
-    "OKDDip-N": (models.OKDDip, {"network_based": True}, losses.okddip_loss),
-    "ONE": (models.ONE, {}, losses.one_loss),
-    "CL-ILR": (models.CLILR, {}, losses.cl_ilr_loss),
-    "CL-N": (models.CLILR, {"rescale": False, "network_based": True}, losses.cl_ilr_loss),
-    "Ind": (models.Branches, {}, losses.individual_loss),
-    "DML": (models.Branches, {"network_based": True}, losses.dml_loss),
-}
-
-
-def make(method, m):
-    """-> a group of resnet8, and its loss on IMAGES, a function of the group."""
-    torch.manual_seed(0)
-    group, options, loss = METHODS[method]
-
-    def total(model):
-        outputs = model(IMAGES)
-        return loss(*(outputs if isinstance(outputs, tuple) else [outputs]), LABELS).total
-
-    return group("resnet8", C, m, **options), total
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_trunk_and_head_runs_once(method):
-    model, total = make(method, 3)
-    calls, parts = [], [*model.trunks, *model.heads]
-    for part in parts:
-        part.register_forward_hook(lambda part, *_: calls.append(part))
-    total(model)
-    assert len(calls) == len(parts) and set(map(id, calls)) == set(map(id, parts))
-
 
 @pytest.mark.parametrize("network_based", [False, True])
 @pytest.mark.parametrize("m", [2, 3, 8])
