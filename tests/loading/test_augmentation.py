@@ -36,6 +36,7 @@ def test_augmentation_is_torchvisions():
         loader.set_epoch(3)
     images, labels = all_batches(three)
     order, *parameters = three.augmentation_parameters()
+    assert order.equal(augmentation_parameters(60, 1, 3, True)[0]) and sorted(order.tolist()) == list(range(60))
     assert images.shape == (60, 3, 3, 32, 32) and labels.equal(order)
     assert all(p.shape == (60, 3) for p in parameters)
     for n, index in enumerate(order.tolist()):

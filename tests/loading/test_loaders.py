@@ -18,31 +18,9 @@ from image_data import IMAGENET_CLASSES, all_batches, make_imagenet, random_data
 from processes import be_one_of, group
 
 from data_loader import Cached, Data, Split, Streamed, dataloader
-from loading.augmentation import augmentation_parameters
 from loading.data import usable_workers
 from loading.loaders import Loader
 from runtime.errors import UserError
-
-
-def loader(n=20, seed=0, augment=True):
-    data = random_data(n)
-    return Cached(data.train, data, 8, torch.device("cpu"), seed, augment)
-
-
-def epoch(train, number):
-    train.set_epoch(number)
-    return all_batches(train)
-
-
-def test_an_epoch_shows_every_image_once_in_an_order_of_seed_and_epoch_alone():
-    train, again, other = loader(50, seed=5), loader(50, seed=5), loader(50, seed=6)
-    assert train.augmentation_parameters()[0].equal(augmentation_parameters(50, 5, 0, True)[0])  # at epoch 0
-    epochs = [epoch(train, e) for e in (0, 7)]
-    assert all(sorted(labels.tolist()) == list(range(50)) for _, labels in epochs)
-    torch.manual_seed(1)
-    images, labels = epoch(again, 7)
-    assert images.equal(epochs[1][0]) and labels.equal(epochs[1][1])
-    assert not labels.equal(epochs[0][1]) and not labels.equal(epoch(other, 7)[1])
 
 
 def of_one_process(environment, n, batch_size, augment):
