@@ -125,12 +125,6 @@ def test_training(command, folder, run):
     assert not own or best["stu_test_accTop1"] >= 90
 
 
-def test_network_based_groups(folder, run):
-    for method in ("--ind", "--avg"):
-        run("train_one.py", "--model", "resnet8", "--dataset", "DIGITS", "--MulStu", method, *QUICK)
-    assert {path.parent.name for path in (folder / "DIGITS").glob("*-N/resnet8")} >= {"Ind-N", "CL-N"}
-
-
 @pytest.mark.parametrize("command", RESUMED)
 def test_resuming(command, folder, run):
     """After the others: there is nothing left to do."""
