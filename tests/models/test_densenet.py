@@ -6,20 +6,6 @@ from torch import Tensor, nn
 import models
 
 
-def test_every_branch_owns_its_last_stage():
-    group = models.Branches("densenetd40k12", 10, 3).eval()
-    parameters = [{id(p) for p in head.parameters()} for head in group.heads]
-    assert not parameters[0] & parameters[1] and not parameters[1] & parameters[2]
-    with torch.no_grad():
-        before = group(random_images(2))
-        group.heads[1].features.denseblock3.denselayer1.conv2.weight.mul_(2)
-        changed = (group(random_images(2)) != before).any(-1).any(0)
-    assert changed.tolist() == [False, True, False]
-
-
-# --- efficient
-
-
 def train(model: nn.Module, dtype: torch.dtype, autocast: bool = False) -> list[float]:
     """Two steps of SGD with momentum on squared outputs."""
     model.to(dtype).train()

@@ -190,18 +190,6 @@ BAD = {  # a network, its options, the error
 }
 
 
-def test_cl_ilr_divides_the_gradient_of_a_trunk_from_elsewhere(own):
-    group = models.CLILR(own("own:CNN"), 10, 3, branch_at="last").eval().double()
-    images, gradients = torch.randn(2, 3, 32, 32, dtype=torch.float64), []
-    for group.rescale in (True, False):
-        group.zero_grad()
-        group(images)[0].square().sum().backward()
-        gradients.append([p.grad for p in group.trunks.parameters()])
-    for divided, whole in zip(*gradients, strict=True):
-        assert whole.abs().sum() > 0
-        torch.testing.assert_close(3 * divided, whole)
-
-
 @pytest.mark.parametrize("case", BAD)
 def test_a_network_that_cannot_be_used_says_why(own, case):
     network, options, sentence = BAD[case]
