@@ -399,13 +399,3 @@ def test_networks_can_be_compiled(own, at):
 def test_timm_has_constants_and_sizes_of_its_own():
     assert models.normalisation("timm:vit_tiny_patch16_224") == ((0.5,) * 3, (0.5,) * 3)
     assert models.default_size("timm:test_vit") == 160
-
-
-def test_a_function_that_makes_the_network_is_as_good_as_a_name():
-    def student(num_classes):
-        return Net(z, num_classes)
-
-    group = models.PCL(student, 10, 3, branch_at="b")
-    assert group.name == group.peers.name == "student"
-    mixed = models.KDCL([student, "resnet8"], 10, 2)
-    assert mixed.name == "student+resnet8" and mixed.student(0).name == "student"
