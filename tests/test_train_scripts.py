@@ -1,6 +1,5 @@
 """From the flags to the loss: what each script hands to the epoch loop, against the losses called directly."""
 
-import inspect
 import shutil
 
 import pytest
@@ -29,13 +28,17 @@ RAMP = [*HYPER, "--alpha", "0.5", "--length", "5", "--start_consistency", "0.1"]
 
 @pytest.fixture
 def handed_over(monkeypatch, tmp_path):
-    """handed_over(script, flags...) -> the method (its model in evaluation mode) and the run that the script made."""
+    """handed_over(script, flags...) -> the method (its model in evaluation mode) and the run that the script made.
+
+    handed_over.loaders: those of the last one.
+    """
     def start(script, *flags):
         seen = []
-        monkeypatch.setattr(loop, "fit", lambda method, train_loader, test_loader, run: seen.extend((method, run)))
+        monkeypatch.setattr(loop, "fit", lambda *given: seen.extend(given))
         script.main([*DATA, "--save_dir", str(tmp_path), *flags])
-        seen[0].model.eval()
-        return seen
+        method, *start.loaders, run = seen
+        method.model.eval()
+        return method, run
 
     return start
 
@@ -130,14 +133,6 @@ def test_a_script(folder, script, flags, best, handed_over):
         assert type(method.model.aggregation) is models.AGGREGATIONS[method.args.aggregation]
 
 
-def test_the_flags_of_a_step_reach_it(monkeypatch, tmp_path):
-    made, bind = [], inspect.signature(loop.Stepper).bind
-    monkeypatch.setattr(loop, "Stepper", lambda *given: made.append(bind(*given).arguments) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        train.main([*DATA, "--save_dir", str(tmp_path), "--amp", "bf16", "--compile", "--optimizer", "adamw"])
-    assert [made[0][name] for name in ("amp", "compiled", "sync_bn", "optimizer")] == ["bf16", True, False, "adamw"]
-
-
 def test_detached_targets_leave_the_attention_as_drawn(handed_over):
     """It gets no gradient, and no weight decay either."""
     method, _ = handed_over(train_GL, *RAMP, "--detach_targets")
@@ -177,8 +172,8 @@ def test_views_in_training(handed_over):
     before = method.model.mean.state_dict()["heads.0.fc.weight"].clone()
     with torch.no_grad():
         method.model.peers.heads[0].fc.weight.add_(1.0)
-    method.after_step(1, 1)  # d = 1/2
-    assert method.model.mean.state_dict()["heads.0.fc.weight"].allclose(before + 0.5)
+    method.after_step(3, 1)  # the third step of the training: d = 3/4
+    assert method.model.mean.state_dict()["heads.0.fc.weight"].allclose(before + 0.25)
 
 
 def test_kdcl_general_weighs_by_the_held_out_images(handed_over):
@@ -214,68 +209,50 @@ def test_kdcl_general_needs_held_out_images(image_folder, handed_over):
     handed_over(train_KDCL, *flags, *data)
 
 
-@pytest.mark.parametrize("hybrid", ["mean", "dirichlet"])
-def test_the_mixing_weights_of_okdph(hybrid, handed_over):
-    """From the seed and the step: a resumed run draws the same."""
-    method, run = handed_over(train_OKDPH, *HYPER, "--hybrid", hybrid, "--hybrid_gradient")
-    assert run.folder.parent.name == "OKDPH" + "-dirichlet" * (hybrid == "dirichlet") + "-hybrid_gradient"
-    drawn = []
-    for number in (1, 2, 1):
-        method.before_step(number, number)
-        drawn.append(method.model.r.clone())
-        assert drawn[-1].sum().item() == pytest.approx(1) and drawn[-1].min() >= 0
-    assert drawn[0].equal(drawn[2]) and drawn[0].allclose(drawn[1]) == (hybrid == "mean")
-    assert drawn[0].allclose(torch.full((3,), 1 / 3)) == (hybrid == "mean")
-
-
 @pytest.mark.parametrize(("script", "views"), [(train_PCL, 4), (train_KDCL, 4), (train_OKDPH, 5), (train_FFL, 1)])
-def test_every_student_sees_its_own_view(script, views, monkeypatch, tmp_path):
+def test_every_student_sees_its_own_view(script, views, handed_over):
     """What the training loader gives: one view for each student, for OKDPH one more for the hybrid."""
-    shapes = []
-    monkeypatch.setattr(loop, "fit", lambda method, train, test, run: shapes.extend(
-        next(iter(loader))[0].shape for loader in (train, test)))
-    script.main([*DATA, "--save_dir", str(tmp_path), "--batch_size", "16"])
+    handed_over(script, "--batch_size", "16")
+    shapes = [next(iter(loader))[0].shape for loader in handed_over.loaders]
     assert shapes == [(16, views, 3, 32, 32) if views > 1 else (16, 3, 32, 32), (16, 3, 32, 32)]
 
 
-@pytest.mark.parametrize(("flags", "expected"), [(["--schedule", "3", "7"], [3, 7]), ([], [10, 15])])
+@pytest.mark.parametrize(("flags", "expected"), [
+    (["--schedule", "3", "7", "--amp", "bf16", "--compile", "--optimizer", "adamw"], ([3, 7], "bf16", True, "AdamW")),
+    ([], ([10, 15], "off", False, "SGD"))])
 def test_the_recipe_reaches_the_optimizer(flags, expected, monkeypatch, tmp_path):
-    """Without --schedule: half and three quarters of the epochs."""
+    """And the step. Without --schedule: half and three quarters of the epochs."""
     made = []
-
-    def note(optimizer, milestones, *others):
-        made.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["weight_decay"], milestones, *others))
-        raise InterruptedError
-
-    monkeypatch.setattr(loop, "make_scheduler", note)
-    with pytest.raises(InterruptedError):
+    monkeypatch.setattr(loop, "describe", lambda run, stepper, *others: made.append(stepper) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
         train.main([*DATA, "--save_dir", str(tmp_path), "--lr", "0.05", "--wd", "0.01", *flags])
-    assert made == [(0.05, 0.01, expected, 0, 0)]
+    (stepper,) = made
+    (weights,) = stepper.optimizer.param_groups
+    assert (weights["lr"], weights["weight_decay"]) == (0.05, 0.01)
+    assert (sorted(stepper.scheduler.milestones), stepper.amp, stepper.compiled,
+            type(stepper.optimizer).__name__) == expected
 
 
-def test_pcl_counts_the_steps_of_the_whole_training(handed_over):
-    method, asked = handed_over(train_PCL, *RAMP)[0], []
-    method.model.update_mean = asked.append
-    method.after_step(8, 1)
-    assert asked == [8]
-
-
-def test_okdph_draws_r_from_dirichlet_1_by_seed_and_step(handed_over):
+def test_the_mixing_weights_of_okdph(handed_over):
+    """1/m, or from Dirichlet(1), by the seed and the step: a resumed run draws the same."""
     drawn = []
     for seed in ("0", "1"):
-        method, _ = handed_over(train_OKDPH, *HYPER, "--hybrid", "dirichlet", "--seed", seed)
-        for step in range(1, 2001):
+        method, run = handed_over(train_OKDPH, *HYPER, "--hybrid", "dirichlet", "--hybrid_gradient", "--seed", seed)
+        assert run.method == "OKDPH-dirichlet-hybrid_gradient"
+        for step in (*range(1, 2001), 1):
             method.before_step(step, 2)
             drawn.append(method.model.r.clone())
-    assert not drawn[0].allclose(drawn[2000])
-    assert torch.stack(drawn).square().mean().item() == pytest.approx(1 / 6, rel=0.05)  # m = 3: 2 / (m (m + 1))
+    r = torch.stack(drawn)
+    assert r[0].equal(r[2000]) and not r[0].allclose(r[2001])
+    assert r.min() >= 0 and r.sum(1).allclose(torch.ones(len(r)))
+    assert r.square().mean().item() == pytest.approx(1 / 6, rel=0.05)  # m = 3: 2 / (m (m + 1))
+    method, _ = handed_over(train_OKDPH, *HYPER)
+    method.before_step(1, 1)
+    assert method.model.r.allclose(torch.full((3,), 1 / 3))
 
 
-def test_pretrained_networks_get_images_as_their_weights_need_them(monkeypatch, tmp_path):
-    seen, name = [], "torchvision:mobilenet_v3_small"
-    monkeypatch.setattr(loop, "fit", lambda method, train_loader, test_loader, run: seen.extend((train_loader,
-                                                                                                 test_loader)))
+def test_pretrained_networks_get_images_as_their_weights_need_them(monkeypatch, handed_over):
     monkeypatch.setattr("models.external.weights_of", lambda name: models.plain_network(name, 1000).state_dict())
-    flags = ["--dataset", "DIGITS", "--device", "cpu", "--image_size", "64", "--save_dir", str(tmp_path)]
-    train.main([*flags, "--model", name, "--pretrained"])
-    assert {(loader.mean, loader.std) for loader in seen} == {((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+    handed_over(train, "--image_size", "64", "--model", "torchvision:mobilenet_v3_small", "--pretrained")
+    for loader in handed_over.loaders:
+        assert (loader.mean, loader.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
