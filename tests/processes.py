@@ -16,6 +16,11 @@ import torch
 
 from training.run import Interrupted, Signals
 
+# Flags of short trainings, which tests stop, kill and continue.
+FLAGS = ["--model", "resnet8", "--dataset", "folder", "--batch_size", "8", "--lr", "0.02", "--schedule", "2",
+         "--device", "cpu"]
+WORKERS = {0: ["--num_workers", "0"], 2: ["--num_workers", "2", "--cache", "off"]}
+
 # A server imports PyTorch once and forks each process. They are real processes, without seconds of importing.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train_GL", "train_one", "train_kd", "train_FFL", "train_PCL", "train_KDCL",

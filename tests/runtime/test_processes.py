@@ -10,8 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 from image_data import make_images
-from kill import FLAGS
-from processes import Training, assert_best_agrees, be_one_of, group, in_processes, lines, load
+from processes import FLAGS, Training, assert_best_agrees, be_one_of, group, in_processes, lines, load
 
 import data_loader
 import models

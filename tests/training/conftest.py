@@ -3,7 +3,7 @@
 import pytest
 import torch
 from image_data import make_images
-from kill import FLAGS
+from processes import FLAGS
 
 import train
 import train_GL

@@ -6,8 +6,7 @@ import shutil
 import signal
 
 import pytest
-from kill import WORKERS
-from processes import Training, group
+from processes import WORKERS, Training, group
 
 import train_GL
 from runtime.errors import UserError

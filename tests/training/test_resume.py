@@ -12,9 +12,8 @@ import pytest
 import torch
 from conftest import ROOT
 from image_data import make_images
-from kill import FLAGS, METHODS, WORKERS, command
 from PIL import Image
-from processes import Training, assert_same_run, lines, load, run_until_the_end
+from processes import FLAGS, WORKERS, Training, assert_same_run, lines, load, run_until_the_end
 
 import evaluate
 import models
@@ -28,26 +27,28 @@ from runtime.errors import Complete, UserError
 from training import loop
 from training.checkpoint import OLD_NAMES
 
-OWN_FOLDER = {  # besides those of kill.py: a run's folder -> script and flags
-    "baseline": ("train", []), "CL-ILR": ("train_one", ["--avg", "--bpscale"]),
-    "DML-detach_targets": ("train_DML", ["--detach_targets", "--num_branches", "2"]),
-    "OKDDip-random-no_leader": ("train_GL", ["--aggregation", "random", "--no_leader"]),
-    "OKDDip-detach_targets": ("train_GL", ["--detach_targets"]),
-    "OKDPH-hybrid_gradient": ("train_OKDPH", ["--hybrid_gradient", "--interval", "5_batch", "--num_branches", "2"])}
+METHODS = {  # a run's folder -> script and flags
+    "baseline": "train", "KD": "train_kd --T_model resnet14 --save_steps 2",
+    "OKDDip": "train_GL --length 3", "OKDDip-detach_targets": "train_GL --detach_targets",
+    "OKDDip-random-no_leader": "train_GL --aggregation random --no_leader",
+    "ONE": "train_one --length 3", "CL-ILR": "train_one --avg --bpscale",
+    "DML-detach_targets": "train_DML --detach_targets --num_branches 2",
+    "FFL": "train_FFL --length 3 --num_branches 2", "PCL": "train_PCL --length 3 --num_branches 2 --save_steps 2",
+    "KDCL-general": "train_KDCL --target general --val_size 6 --num_branches 2",
+    "OKDPH-dirichlet": "train_OKDPH --hybrid dirichlet --num_branches 2 --save_steps 2",
+    "OKDPH-hybrid_gradient": "train_OKDPH --hybrid_gradient --interval 5_batch --num_branches 2"}
 
 
-@pytest.mark.parametrize("method", [*METHODS, *OWN_FOLDER])
+@pytest.mark.parametrize("method", METHODS)
 def test_stopped_four_times_it_is_the_same_run(method, images, teacher, tmp_path, monkeypatch):
     """In the first epoch, in its evaluation, before the first step of the second epoch and after it.
 
     Then it is killed after the next step. --save_steps 2, which some have, has just saved it.
     """
-    if method in METHODS:
-        script, argv = command(method, 0, images, teacher, 2)
-    else:
-        script, flags = OWN_FOLDER[method]
-        argv = [*FLAGS, *flags, "--data_dir", images, "--num_epochs", "2"]
-    argv = [str(word) for word in argv]
+    script, *flags = METHODS[method].split()
+    argv = [*FLAGS, *flags, *WORKERS[0], "--data_dir", str(images), "--num_epochs", "2"]
+    if method == "KD":
+        argv += ["--T_model_path", str(teacher)]
     # A check before each of the three steps of an epoch and after the last; as many in an evaluation. KDCL: more.
     stops = (2, 7, 10, 2, -2) if method == "KDCL-general" else (2, 6, 6, 2, -2)
     for name, places in (("whole", ()), ("stopped", stops)):
