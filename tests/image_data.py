@@ -19,6 +19,11 @@ def random_data(n, flip=True):
     return Data(split, split, [str(i) for i in range(n)], MEAN, STD, flip)
 
 
+def random_images(batch, size=32, seed=0):
+    """-> what a network takes, [B, 3, H, W]."""
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
 def all_batches(loader):
     """-> the images and labels of an epoch."""
     images, labels = zip(*loader, strict=True)

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import ROOT
-from network_data import random_images
+from image_data import random_images
 from processes import in_processes
 from safetensors import safe_open
 from safetensors.torch import save_file

@@ -7,7 +7,7 @@ from argparse import Namespace
 import pytest
 import torch
 from conftest import METHODS
-from network_data import random_images
+from image_data import random_images
 from processes import saved_weights
 
 import data_loader

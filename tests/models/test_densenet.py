@@ -1,6 +1,6 @@
 import pytest
 import torch
-from network_data import random_images
+from image_data import random_images
 from torch import Tensor, nn
 
 import models

@@ -6,7 +6,7 @@ So neither models/official.py nor the modules are compared with themselves.
 import pytest
 import torch
 import torchvision
-from network_data import random_images
+from image_data import random_images
 from slow import attention
 from torch import nn
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from network_data import random_images
+from image_data import random_images
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
