@@ -1,4 +1,5 @@
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -89,3 +90,22 @@ def runs(trained):
     """The runs of METHODS, and their few digits for the tests of a module."""
     with few_digits():
         yield trained
+
+
+@pytest.fixture
+def evaluated(capsys, monkeypatch):
+    """evaluated(flags...) -> the JSON that evaluate.py prints. The speed, which takes seconds, is not measured.
+
+    evaluated.said: what it said beside.
+    """
+    import evaluate
+    from deployment import measuring
+
+    def start(*flags):
+        capsys.readouterr()
+        evaluate.main([*map(str, flags), "--json", "--device", "cpu"])
+        out, start.said = capsys.readouterr()
+        return json.loads(out)
+
+    monkeypatch.setattr(measuring, "timed", lambda *_: 1)
+    return start

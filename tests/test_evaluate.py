@@ -16,23 +16,9 @@ import evaluate
 import models
 import train
 import utils
-from deployment import measuring
 from deployment.reading import read
 from runtime.checkpoints import serialise
 from runtime.errors import UserError
-
-
-@pytest.fixture
-def evaluated(capsys, monkeypatch):
-    """evaluated(flags...) -> the JSON that evaluate.py prints. The speed, which takes seconds, is not measured."""
-    monkeypatch.setattr(measuring, "timed", lambda *_: 1)
-
-    def start(*flags):
-        capsys.readouterr()
-        evaluate.main([*map(str, flags), "--json", "--device", "cpu"])
-        return json.loads(capsys.readouterr().out)
-
-    return start
 
 
 def started(flags, capsys):

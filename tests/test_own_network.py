@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import few_digits
@@ -70,41 +71,33 @@ def folder(tmp_path, monkeypatch):
         yield tmp_path
 
 
-def evaluated(capsys, *words):
-    """What evaluate.py --json prints, and what it says beside."""
-    capsys.readouterr()
-    evaluate.main([*words, "--json", "--device", "cpu"])
-    out, err = capsys.readouterr()
-    return json.loads(out), err
-
-
 def slow(*cases, of):
     """The cases, those named first marked slow."""
     return [pytest.param(case, marks=pytest.mark.slow) if case in cases else case for case in of]
 
 
 @pytest.mark.parametrize("case", slow("networks", "KDCL", "timm", of=RUNS))
-def test_it_is_trained_resumed_and_evaluated(case, folder, monkeypatch, capsys):
+def test_it_is_trained_resumed_and_evaluated(case, folder, monkeypatch, evaluated):
     script, flags, place = RUNS[case]
     for name, stops in (("whole", ()), ("stopped", (2, 3, 5))):
         run_until_the_end(script, [*flags, *FLAGS, "--resume", "auto", "--save_dir", name], monkeypatch, stops)
     whole, stopped = (folder / name / "DIGITS" / place for name in ("whole", "stopped"))
     assert_same_run(stopped, whole)
-    result, said = evaluated(capsys, str(whole))
+    result = evaluated(whole)
     best = json.loads((whole / "test_best_metrics.json").read_text())
     assert result["metrics"].items() >= {name: value for name, value in best.items() if name.startswith("test_acc")
                                          }.items()
-    assert ("imports" in said) == ("net.py" in str(flags)) and (str(folder / "net.py") in said) == ("imports" in said)
+    assert ("imports" in evaluated.said) == (str(folder / "net.py") in evaluated.said) == ("net.py" in str(flags))
 
 
 @pytest.mark.parametrize("case", slow("networks", "PCL", "timm", "torchvision", of=[
     "branches", "OKDPH", "96", "networks", "PCL", "timm", "torchvision"]))
-def test_an_export_is_the_original_network(case, folder, monkeypatch, capsys):
+def test_an_export_is_the_original_network(case, folder, monkeypatch, evaluated):
     script, flags, place = RUNS[case]
     run_until_the_end(script, [*flags, *FLAGS], monkeypatch)
     run, model = folder / "DIGITS" / place, f"{folder}/net.py:Net" if "net.py" in str(flags) else None
     branch, deployed = (["--branch", "0"], "stu0") if case == "96" else ([], "stu_")
-    of_run, _ = evaluated(capsys, str(run), *branch)
+    of_run = evaluated(run, *branch)
     for ending in ("pth", "safetensors"):
         file = folder / f"leader.{ending}"
         evaluate.main([str(run), "--export", str(file), *branch])
@@ -115,12 +108,12 @@ def test_an_export_is_the_original_network(case, folder, monkeypatch, capsys):
         x = network.preprocess(Image.new("L", (70, 50), 90))
         assert x.shape == (1, 3, network.size, network.size)
         assert torch.equal(original.eval()(x), network(x))
-    result, _ = evaluated(capsys, str(file), "--dataset", "DIGITS", *(["--model", model] if model else []))
+    result = evaluated(file, "--dataset", "DIGITS", *(["--model", model] if model else []))
     assert result["metrics"]["test_accTop1"] == of_run["metrics"][f"{deployed}test_accTop1"]
     evaluate.main([str(run), "--export", "leader.pt2", *branch])
     assert formats.load("leader.pt2").size == network.size == {"96": 96, "timm": 160}.get(case, 32)
     (folder / "net.py").write_text("raise SystemExit")  # an exported graph does not need it
-    exported, _ = evaluated(capsys, "leader.pt2", "--dataset", "DIGITS")
+    exported = evaluated("leader.pt2", "--dataset", "DIGITS")
     assert exported["metrics"]["test_accTop1"] == result["metrics"]["test_accTop1"]
     assert exported["speed"]["deployed"]["parameters"] is None and measuring.as_text(exported)
     if model:
@@ -142,7 +135,7 @@ def test_it_teaches(folder):
             train_kd.main(["--model", "resnet8", *teacher, "--T_model", name, *FLAGS, "--overwrite"])
 
 
-def test_a_file_that_has_changed_or_gone(folder, capsys):
+def test_a_file_that_has_changed_or_gone(folder, evaluated):
     flags = ["--model", "net.py:Net", *FLAGS, "--num_epochs"]
     train.main([*flags, "1"])
     run = str(folder / "DIGITS" / "net-Net")
@@ -157,7 +150,7 @@ def test_a_file_that_has_changed_or_gone(folder, capsys):
         evaluate.main([run])
     with pytest.raises(UserError, match="holds a net.py:Net, not a resnet8: name that one, or another file"):
         evaluate.main([run, "--model", "resnet8"])
-    evaluated(capsys, run, "--model", "elsewhere/net.py:Net")
+    evaluated(run, "--model", "elsewhere/net.py:Net")
 
 
 @pytest.mark.parametrize(("flags", "sentence"), [
@@ -205,23 +198,16 @@ def test_the_schedules_are_those_of_their_formulas(folder):
                     "auto"])
 
 
-def test_photographs_of_any_size_at_96_pixels(image_folder, folder, capsys):
-    """Mean and std are those of the files; the size is recorded, exported, and used for other images."""
-    root = image_folder(folder / "photographs", size=(150, 90))
-    flags = ["--model", "net.py:Net", "--branch_at", "last", "--dataset", "folder", "--data_dir", str(root),
-             "--image_size", "96", "--num_workers", "0", *ADAMW]
-    train_GL.main([*FLAGS, *flags, "--num_epochs", "4", "--lr", "0.03", "--batch_size", "8", "--length", "0"])
-    result, _ = evaluated(capsys, "folder/OKDDip/net-Net")
-    assert result["metrics"]["stu_test_accTop1"] >= 90  # blue or red
-    loader, _ = data_loader.dataloader("folder", 8, 0, str(root), image_size=96)
+def test_an_image_of_any_size_is_prepared_at_that_of_the_run():
+    train.main([*FLAGS, "--model", "net.py:Net", "--image_size", "96", "--num_epochs", "1", "--num_workers", "0"])
+    loader, _ = data_loader.dataloader("DIGITS", 8, 0, image_size=96)
     assert next(iter(loader))[0].shape == (8, 3, 96, 96)
-    evaluate.main(["folder/OKDDip/net-Net", "--images", str(root / "test" / "red"), "--top", "1"])
-    assert capsys.readouterr().out.count("red") > 7
-    saved, file = read("folder/OKDDip/net-Net"), str(root / "test" / "red" / "0.jpg")
-    x = data_loader.Normalise(saved.mean, saved.std, torch.device("cpu"))(data_loader.load_image(file, 96)[None])
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)).save("noise.png")
+    saved = read("DIGITS/net-Net")
+    x = data_loader.Normalise(saved.mean, saved.std, torch.device("cpu"))(data_loader.load_image("noise.png", 96)[None])
     with torch.inference_mode():
-        expected = saved.logits(x, "stu_").softmax(-1).max().item()
-    (image,) = classify(saved, [file], torch.device("cpu"))["images"]
+        expected = saved.logits(x, "").softmax(-1).max().item()
+    (image,) = classify(saved, ["noise.png"], torch.device("cpu"))["images"]
     assert image["top"][0]["probability"] == pytest.approx(expected, abs=1e-5)
 
 

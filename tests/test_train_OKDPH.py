@@ -1,7 +1,5 @@
 """train_OKDPH.py: gradients and fusion; different networks up to the export."""
 
-import json
-
 import pytest
 import torch
 from conftest import few_digits
@@ -94,15 +92,13 @@ def test_when_the_networks_are_fused(interval, expected):
     assert fused == expected
 
 
-def test_what_is_measured_is_the_state_before_the_fusion(tmp_path, capsys):
+def test_what_is_measured_is_the_state_before_the_fusion(tmp_path, evaluated):
     """The metrics of the last epoch are those of last.pth; its networks are not yet fused with the hybrid in it."""
     with few_digits():
         train_OKDPH.main([*FEW, "--num_epochs", "2", "--lr", "0.05", "--hybrid", "dirichlet", "--gamma", "1",
                           "--save_dir", str(tmp_path)])
         folder = tmp_path / "DIGITS" / "OKDPH-dirichlet" / "resnet8"
-        capsys.readouterr()
-        evaluate.main([str(folder / "last.pth"), "--device", "cpu", "--json"])
-    measured, record = json.loads(capsys.readouterr().out)["metrics"], load(folder)["history"][-1]
+        measured, record = evaluated(folder / "last.pth")["metrics"], load(folder)["history"][-1]
     assert all(measured[name] == record[name] for name in record if "test_acc" in name or name.endswith("test_loss"))
     kept = load(folder)["state_dict"]
     assert not kept["heads.0.fc.weight"].equal(kept["heads.1.fc.weight"])  # with gamma 1, a fusion makes them equal
@@ -128,16 +124,14 @@ def test_a_run_of_older_code_is_not_continued(script, tmp_path):
                 script.main([*flags, epochs, "--resume", "auto"])
 
 
-def test_different_networks_from_the_command_to_the_export(tmp_path, capsys):
+def test_different_networks_from_the_command_to_the_export(tmp_path, evaluated, capsys):
     """Their names are in the log, in the metrics of evaluate.py and in the exported file."""
     with few_digits():
         train_DML.main(["--models", "resnet8", "resnet14", "--dataset", "DIGITS", "--device", "cpu", "--batch_size",
                         "32", "--num_epochs", "1", "--save_dir", str(tmp_path)])
         folder = tmp_path / "DIGITS" / "DML" / "resnet8+resnet14"
         assert "student 1, resnet14 " in (folder / "train.log").read_text()
-        capsys.readouterr()
-        evaluate.main([str(folder), "--device", "cpu", "--json"])
-        result = json.loads(capsys.readouterr().out)
+        result = evaluated(folder)
         assert result["rows"]["stu1"] == "student 1, resnet14" and result["model"] == "resnet8+resnet14"
         evaluate.main([str(folder), "--export", str(tmp_path / "one.pth"), "--branch", "1"])
     assert read(tmp_path / "one.pth").flags.model == "resnet14"

@@ -88,10 +88,8 @@ def test_a_file_gives_the_runs_logits(method, ending, branch, runs, files, tmp_p
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_an_exported_file_is_evaluated(ending, files, runs, capsys):
-    capsys.readouterr()
-    evaluate.main([str(files[ending]), "--dataset", "DIGITS", "--json", "--device", "cpu"])
-    result = json.loads(capsys.readouterr().out)
+def test_an_exported_file_is_evaluated(ending, files, runs, evaluated):
+    result = evaluated(files[ending], "--dataset", "DIGITS")
     best = json.loads((runs / "OKDDip" / "resnet8" / "test_best_metrics.json").read_text())
     assert result["metrics"]["test_accTop1"] == best["stu_test_accTop1"]
     assert result["metrics"]["test_loss"] == pytest.approx(best["stu_test_loss"], rel=1e-5)
