@@ -4,4 +4,4 @@ set -eu
 REQUIREMENTS=requirements-dev.txt
 . "$(dirname "$0")/setup.sh"
 .venv/bin/python -m ruff check .
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder "$@"
+.venv/bin/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder "$@"

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# Before PyTorch is imported: small networks need no more, and runs agree to the bit only with equal numbers of threads.
+os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {  # a run's folder -> script and flags
     "": ["train"],

@@ -28,7 +28,7 @@ CONTEXT.set_forkserver_preload(["train_GL", "train_one", "train_kd", "train_FFL"
 
 
 def child(script, argv, output, slow_disk, file_size, die_at, environment):
-    """What the process does: run the script's main in one thread, with its output in a file."""
+    """What the process does: run the script's main, with its output in a file."""
     os.environ.update(environment)
 
     import utils
@@ -38,7 +38,6 @@ def child(script, argv, output, slow_disk, file_size, die_at, environment):
     with open(output, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    torch.set_num_threads(1)
     sys.argv = [script, *argv]
     if slow_disk:
         os.fsync = lambda _: time.sleep(0.3)

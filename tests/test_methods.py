@@ -32,15 +32,6 @@ def make(name, **flags):
     return kind(Namespace(**vars(defaults) | flags), C)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Four images a step are too few for several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_the_loss_runs_the_model_that_it_is_given(name):
     """With several processes it is the replica: only its forward pass shares gradients."""

@@ -65,7 +65,6 @@ FLAGS = ["--dataset", "DIGITS", "--num_epochs", "2", "--batch_size", "64", "--de
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    torch.set_num_threads(1)
     (tmp_path / "net.py").write_text(NET)
     with few_digits():
         yield tmp_path

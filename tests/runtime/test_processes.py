@@ -61,7 +61,6 @@ def steps_and_metrics(name, path, environment):
     Each process saves its weights, the means of the epoch, the metrics, and the logits that the metrics are made of.
     """
     os.environ.update(environment)
-    torch.set_num_threads(1)
     processes.start(CPU)
     method, data, kept = make(name), compare.random_data(23, 23, seed=0), []
     stepper = Stepper(method, 0.05, 5e-4, [10], CPU)
@@ -114,7 +113,6 @@ def test_two_processes_give_the_weights_of_one(name, tmp_path):
 def keep_what_is_evaluated(argv, path, environment):
     """A training whose processes save the BatchNorm statistics that are evaluated, and the seed they draw with."""
     os.environ.update(environment)
-    torch.set_num_threads(1)
     evaluated = loop.evaluate
 
     def keep(method, *rest):

@@ -1,19 +1,12 @@
 """Runs that several tests of this folder compare with or continue."""
 
 import pytest
-import torch
 from image_data import make_images
 from processes import FLAGS
 
 import train
 import train_GL
 import utils
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """As in the processes of other tests: runs agree to the bit only with equal numbers of threads."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture
