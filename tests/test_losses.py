@@ -157,12 +157,6 @@ def test_the_labels_of_a_target_may_be_one_hot(rule):
     torch.testing.assert_close(rule(logits(3), F.one_hot(LABELS, 4).double()), rule(logits(3), LABELS))
 
 
-def test_smoothed_labels_give_pytorchs_label_smoothing():
-    z = logits(3)
-    expected = sum(F.cross_entropy(student, LABELS, label_smoothing=0.1) for student in z.unbind(1))
-    torch.testing.assert_close(losses.true_loss(z, 0.9 * F.one_hot(LABELS, 4).double() + 0.1 / 4), expected)
-
-
 def test_a_term_that_the_loss_does_not_have():
     terms = losses.individual_loss(logits(3), LABELS)
     assert terms.group is terms["group"] and list(terms) == ["total", "true", "group"]

@@ -1,7 +1,5 @@
 """FFL's fusion and its group."""
 
-import math
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -54,15 +52,6 @@ def test_the_fused_logits_alone_give_every_student_a_gradient(network_based):
     assert s.equal(expected)
     for a, b in zip(found, torch.autograd.grad(expected.square().sum(), weights), strict=True):
         assert a.allclose(b, rtol=1e-8, atol=1e-10) and a.any()
-
-
-def test_the_fusion_s_convolutions_are_drawn_by_their_outputs():
-    """N(0, 2 / (k k out_channels)): 128 * 9 weights with 2 / (9 * 128), 64 * 128 weights with 2 / 64."""
-    torch.manual_seed(0)
-    fusion = models.FFL("resnet8", 10, 2).fusion
-    assert fusion.depthwise.weight.shape == (128, 1, 3, 3) and fusion.pointwise.weight.shape == (64, 128, 1, 1)
-    assert fusion.depthwise.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 128)), rel=0.1)
-    assert fusion.pointwise.weight.std().item() == pytest.approx(math.sqrt(2 / 64), rel=0.1)
 
 
 @pytest.mark.parametrize(("name", "shape"), [("resnet8", (64, 8, 8)), ("vgg16", (512, 2, 2)),

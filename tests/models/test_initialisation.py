@@ -21,9 +21,9 @@ def is_drawn_from(weights, deciles, scale):
     return (found - torch.tensor(deciles)).abs().max() < 6 * 1.8 / math.sqrt(min(weights.numel(), 10**5))
 
 
-def check_convolutions(name, *parts):
+def check_convolutions(fan_of, *parts):
     for m in (m for part in parts for m in part.modules() if isinstance(m, nn.Conv2d)):
-        fan = (m.out_channels if FAMILIES[name] == "fan_out" else m.in_channels) * m.weight[0, 0].numel()
+        fan = (m.out_channels if fan_of == "fan_out" else m.in_channels) * m.weight[0, 0].numel()
         assert is_drawn_from(m.weight, NORMAL, math.sqrt(2 / fan)) and (m.bias is None or not m.bias.any())
 
 
@@ -34,7 +34,9 @@ def test_every_weight_is_drawn_as_documented(name, group):
     torch.manual_seed(0)
     model = group(name, 10, 2)
     students = model.peers if group is models.PCL else model
-    check_convolutions(name, students.trunks, students.heads)
+    check_convolutions(FAMILIES[name], students.trunks, students.heads)
+    if group is models.FFL:
+        check_convolutions("fan_out", model.fusion)
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
             assert (m.weight == 1).all() and not m.bias.any()
@@ -59,5 +61,5 @@ def test_every_weight_is_drawn_as_documented(name, group):
 def test_every_network_of_a_mixed_group_is_drawn_in_its_own_way(names):
     torch.manual_seed(0)
     group = models.Branches(names, 10, 2, network_based=True)
-    for parts in zip(names, group.trunks, group.heads, strict=True):
-        check_convolutions(*parts)
+    for name, *parts in zip(names, group.trunks, group.heads, strict=True):
+        check_convolutions(FAMILIES[name], *parts)

@@ -149,10 +149,7 @@ def test_divergence_after_an_epoch_is_of_that_epoch(steps, value):
 
 
 def test_smoothed_labels_are_pytorchs():
-    z, labels = torch.randn(8, 10), torch.randint(10, (8,))
     stepper = Stepper(make(), 0.1, 0, [9], CPU, label_smoothing=0.1, num_classes=10)
-    expected = torch.nn.functional.cross_entropy(z, labels, label_smoothing=0.1)
-    torch.testing.assert_close(torch.nn.functional.cross_entropy(z, stepper.smoothed(labels)), expected)
     images, labels = random_batch()
     with torch.no_grad():
         z = stepper.model(images)
