@@ -148,12 +148,8 @@ def test_a_lone_seed_and_a_repeated_seed_are_named(tmp_path):
 
 
 def test_the_recipe_in_words():
-    recipe = {**made_up.FLAGS, "num_epochs": 9, "milestones": [5, 7], "train_size": 0, "decoder": "pil"}
-    rate = "learning rate 0.1, divided by 10 at half and three quarters of the epochs"
-    plain = f"9 epochs; batches of 128; {rate}; weight decay 0.0005"
-    assert records.recipe_title(recipe) == plain
-    assert records.recipe_title({**recipe, "val_size": 100, "amp": "bf16", "sync_bn": True, "optimizer": "adamw"}) == (
-        f"{plain}; best epoch chosen on 100 held-out training images; --sync_bn; --amp bf16; --optimizer adamw")
-    assert records.recipe_title({**recipe, "train_size": 5000}) == f"5,000 training images; {plain}"
+    """With other milestones, and with a flag that the paper's recipe does not have. Of the rest: results/study.md."""
+    recipe = {**made_up.FLAGS, "num_epochs": 9, "train_size": 0, "optimizer": "adamw"}
     for milestones, words in (([3, 7], ", divided by 10 after epochs 3 and 7"), ([9, 9], "")):
-        assert records.recipe_words({**recipe, "milestones": milestones})[2] == f"learning rate 0.1{words}"
+        _, _, rate, *_, flag = records.recipe_words({**recipe, "milestones": milestones})
+        assert rate == f"learning rate 0.1{words}" and flag == "--optimizer adamw"
