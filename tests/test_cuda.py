@@ -33,7 +33,6 @@ def on_the_gpu(*cases, slow=False):
             *(pytest.param("cuda", *case, marks=ONE_GPU) for case in cases)]
 
 
-both_devices = pytest.mark.parametrize("device", on_the_gpu(()))
 slow_on_the_cpu = pytest.mark.parametrize("device", on_the_gpu((), slow=True))
 CASES = [*methods.METHODS, *(f"OKDDip-{name}" for name in models.AGGREGATIONS if name not in ("attention", "random"))]
 
@@ -67,7 +66,7 @@ def test_a_step_gives_the_numbers_of_the_cpu(name, dtype, tolerance, device, pre
         assert ours[key].allclose(value, rtol=tolerance, atol=tolerance), key
 
 
-@both_devices
+@pytest.mark.parametrize("device", on_the_gpu(()))
 def test_a_first_step_that_fp16_skips_leaves_no_trace(device, prepare):
     """Its gradients overflow: weights and momentum stay, the scale is halved. Later steps train."""
     trainer, loader = (p := prepare("baseline", device, "--amp", "fp16")).trainer, p.train_loader

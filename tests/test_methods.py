@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from argparse import Namespace
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from conftest import ROOT
 
 import methods
 import models
+from benchmarks import compare
 from runtime.errors import UserError
 from training.outputs import LEADER, MEAN, student_number
 
@@ -28,8 +28,7 @@ CASES = [*((name, flags, "resnet8") for name, flags in SETTINGS),
 
 
 def make(name, **flags):
-    kind, defaults = methods.find(name)
-    return kind(Namespace(**vars(defaults) | flags), C)
+    return compare.method(name, C, **flags)
 
 
 @pytest.mark.parametrize("name", methods.METHODS)

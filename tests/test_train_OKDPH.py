@@ -7,11 +7,11 @@ from processes import load
 from torch.nn import functional as F
 
 import evaluate
-import methods
 import models
 import train_DML
 import train_OKDPH
 import train_PCL
+from benchmarks import compare
 from deployment.reading import read
 from runtime.checkpoints import serialise
 from runtime.errors import UserError
@@ -23,11 +23,7 @@ M, C, OMEGA, BETA, T, GAMMA = 2, 5, 0.7, 0.9, 4.0, 0.25
 def make(**flags):
     """OKDPH of networks that differ, in float64."""
     torch.manual_seed(0)
-    Kind, args = methods.find("OKDPH")
-    for name, value in {"model": "resnet8", "num_branches": M, "omega": OMEGA, "beta": BETA, "gamma": GAMMA,
-                        **flags}.items():
-        setattr(args, name, value)
-    method = Kind(args, C)
+    method = compare.method("OKDPH", C, model="resnet8", num_branches=M, omega=OMEGA, beta=BETA, gamma=GAMMA, **flags)
     method.model.double().train()
     with torch.no_grad():
         for p in method.model.heads[1].parameters():

@@ -11,20 +11,6 @@ IMAGES = torch.randn(B, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 3, 9, 3])
 
 
-@pytest.mark.parametrize("network_based", [False, True])
-@pytest.mark.parametrize("m", [2, 3, 8])
-def test_okddip_targets(m, network_based):
-    """t_a = sum_b alpha_ab z_b. The attention is that of each peer's own features."""
-    torch.manual_seed(0)
-    model = models.OKDDip("resnet8", C, m, network_based).eval()
-    peers, targets, leader = model(IMAGES)
-    h, z = zip(*(student.head(student.trunk(IMAGES)) for student in map(model.student, range(m))), strict=True)
-    alpha = model.aggregation(torch.stack(h[:-1], 1), None)
-    assert peers.equal(torch.stack(z[:-1], 1)) and leader.equal(z[-1]) and model.attend(IMAGES)[1].equal(alpha)
-    for a in range(m - 1):
-        assert targets[:, a].allclose(sum(alpha[:, a, b, None] * z[b] for b in range(m - 1)), atol=1e-5)
-
-
 def gradient_of_bias(output, model, i):
     """d output[0, ..., 0] / d (student i's bias of the first class). This bias changes z_i alone, and no feature."""
     return torch.autograd.grad(output, model.heads[i].fc.bias, retain_graph=True)[0][0].item()

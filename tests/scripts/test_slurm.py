@@ -253,8 +253,7 @@ def test_submitting_twice(on_cluster, cluster, stand_in, tmp_path):
 @pytest.mark.slow
 def test_a_table_with_a_teacher(on_cluster, cluster, shell, tmp_path):
     """The teacher gets a SIGTERM. It goes on, to the bits of a run that got none, and its student waits for it."""
-    table = {"METHODS": "baseline KD", "SEEDS": "0", "DATA_DIR": str(make_images(tmp_path / "images", 46, 46)),
-             "OMP_NUM_THREADS": "1"}
+    table = {"METHODS": "baseline KD", "SEEDS": "0", "DATA_DIR": str(make_images(tmp_path / "images", 46, 46))}
     flags = ["--train_size", "92", "--batch_size", "2", "--num_epochs", "3", "--device", "cpu", "--log_every", "1"]
     first, students = on_cluster("study.sh", "--", *flags, **table)
     line = shell("study", *flags, DRY_RUN="1", **table).stdout.splitlines()[0]
