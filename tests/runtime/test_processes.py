@@ -111,12 +111,12 @@ def test_two_processes_give_the_weights_of_one(name, tmp_path):
 
 
 def keep_what_is_evaluated(argv, path, environment):
-    """A training whose processes save the BatchNorm statistics that are evaluated, and the seed they draw with."""
+    """A training whose processes save the BatchNorm statistics that are evaluated, and what they draw then."""
     os.environ.update(environment)
     evaluated = loop.evaluate
 
     def keep(method, *rest):
-        kept = {"statistics": dict(method.model.named_buffers()), "seed": torch.initial_seed()}
+        kept = {"statistics": dict(method.model.named_buffers()), "seed": torch.initial_seed(), "drawn": torch.rand(5)}
         torch.save(kept, f"{path}{processes.rank()}")
         return evaluated(method, *rest)
 
@@ -129,7 +129,7 @@ def test_all_evaluate_the_statistics_of_the_first_and_draw_their_own_numbers(fla
     in_processes(keep_what_is_evaluated, [(argv, f"{tmp_path}/", environment) for environment in group(2)])
     first, second = (torch.load(tmp_path / rank, weights_only=True) for rank in "01")
     assert all(value.equal(second["statistics"][name]) for name, value in first["statistics"].items())
-    assert (first["seed"], second["seed"]) == (5, 5 + 2**32)
+    assert first["seed"] == 5 and not first["drawn"].equal(second["drawn"])
 
 
 def test_each_process_needs_an_image_to_evaluate(monkeypatch):
