@@ -108,7 +108,8 @@ def read_run(folder: Path) -> RecordedRun:
         history = [with_attention_self(record) for record in json.loads("[" + ",\n".join(lines) + "]")]
         run, problem = RecordedRun(folder, flags, history), wrong_epochs(flags, history) or wrong_metrics(history)
         if not problem:
-            row_of(run), [flags[name] for name in (*DATA, *RECIPE)]  # everything that tables need, or an error
+            row_of(run)  # what tables need; an error is reported below
+            problem = next((f"it has no {name}" for name in (*DATA, *RECIPE) if name not in flags), None)
     except FileNotFoundError as error:
         problem = f"it has no {Path(error.filename).name}"
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

@@ -78,8 +78,9 @@ def name_calibration_and_classes(metrics: dict, outputs: Iterable[str]) -> dict:
 
 @torch.inference_mode()
 def measure_speed(saved: SavedModel, output: str | None, batch_size: int, device: torch.device) -> dict:
-    """Images per second and parameters of the deployed network alone, and of its group. None: they are not accessible.
+    """Images per second and parameters of the deployed network alone, and of its group.
 
+    The parameters are None if the file gives no access to them.
     Medians of forward passes of one batch. The two are timed in turns, so that other load on the machine slows both.
     output: what is deployed; None (a group without a leader): the first student is measured.
     """

@@ -20,6 +20,7 @@ import evaluate
 import models
 import utils
 from deployment import formats
+from deployment.measuring import measure_speed
 from deployment.reading import load_teacher, read
 from runtime.checkpoints import digest
 from runtime.errors import UserError
@@ -94,6 +95,12 @@ def test_an_exported_file_is_evaluated(ending, files, runs, evaluated):
     assert result["metrics"]["test_accTop1"] == best["stu_test_accTop1"]
     assert result["metrics"]["test_loss"] == pytest.approx(best["stu_test_loss"], rel=1e-5)
     assert result["speed"]["deployed"]["parameters"] == (78_042 if ending in (".pth", ".safetensors") else None)
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".pt2"])
+def test_the_speed_of_a_file_without_access_to_its_weights(ending, files):
+    speed = measure_speed(read(files[ending]), "", 4, torch.device("cpu"))
+    assert speed.keys() == {"batch_size", "deployed"} and speed["deployed"]["images_per_second"] > 0
 
 
 def test_what_an_exported_file_is_good_for(files, tmp_path):
