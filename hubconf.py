@@ -77,6 +77,7 @@ def group(method: str = "OKDDip", student="resnet32", num_students: int = 4, num
 
     method: a name in METHODS of methods.py. student: the name of a network as in --model, or a function or class that
     makes a network if it is called with ``num_classes=C``; a list of them if the students are different networks.
+    Inside the function, ``models`` and ``utils`` are this project's: import your own outside.
     flags: those of the method's script, without dashes: MulStu, branch_at, image_size, temperature, ... They choose
     the method's variants, too.
 

@@ -238,8 +238,10 @@ def error_blocks(table: dict) -> list[Block]:
         lines.append(line)
         by_name += [[name, student, number(error)] for student, error in group["students_by_name"].items()]
     shown = pd.DataFrame(lines).fillna("–")
-    heading = table["title"] if len(names) > 1 else "{1}: {0}" if table["name"] else "{0} on {1}"
-    content = [("h3", heading.format(*names, table["title"]))]
+    heading, name = table["title"], next(iter(names))
+    if len(names) == 1:
+        heading = f"{heading}: {name}" if table["name"] else f"{name} on {heading}"
+    content = [("h3", heading)]
     if table["note"]:
         content.append(("p", f"Note: {table['note']}."))
     content.append(("table", shown.loc[:, (shown != "–").any()]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from statistics import fmean, stdev
@@ -253,8 +254,8 @@ def labels_of(groups: list[pd.DataFrame]) -> list[str]:
 
 def network_title(model: str, students: int = 4) -> str:
     """A network's name as the paper writes it, "ResNet-32 + VGG-16" for different ones; other group sizes than 4."""
-    title = " + ".join(NETWORKS.get(name) or name.replace("resnet", "ResNet-").replace("vgg", "VGG-")
-                       for name in model.split("+"))
+    names = [re.sub(r"^vgg(?=\d+$)", "VGG-", re.sub(r"^resnet(?=\d+$)", "ResNet-", name)) for name in model.split("+")]
+    title = " + ".join(NETWORKS.get(name, name) for name in names)
     return title + (f", {plural(students, 'student')}" if students != 4 else "")
 
 
@@ -290,7 +291,7 @@ def data_titles(runs: pd.DataFrame) -> pd.Series:
     """Each run's data: the data set and the number of its classes; if that is not unique, the folder and a number."""
     data = runs["flags"].map(lambda flags: json.dumps([flags[name] for name in DATA]))
     titles = runs["flags"].map(lambda flags: f"{flags['dataset']} ({len(flags['classes'])} classes)")
-    folders = runs.groupby(data)["data_dir"].transform("first").map(lambda folder: f", {Path(folder).name}")
+    folders = runs.groupby(data)["data_dir"].transform("first").map(lambda folder: f", {Path(folder).name or folder}")
     numbers = pd.Series(pd.factorize(data)[0] + 1, runs.index).map(", {}".format)
     for more in (folders, numbers):
         titles += more.where(data.groupby(titles).transform("nunique") > 1, "")

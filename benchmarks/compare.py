@@ -27,7 +27,7 @@ def parser(description: str) -> argparse.ArgumentParser:
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--batch_size", default=128, type=utils.number(int, 2), help="images in a batch")
     p.add_argument("--device", default="auto", help="cuda, cpu, ...; auto: the GPU if there is one, else the CPU")
-    p.add_argument("--seed", default=0, type=int, help="fixes weights and images")
+    p.add_argument("--seed", default=0, type=utils.number(int, 0), help="fixes weights and images")
     return p
 
 

@@ -69,7 +69,10 @@ def operations(command: str) -> float:
     for flag in ("--seed", "--version", "--T_model_path"):
         if flag in words:
             del words[words.index(flag):words.index(flag) + 2]
-    return operations_of(shlex.join(words))
+    try:
+        return operations_of(shlex.join(words))
+    except ValueError as error:  # of models
+        raise UserError(str(error)) from error
 
 
 @cache

@@ -17,7 +17,7 @@ from deployment import formats
 from runtime import processes
 from runtime.checkpoints import load_checkpoint
 from runtime.device import autocast, place, set_precision
-from runtime.errors import UserError, first_words
+from runtime.errors import UserError, first_words, warn
 from training.checkpoint import NOT_STARTED
 from training.method import Method, SingleNetwork
 from training.outputs import LEADER, WHOLE, students_of
@@ -205,12 +205,18 @@ def named_networks(path: Path, checkpoint: dict, model: str | None) -> dict:
         return {}
     if model and model.rpartition(":")[2] not in {name.rpartition(":")[2] for name in names}:
         refuse_other(path, model, " or ".join(names))
+    replaced = [name for name in dict.fromkeys(names) if model and model.rpartition(":")[2] == name.rpartition(":")[2]]
+    if len(replaced) > 1:  # a class of the same name in two files: the user means the one that is not as it was
+        replaced = [name for name in replaced if not is_as_trained(name, *checkpoint["files"][name])]
+        if len(replaced) > 1:
+            raise UserError(f"{path} needs {' and '.join(replaced)}, and --model can name one file: restore the others "
+                            f"at {' or '.join(checkpoint['files'][name][0] for name in replaced)}")
     found = {}
     for name in dict.fromkeys(names):
         file, sha256 = checkpoint["files"][name]
         own = name.rpartition(":")[2]
         found[name] = f"{file}:{own}"
-        if model and model.rpartition(":")[2] == own:
+        if name in replaced:
             found[name] = model
             continue
         if not Path(file).is_file():
@@ -223,6 +229,11 @@ def named_networks(path: Path, checkpoint: dict, model: str | None) -> dict:
     if recorded.get("models"):
         return {"models": [found.get(name, name) for name in recorded["models"]]}
     return {"model": found[recorded["model"]]}
+
+
+def is_as_trained(name: str, file: str, sha256: str) -> bool:
+    """Whether the file that makes a network is there and has the content that it had at the training."""
+    return Path(file).is_file() and models.file_of(f"{file}:{name.rpartition(':')[2]}")[1] == sha256
 
 
 def read_exported(path: Path, model: str | None, method: str | None, given: dict) -> SavedModel:
@@ -277,6 +288,9 @@ def read_weights(path: Path, weights: dict[str, Tensor], model: str | None, meth
     if num_classes not in AUTHORS_DATA and "dataset" not in given:
         raise UserError(f"{path} holds a network for {num_classes} classes, and does not say how its images are "
                         "normalised: name the data that it was trained on with --dataset and --data_dir")
+    if "dataset" not in given:
+        warn(f"{path} does not say how its images are normalised: by mean and std of {flags.dataset}, because it has "
+             f"{num_classes} classes; --dataset names other data")
     mean, std = data_loader.normalisation(flags.dataset, flags.num_workers, flags.data_dir)
     return SavedModel(path, built, flags, class_numbers(num_classes), mean, std,
                       data_loader.DATASETS[flags.dataset].size, named=False)

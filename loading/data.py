@@ -101,7 +101,10 @@ def map_blocks(function: Callable[[np.ndarray], np.ndarray], split: Split, size:
     with ThreadPoolExecutor(max(1, usable_workers(num_workers))) as pool:
         at_once = fewer_if_large(256, size)
         blocks = np.split(split.images, range(at_once, len(split.images), at_once))
-        return each(Future.result, [pool.submit(work, block) for block in blocks])
+        try:
+            return each(Future.result, [pool.submit(work, block) for block in blocks])
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C: the others need not be decoded
 
 
 def fewer_if_large(images: int, size: int) -> int:

@@ -22,12 +22,13 @@ AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}  # --amp; every other valu
 
 
 def pick_device(name: str | None = None, gpu_id: int = 0, sync_bn: bool = False) -> torch.device:
-    """Device ``name``; without a name GPU ``gpu_id``, or the CPU if there is no GPU. UserError if it cannot be used.
+    """Device ``name``; "cuda": GPU ``gpu_id``; None: that GPU, or the CPU if there is none. UserError if unusable.
 
     Under torchrun each process has its own GPU. A GPU becomes the current one, so that nothing is allocated on another,
     pinned memory and NCCL included. sync_bn: synchronised BatchNorm is wanted, which needs a GPU.
     """
-    name = name or (f"cuda:{gpu_id}" if torch.cuda.is_available() else "cpu")
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = f"cuda:{gpu_id}" if name == "cuda" else name
     if world_size() > 1 and name.startswith("cuda"):
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:

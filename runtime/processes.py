@@ -24,7 +24,9 @@ from runtime.rank import is_main, rank, world_size
 
 CPU = torch.device("cpu")
 TIMEOUT = timedelta(minutes=5)  # for connecting; PyTorch's default is half an hour
+PATIENCE = timedelta(days=2)  # for the first process, which may decode or download a data set
 Result = TypeVar("Result")
+waiting: dict[str, dist.ProcessGroup] = {}  # "group": the process group of ``on_main``
 
 
 def start(device: torch.device) -> None:
@@ -38,6 +40,7 @@ def start(device: torch.device) -> None:
             store.set_timeout(dist.constants.default_pg_timeout)
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store,
                                     rank=rank(), world_size=world_size())
+            waiting["group"] = dist.new_group(backend="gloo", timeout=PATIENCE)
         except (RuntimeError, ValueError) as error:  # DistError is a RuntimeError
             address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise UserError(f"process {rank()} of {world_size()} failed to connect to the others at {address} "
@@ -108,7 +111,7 @@ def on_main(function: Callable[[], Result]) -> Result:
             outcome[0] = function()
         except (UserError, Complete) as error:
             outcome[1] = error
-    dist.broadcast_object_list(outcome, src=0, device=CPU)
+    dist.broadcast_object_list(outcome, src=0, group=waiting.get("group"), device=CPU)
     if outcome[1] is not None:
         outcome[1].already_reported = not is_main()
         raise outcome[1]
@@ -148,4 +151,4 @@ def share_buffers(model: nn.Module) -> None:
 def another_process_ended(error: RuntimeError) -> bool:
     """Whether an error of a collective operation means that another process has ended."""
     signs = ("gloo/transport", "connection closed by peer", "connection reset by peer", "broken pipe")
-    return world_size() > 1 and (isinstance(error, dist.DistError) or any(s in str(error).lower() for s in signs))
+    return isinstance(error, dist.DistError) or any(sign in str(error).lower() for sign in signs)

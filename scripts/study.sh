@@ -8,7 +8,7 @@
 #   python report.py runs/study
 #
 # SEEDS and METHODS choose a part of the study, or other methods (see runs.sh, also for DATA_DIR, SAVE_DIR, GPUS, DRY_RUN
-# and PYTHON):
+# and PYTHON; EPOCHS, MODELS, DATASETS and LENGTH have no effect):
 #
 #   METHODS="KD OKDDip:--aggregation:random" sh scripts/study.sh
 #   METHODS=DML:--models:resnet20:vgg16 sh scripts/study.sh    # different networks in a group

@@ -103,12 +103,12 @@ def test_what_evaluate_py_measures(prepare):
     assert len(measured.computing) == 2 and "gaps" in found
 
 
-@pytest.mark.parametrize(("name", "index"), [("cuda", 0), ("cuda:1", 1)])
-def test_the_gpu_of_a_run_is_the_current_one(name, index):
+@pytest.mark.parametrize(("name", "gpu_id", "index"), [("cuda", 0, 0), ("cuda:1", 0, 1), ("cuda", 1, 1)])
+def test_the_gpu_of_a_run_is_the_current_one(name, gpu_id, index):
     """Otherwise pinned memory and libraries open GPU 0, whatever GPU the run has."""
     with fake_cuda() as gpu:
         assert gpu.current is None
-        assert pick_device(name) == gpu.current == torch.device("cuda", index)
+        assert pick_device(name, gpu_id) == gpu.current == torch.device("cuda", index)
 
 
 def test_the_loss_is_compiled_into_cuda_graphs(prepare, monkeypatch):

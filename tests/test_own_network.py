@@ -15,6 +15,7 @@ import evaluate
 import hubconf
 import models
 import train
+import train_DML
 import train_GL
 import train_kd
 from deployment import formats, measuring
@@ -143,6 +144,8 @@ def test_a_file_that_has_changed_or_gone(folder, evaluated):
         evaluate.main([run])
     with pytest.raises(UserError, match="started with other content of .*net.py"):
         train.main([*flags, "2", "--resume", run])
+    with pytest.raises(UserError, match="started with other content of .*net.py"):  # it is finished
+        train.main([*flags, "1", "--resume", run])
     (folder / "elsewhere").mkdir()
     (folder / "net.py").rename(folder / "elsewhere" / "net.py")
     with pytest.raises(UserError, match="net.py no longer exists: name the file .* with --model"):
@@ -150,6 +153,19 @@ def test_a_file_that_has_changed_or_gone(folder, evaluated):
     with pytest.raises(UserError, match="holds a net.py:Net, not a resnet8: name that one, or another file"):
         evaluate.main([run, "--model", "resnet8"])
     evaluated(run, "--model", "elsewhere/net.py:Net")
+
+
+def test_two_files_that_have_a_class_of_the_same_name(folder, evaluated):
+    """--model names the one that has moved. The other stays that of the training."""
+    (folder / "b.py").write_text(NET.replace("nn.ReLU", "nn.Tanh"))
+    train_DML.main(["--models", "net.py:Net", "b.py:Net", *FLAGS])
+    run = folder / "DIGITS" / "DML" / "net-Net+b-Net"
+    before = evaluated(run)["metrics"]
+    (folder / "net.py").rename(folder / "moved.py")
+    assert evaluated(run, "--model", "moved.py:Net")["metrics"] == before
+    (folder / "b.py").unlink()
+    with pytest.raises(UserError, match="needs net.py:Net and b.py:Net, and --model can name one file: restore"):
+        evaluate.main([str(run), "--model", "moved.py:Net"])
 
 
 @pytest.mark.parametrize(("flags", "sentence"), [

@@ -12,7 +12,7 @@ from runtime import processes
 from runtime.checkpoints import load_checkpoint, serialise
 from runtime.errors import Complete, UserError
 from runtime.files import as_json, save
-from training.folder import changed, finished_epochs
+from training.folder import changed, edited, finished_epochs
 from training.records import log
 
 FORMAT = 2  # of a checkpoint
@@ -51,7 +51,8 @@ def load_to_resume(path: Path, args: argparse.Namespace, method: str, folder: Pa
     if path.name != "last.pth" and last.exists() and done < len(load_checkpoint(last)["history"]):
         raise UserError(f"{folder} has continued since {path.name}: --resume {folder} resumes it; to go back, copy "
                         f"{path.name} into another folder")
-    if done >= args.num_epochs and done == finished_epochs(folder):
+    files = {name: sha256 for name, (_, sha256) in checkpoint.get("files", {}).items()}
+    if done >= args.num_epochs and done == finished_epochs(folder) and not edited(files):
         raise Complete(folder, done)
     return checkpoint
 

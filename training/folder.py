@@ -2,11 +2,11 @@
 
 import argparse
 import errno
+import hashlib
 import importlib
 import json
 import re
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
@@ -71,9 +71,11 @@ def run_folder(args: argparse.Namespace, method: str) -> tuple[Path, Path | None
     last = folder / "last.pth"
     if args.resume and last.exists():
         return folder, last
-    if args.resume and (folder / "best.pth").exists():
-        raise UserError(f"{folder} holds a best.pth and no last.pth to continue from: name this run with --version, or "
-                        "replace what is there with --overwrite")
+    # The first epoch of a run writes last.pth and best.pth, and then the other two.
+    left = [file for file in ("best.pth", "metrics.jsonl", "summary.json") if (folder / file).exists()]
+    if args.resume and left:
+        raise UserError(f"{folder} holds a {left[0]} and no last.pth to continue from: name this run with --version, "
+                        "or replace what is there with --overwrite")
     return folder, None
 
 
@@ -84,9 +86,10 @@ def belongs_to_run(path: Path) -> bool:
 
 def remove_curves(folder: Path) -> None:
     """Delete a run's TensorBoard files."""
-    for events in folder.glob("events.out.tfevents.*"):
+    for events in [*folder.glob("events.out.tfevents.*"), *folder.glob("B/events.out.tfevents.*")]:
         events.unlink()
-    shutil.rmtree(folder / "B", ignore_errors=True)
+    if (folder / "B").is_dir() and not any((folder / "B").iterdir()):
+        (folder / "B").rmdir()
 
 
 def remove_run(folder: Path) -> None:
@@ -104,7 +107,7 @@ def finished_run(args: argparse.Namespace, script: str) -> Path | None:
     """The folder of the run that --resume names, if its records say that it is finished.
 
     Its epochs, flags and script (a name without its ending) must be those of this start: they determine the method.
-    None: ``load_to_resume`` decides whether it may be resumed.
+    None: ``load_to_resume`` decides whether it may be resumed. Its checkpoints may have been deleted.
     """
     folders = [Path(args.resume)] if args.resume else []
     if args.resume == "auto":  # the name of the method needs PyTorch
@@ -123,11 +126,17 @@ def finished_run(args: argparse.Namespace, script: str) -> Path | None:
             if recorded.get("revision", 1) != revision(recorded["method"]):
                 continue
             if (Path(command).stem == script and finished_epochs(folder) == recorded["num_epochs"] == args.num_epochs
-                    and (folder / "last.pth").exists() and not changed(recorded, flags)):
+                    and not changed(recorded, flags) and not edited(recorded.get("files", {}))):
                 return folder
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             continue  # no run, or damaged
     return None
+
+
+def edited(files: dict[str, str]) -> bool:
+    """Whether a Python file that makes a network has changed. files: PATH/FILE.py:NAME -> the start of its SHA-256."""
+    return any(not hashlib.sha256(Path(name.rpartition(":")[0]).read_bytes()).hexdigest().startswith(sha256)
+               for name, sha256 in files.items())
 
 
 def finished_epochs(folder: Path) -> int:

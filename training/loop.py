@@ -164,7 +164,7 @@ def one_epoch(method: Method, stepper: "Stepper", loader, evaluated: dict, run: 
         for (images, labels), share in zip(batches, shares, strict=True):
             stepper.step(images, labels, weight, share)
             progress.update()
-            if args.save_steps and sums.steps % args.save_steps == 0:
+            if args.save_steps and (stepper.earlier_steps + sums.steps) % args.save_steps == 0:
                 checkpoints.save()
         means = stepper.means()
     record |= {"train_loss" if term == "total" else f"train_loss_{term}": mean for term, mean in means["terms"].items()}

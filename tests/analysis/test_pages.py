@@ -77,18 +77,18 @@ def test_the_table_of_a_later_paper(tmp_path, printed):
 def test_other_networks_and_data_have_tables_of_their_own(tmp_path, printed):
     made_up.run(tmp_path, "CL", 0, [29.0], dataset="folder", model="resnet20")
     for size in (2, 4):
-        made_up.run(tmp_path, "OKDDip", 0, [30.0 + size], dataset="folder", model="my-net", num_branches=size)
+        made_up.run(tmp_path, "OKDDip", 0, [30.0 + size], dataset="folder", model="my-resnet", num_branches=size)
     text = printed(tmp_path)
     assert table(text, "ResNet-20 on folder (2 classes)")["CL"]["best epoch"] == "29.00"
     lines = table(text, "folder (2 classes)")
     assert {name: line["last epoch"] for name, line in lines.items()} == {
-        "my-net, 2 students, OKDDip-B": "32.00", "my-net, OKDDip-B": "34.00"}
+        "my-resnet, 2 students, OKDDip-B": "32.00", "my-resnet, OKDDip-B": "34.00"}
     assert not any("paper" in line for line in lines.values())
-    assert text.startswith("# Test error of OKDDip-B and CL: ResNet-20 and my-net on folder (2 classes)\n")
+    assert text.startswith("# Test error of OKDDip-B and CL: ResNet-20 and my-resnet on folder (2 classes)\n")
     made_up.run(tmp_path, "ONE", 0, [29.0], dataset="folder", model="resnet20")
     for method in ("DML", "Ind", "KDCL"):
         made_up.run(tmp_path, method, 0, [29.0], dataset="DIGITS", model="resnet20")
-    title = "# Test error of 6 methods: ResNet-20 and my-net on folder (2 classes) and DIGITS (2 classes)"
+    title = "# Test error of 6 methods: ResNet-20 and my-resnet on folder (2 classes) and DIGITS (2 classes)"
     assert printed(tmp_path).startswith(title)
 
 
@@ -163,15 +163,18 @@ def test_csv_and_json_hold_the_same(tmp_path, printed):
 
 def test_data_of_the_same_title_are_told_apart(tmp_path, printed):
     """By their folders, and by a number if one has other images now. Each table has its own figures."""
-    for i, (folder, classes) in enumerate((("/a/birds", "xy"), ("/a/cats", "ab"), ("/b/birds", "uv"))):
+    for i, (folder, classes) in enumerate((("/a/birds", "xy"), ("/a/{cats}", "ab"), ("/b/birds", "uv"), (".", "no"))):
         for method in ("ONE", "Ind"):
             made_up.run(tmp_path / str(i), method, 0, [30.0, 20.0], dataset="folder", data_dir=folder,
                         classes=[*classes])
     page = tmp_path / "page.html"
     text = printed(tmp_path, "--html", page)
-    for title in ("folder (2 classes), birds, 1", "folder (2 classes), cats", "folder (2 classes), birds, 3"):
+    for title in (f"folder (2 classes), {name}" for name in ("birds, 1", "{cats}", "birds, 3", ".")):
         assert [*table(text, f"ResNet-32 on {title}")] == ["Ind", "ONE"]
         assert page.read_text().count(f"ResNet-32 on {title}: learning curves") == 1
+    made_up.run(tmp_path / "1", "ONE", 0, [30.0, 20.0], dataset="folder", data_dir="/a/{cats}", classes=["a", "b"],
+                num_branches=3)
+    assert "ResNet-32, 3 students, ONE" in table(printed(tmp_path), "folder (2 classes), {cats}")
 
 
 def test_the_command_of_several_processes_is_torchruns(tmp_path, printed):

@@ -65,7 +65,9 @@ def test_a_run_of_an_earlier_script_is_not_counted_again(table, monkeypatch):
 
 
 def test_variables_of_the_environment_that_cannot_be_counted(table, monkeypatch):
-    for name, value, said in (("DATASETS", "DIGITS", "images of DIGITS"), ("METHODS", "OKDip", "unknown method OKDip")):
+    for name, value, said in (
+            ("MODELS", "resnet31", "unknown network 'resnet31'"), ("DATASETS", "DIGITS", "images of DIGITS"),
+            ("METHODS", "OKDip", "unknown method OKDip")):
         monkeypatch.setenv(name, value)
         with pytest.raises(UserError, match=said):
             table("table2")

@@ -97,17 +97,19 @@ def test_bare_weights_with_the_prefixes_of_wrappers(names, prefix, runs, tmp_pat
         assert same_weights(network, weights)
 
 
-def test_bare_weights_are_for_the_data_with_as_many_classes(tmp_path):
+def test_bare_weights_are_for_the_data_with_as_many_classes(tmp_path, capsys):
     for classes in (100, 1000, 7):
         torch.save(models.create_model("resnet8", classes).state_dict(), tmp_path / f"{classes}.pth")
     for classes, data in ((100, "CIFAR100"), (1000, "imagenet")):
         saved, known = read(tmp_path / f"{classes}.pth", model="resnet8"), data_loader.DATASETS[data]
         assert (saved.flags.dataset, saved.mean, saved.size) == (data, known.mean, known.size)
+        assert f"normalised: by mean and std of {data}, because it has {classes} classes" in capsys.readouterr().err
     with pytest.raises(UserError, match="a network for 7 classes, and does not say how its images are normalised"):
         read(tmp_path / "7.pth", model="resnet8")
     saved = read(tmp_path / "7.pth", model="resnet8", dataset="DIGITS")
     assert saved.flags.dataset == "DIGITS"
     load_teacher("resnet8", tmp_path / "7.pth", saved)  # it gets the images of its students
+    assert capsys.readouterr().err == ""
 
 
 # --- teachers

@@ -6,7 +6,7 @@ import pytest
 from image_data import random_data
 
 from data_loader import Data, Split, dataloader
-from loading.data import divide
+from loading.data import divide, map_blocks
 from runtime.errors import UserError
 
 
@@ -17,6 +17,18 @@ def test_mean_and_deviation():
     (mean, std), images = data.mean_and_std(0), data.train.images / 255
     assert mean == pytest.approx(images.mean((0, 1, 2)), abs=0.50001e-4)
     assert std == (round(images[..., 0].std(), 4), 0.0039, round(images[..., 2].std(), 4))
+
+
+def test_the_rest_is_not_decoded_after_ctrl_c():
+    taken = []
+
+    def interrupted(block):
+        taken.append(len(block))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        map_blocks(interrupted, random_data(256 * 100).train, 32, 1)
+    assert len(taken) < 50
 
 
 # --- sizes. An image is its number here

@@ -5,12 +5,15 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from datetime import timedelta
 
 import pytest
 import torch
 from conftest import ROOT
 from image_data import make_images
 from processes import FLAGS, Training, assert_best_agrees, be_one_of, group, in_processes, lines, load
+from torch.distributed import distributed_c10d
 
 import data_loader
 import models
@@ -206,6 +209,19 @@ def test_the_processes_agree_on_the_step(flags, tmp_path):
             assert training.wait() == 0, training.said()
     ours, theirs = (load(folder_of(where))["state_dict"] for where in (stopped, whole))
     assert all(value.equal(ours[name]) for name, value in theirs.items())
+
+
+def wait_for_the_first(environment):
+    """The first process takes longer than PyTorch lets the others wait: it decodes a large data set."""
+    os.environ.update(environment)
+    distributed_c10d.default_pg_timeout = timedelta(seconds=1)
+    processes.start(CPU)
+    assert processes.on_main(lambda: time.sleep(3) or "read") == "read"
+    processes.leave()
+
+
+def test_the_others_wait_long_for_the_first_process():
+    in_processes(wait_for_the_first, [(environment,) for environment in group(2)])
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 from processes import WORKERS, Training, group
 
 import train_GL
+from models import file_of
 from runtime.errors import UserError
 from training import folder as module
 from training.folder import FILES, finished_run, run_folder
@@ -21,9 +22,11 @@ def test_which_file_is_resumed(arguments, tmp_path):
     (run / "last.pth").write_text("")
     for resume, found in (("auto", "last.pth"), (run, "last.pth"), (run / "best.pth", "best.pth")):
         assert run_folder(arguments("--resume", str(resume)), "KD") == (run, run / found)
-    (run / "last.pth").rename(run / "best.pth")
-    with pytest.raises(UserError, match="no last.pth to continue from"):  # its weights would be replaced
-        run_folder(arguments("--resume", "auto"), "KD")
+    for left in ("best.pth", "metrics.jsonl", "summary.json"):  # they would be replaced
+        *_, only = run.iterdir()
+        only.rename(run / left)
+        with pytest.raises(UserError, match=f"{left} and no last.pth to continue from"):
+            run_folder(arguments("--resume", "auto"), "KD")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -102,6 +105,8 @@ def recognised(argv, script="train_GL"):
 def test_a_finished_run(finished, script):
     """By all its flags and those that do not matter; with --resume auto and by its folder."""
     folder, command = finished
+    for checkpoint in ("last.pth", "best.pth"):  # not needed: they may have been deleted
+        (folder / checkpoint).unlink()
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     for more in ([], ["--gpu_id", "3", "--num_workers", "0", "--log_every", "7"], ["--resume", str(folder)]):
         assert recognised([*command, *more]) == folder
@@ -121,6 +126,19 @@ def test_the_size_that_a_network_from_elsewhere_has_chosen(finished):
     folder, command = folder.rename(folder.with_name("timm-a")), [*command, "--model", "timm:a"]
     assert recognised(command) == recognised([*command, "--image_size", "96"]) == folder
     assert recognised([*command, "--image_size", "32"]) is None
+
+
+def test_a_network_file_that_has_changed(finished, tmp_path):
+    folder, command = finished
+    name = f"{tmp_path / 'net.py'}:Net"
+    (tmp_path / "net.py").write_text("as trained")
+    rewrite(folder, "parameters.json", model=name, files={name: file_of(name)[1][:8]}, image_size=32)
+    folder, command = folder.rename(folder.with_name("net-Net")), [*command, "--model", name]
+    assert recognised(command) == folder
+    (tmp_path / "net.py").write_text("edited")
+    assert recognised(command) is None
+    (tmp_path / "net.py").unlink()
+    assert recognised(command) is None
 
 
 def test_other_flags_or_another_script(finished):
@@ -144,7 +162,7 @@ def test_other_flags_or_another_script(finished):
     lambda folder: rewrite(folder, "parameters.json", command=None),
     *(lambda folder, name=name, text=text: (folder / name).write_text(text)
       for name in ("summary.json", "parameters.json") for text in ("{}", "[]", "{\"last\": 1")),
-    *(lambda folder, name=name: (folder / name).unlink() for name in ("summary.json", "parameters.json", "last.pth"))])
+    *(lambda folder, name=name: (folder / name).unlink() for name in ("summary.json", "parameters.json"))])
 def test_other_records(change, finished):
     folder, command = finished
     change(folder)

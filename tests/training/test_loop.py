@@ -164,8 +164,8 @@ def test_smoothed_labels_are_pytorchs():
 def test_the_course_of_a_training(baseline, monkeypatch):
     """What is shown, measured, saved and recorded. The first epoch is taken for the best one.
 
-    It, each second one and the last are saved, and each second step. The method's advice is about the last epoch. Every
-    two steps a line of the log has loss, accuracy, speed and time left.
+    It, each second one and the last are saved, and each second step. The method's advice is about the last epoch.
+    Every two steps a line of the log has loss, accuracy, speed and time left.
     """
     saved, closed, course, shown, save, step, evaluated = [], [], [], [], Checkpoints.save, Stepper.step, loop.evaluate
 
@@ -190,7 +190,8 @@ def test_the_course_of_a_training(baseline, monkeypatch):
     train.main([*argv, "3", "--val_size", "4", "--save_steps", "2", "--save_every", "2", "--log_every", "2",
                 "--seed", "3"])
     assert course == [True, True, True, 4, ("val", 4), ("test", 24)] * 3 and sorted(closed) == [4, 20, 24]
-    assert saved == [(0, 2, False), (1, 0, True), (1, 2, False), (2, 0, False), (2, 2, False), (3, 0, False)]
+    assert saved == [(0, 2, False), (1, 0, True), (1, 1, False), (1, 3, False), (2, 0, False), (2, 2, False),
+                     (3, 0, False)]
     records, summary = load(folder)["history"], json.loads((folder / "summary.json").read_text())
     assert summary == {"chosen_by": "val_accTop1", "last": records[-1], "best": records[0]}
     log = (folder / "train.log").read_text()

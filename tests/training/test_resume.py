@@ -27,14 +27,14 @@ from training import loop
 from training.checkpoint import OLD_NAMES
 
 METHODS = {  # a run's folder -> script and flags
-    "baseline": "train", "KD": "train_kd --T_model resnet14 --save_steps 2",
+    "baseline": "train", "KD": "train_kd --T_model resnet14 --save_steps 5",
     "OKDDip": "train_GL --length 3", "OKDDip-detach_targets": "train_GL --detach_targets",
     "OKDDip-random-no_leader": "train_GL --aggregation random --no_leader",
     "ONE": "train_one --length 3", "CL-ILR": "train_one --avg --bpscale",
     "DML-detach_targets": "train_DML --detach_targets --num_branches 2",
-    "FFL": "train_FFL --length 3 --num_branches 2", "PCL": "train_PCL --length 3 --num_branches 2 --save_steps 2",
+    "FFL": "train_FFL --length 3 --num_branches 2", "PCL": "train_PCL --length 3 --num_branches 2 --save_steps 5",
     "KDCL-general": "train_KDCL --target general --val_size 6 --num_branches 2",
-    "OKDPH-dirichlet": "train_OKDPH --hybrid dirichlet --num_branches 2 --save_steps 2",
+    "OKDPH-dirichlet": "train_OKDPH --hybrid dirichlet --num_branches 2 --save_steps 5",
     "OKDPH-hybrid_gradient": "train_OKDPH --hybrid_gradient --interval 5_batch --num_branches 2"}
 
 
@@ -42,7 +42,7 @@ METHODS = {  # a run's folder -> script and flags
 def test_stopped_four_times_it_is_the_same_run(method, images, teacher, tmp_path, monkeypatch):
     """In the first epoch, in its evaluation, before the first step of the second epoch and after it.
 
-    Then it is killed after the next step. --save_steps 2, which some have, has just saved it.
+    Then it is killed after the next step. --save_steps 5, which some have, has just saved it.
     """
     script, *flags = METHODS[method].split()
     argv = [*FLAGS, *flags, *WORKERS[0], "--data_dir", str(images), "--num_epochs", "2"]

@@ -59,6 +59,11 @@ def test_overwrite_removes_the_old_run_at_its_start(arguments, tmp_path):
         (folder / name).write_text("old")
     with Run(arguments("--overwrite"), "baseline"):
         assert {path.name for path in folder.iterdir()} == {"lock", "notes.txt", "train.log"}
+    (folder / "B").mkdir()
+    for name in ("train.log", "B/events.out.tfevents.1", "B/notes.txt"):
+        (folder / name).write_text("old")
+    with Run(arguments("--overwrite"), "baseline"):
+        assert [path.name for path in (folder / "B").iterdir()] == ["notes.txt"]
         assert (folder / "train.log").read_text() == ""
 
 
