@@ -8,7 +8,8 @@ The fused classifier (``models.FFL``) and the ensemble of the students teach eac
 Details follow the authors' public code, which has m = 2. There the weight decay of the fusion is 1e-5 and that of the
 networks 1e-4; here all weights have the same.
 
-Measured, test error of the last epoch in the older study (results/), mean of the students: 30.39 ± 1.49 % (3 seeds).
+Measured, test error of the last epoch, mean of the students, resnet20, 10,000 images of CIFAR-100 (results/):
+51.30 ± 0.55 % (3 seeds).
 """
 
 import utils
