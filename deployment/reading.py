@@ -203,16 +203,17 @@ def named_networks(path: Path, checkpoint: dict, model: str | None) -> dict:
     if not names:
         refuse_other(path, model, recorded["model"])
         return {}
-    if model and model.rpartition(":")[2] not in {name.rpartition(":")[2] for name in names}:
+    names = [*dict.fromkeys(names)]
+    replaced = [name for name in names if model and model.rpartition(":")[2] == name.rpartition(":")[2]]
+    if model and not replaced:
         refuse_other(path, model, " or ".join(names))
-    replaced = [name for name in dict.fromkeys(names) if model and model.rpartition(":")[2] == name.rpartition(":")[2]]
-    if len(replaced) > 1:  # a class of the same name in two files: the user means the one that is not as it was
+    if len(replaced) > 1:  # files with a class of the same name: the user means the one that is not as it was
         replaced = [name for name in replaced if not is_as_trained(name, *checkpoint["files"][name])]
-        if len(replaced) > 1:
-            raise UserError(f"{path} needs {' and '.join(replaced)}, and --model can name one file: restore the others "
-                            f"at {' or '.join(checkpoint['files'][name][0] for name in replaced)}")
+    if len(replaced) > 1:
+        raise UserError(f"{path} needs {' and '.join(replaced)}, and --model can name one file: restore the others at "
+                        f"{' or '.join(checkpoint['files'][name][0] for name in replaced)}")
     found = {}
-    for name in dict.fromkeys(names):
+    for name in names:
         file, sha256 = checkpoint["files"][name]
         own = name.rpartition(":")[2]
         found[name] = f"{file}:{own}"
@@ -222,7 +223,7 @@ def named_networks(path: Path, checkpoint: dict, model: str | None) -> dict:
         if not Path(file).is_file():
             raise UserError(f"{path} needs {name}, and {file} no longer exists: name the file that is to be "
                             "imported with --model PATH/FILE.py:NAME")
-        if models.file_of(found[name])[1] != sha256:
+        if not is_as_trained(name, file, sha256):
             raise UserError(f"{path} needs {name}, and {file} has changed since the training: restore it, or name the "
                             "file that is to be imported with --model PATH/FILE.py:NAME")
         print(f"imports {file}", file=sys.stderr)

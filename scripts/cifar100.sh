@@ -11,8 +11,8 @@
 #
 #   SIZES="10000x60 2500x150" METHODS="baseline Ind OKDDip" SEEDS="0 1" sh scripts/cifar100.sh
 #
-# METHODS, SEEDS (0 1 2 for METHODS), GPUS, DRY_RUN and PYTHON: see runs.sh. EPOCHS, MODELS, DATASETS and LENGTH have no
-# effect.
+# METHODS, SEEDS, GPUS, DRY_RUN and PYTHON: see runs.sh. METHODS without SEEDS makes three seeds of each. EPOCHS, MODELS,
+# DATASETS and LENGTH have no effect.
 SAVE_DIR=${SAVE_DIR:-./runs/cifar100} seeds=${SEEDS:-}
 . "$(dirname "$0")/runs.sh"
 DATASETS=folder MODELS=resnet20 save_dir=$SAVE_DIR lines=

@@ -1,5 +1,6 @@
 """What is known of a data set: mean and deviation. Its division: --train_size, --val_size."""
 
+import time
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ def test_the_rest_is_not_decoded_after_ctrl_c():
 
     def interrupted(block):
         taken.append(len(block))
+        time.sleep(0.03)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

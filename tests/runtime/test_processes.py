@@ -214,9 +214,9 @@ def test_the_processes_agree_on_the_step(flags, tmp_path):
 def wait_for_the_first(environment):
     """The first process takes longer than PyTorch lets the others wait: it decodes a large data set."""
     os.environ.update(environment)
-    distributed_c10d.default_pg_timeout = timedelta(seconds=1)
+    distributed_c10d.default_pg_timeout = timedelta(seconds=3)
     processes.start(CPU)
-    assert processes.on_main(lambda: time.sleep(3) or "read") == "read"
+    assert processes.on_main(lambda: time.sleep(5) or "read") == "read"
     processes.leave()
 
 
